@@ -1,0 +1,21 @@
+// model.h - a language model and, optionally, its vision tower and projector.
+#pragma once
+
+#include "llama.h"
+#include "projector.h"
+#include "vit.h"
+#include "vocab.h"
+
+struct pyllava_model {
+    logger    log;
+    weights   text_weights, vision_weights;
+    llama     llama;
+    vocab     vocab;
+    bool      has_vision;
+    vit       vit;
+    projector projector;
+};
+
+pyllava_status model_load(const pyllava_model_params * params, pyllava_model ** out);
+void           model_free(pyllava_model * model);
+void           model_describe(const pyllava_model * model, pyllava_model_info * out);

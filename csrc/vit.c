@@ -1,0 +1,132 @@
+// vit.c - see vit.h.
+#include "vit.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+// ------------------------------------------------------------------------------------------------ weights
+
+int32_t vit_n_tensors(const vit_hparams * h) { return 8 + 16 * h->n_layer_run; }
+
+static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i) {
+    const int64_t D = h->n_embd, F = h->n_ff;
+    l->ln1        = weights_vector(w, D,    "v.blk.%d.ln1.weight", i);
+    l->ln1_b      = weights_vector(w, D,    "v.blk.%d.ln1.bias", i);
+    l->attn_q     = weights_matrix(w, D, D, "v.blk.%d.attn_q.weight", i);
+    l->attn_q_b   = weights_vector(w, D,    "v.blk.%d.attn_q.bias", i);
+    l->attn_k     = weights_matrix(w, D, D, "v.blk.%d.attn_k.weight", i);
+    l->attn_k_b   = weights_vector(w, D,    "v.blk.%d.attn_k.bias", i);
+    l->attn_v     = weights_matrix(w, D, D, "v.blk.%d.attn_v.weight", i);
+    l->attn_v_b   = weights_vector(w, D,    "v.blk.%d.attn_v.bias", i);
+    l->attn_out   = weights_matrix(w, D, D, "v.blk.%d.attn_out.weight", i);
+    l->attn_out_b = weights_vector(w, D,    "v.blk.%d.attn_out.bias", i);
+    l->ln2        = weights_vector(w, D,    "v.blk.%d.ln2.weight", i);
+    l->ln2_b      = weights_vector(w, D,    "v.blk.%d.ln2.bias", i);
+
+    // Files of the legacy converter call the expanding layer ffn_down; newer ones call it ffn_up. The shape tells.
+    char name[GGML_MAX_NAME];
+    snprintf(name, sizeof name, "v.blk.%d.ffn_down.weight", i);
+    const gguf_tensor * down = weights_find(w, name, NULL);
+    const bool legacy = !down || down->ne[0] == D;
+    const char * fc1 = legacy ? "ffn_down" : "ffn_up", * fc2 = legacy ? "ffn_up" : "ffn_down";
+    l->fc1        = weights_matrix(w, F, D, "v.blk.%d.%s.weight", i, fc1);
+    l->fc1_b      = weights_vector(w, F,    "v.blk.%d.%s.bias", i, fc1);
+    l->fc2        = weights_matrix(w, D, F, "v.blk.%d.%s.weight", i, fc2);
+    l->fc2_b      = weights_vector(w, D,    "v.blk.%d.%s.bias", i, fc2);
+}
+
+pyllava_status vit_bind(vit * v, weights * w) {
+    const vit_hparams * h = &v->hparams;
+    const int64_t D = h->n_embd;
+    const bool has_class = weights_has(w, "v.class_embd"), has_pre_ln = weights_has(w, "v.pre_ln.weight");
+    v->n_pos = h->n_patch + has_class;
+    v->layers = calloc((size_t) h->n_layer_run + 1, sizeof *v->layers);
+    TRY_ALLOC(v->layers, sizeof *v->layers * (size_t) h->n_layer_run);
+
+    v->patch_embd    = weights_unfolded(w, D, 3 * (int64_t) h->patch_size * h->patch_size, "v.patch_embd.weight");
+    if (weights_has(w, "v.patch_embd.bias")) v->patch_embd_b = weights_vector(w, D, "v.patch_embd.bias");
+    if (has_class) v->class_embd = weights_vector(w, D, "v.class_embd");
+    v->position_embd = weights_table(w, v->n_pos, D, "v.position_embd.weight");
+    if (has_pre_ln) v->pre_ln = weights_vector(w, D, "v.pre_ln.weight");
+    if (has_pre_ln) v->pre_ln_b = weights_vector(w, D, "v.pre_ln.bias");
+    for (int i = 0; i < h->n_layer_run; i++) bind_layer(&v->layers[i], w, h, i);
+
+    for (int i = h->n_layer_run; i < h->n_layer; i++) {                  // behind the hidden state that is read
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "v.blk.%d.", i);
+        weights_ignore(w, prefix);
+    }
+    weights_ignore(w, "v.post_ln.");
+    weights_ignore(w, "v.image_newline");
+    weights_ignore(w, "model.image_newline");
+    return w->status;
+}
+
+void vit_free(vit * v) {
+    free(v->layers);
+    v->layers = NULL;
+}
+
+// ------------------------------------------------------------------------------------------------ network
+
+int32_t vit_n_nodes(const vit * v) { return 64 + 40 * v->hparams.n_layer_run; }
+
+void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
+    const int S = h->image_size, P = h->patch_size, n = S / P;
+    for (int patch = 0; patch < n * n; patch++) {
+        for (int c = 0; c < 3; c++) {
+            for (int y = 0; y < P; y++, out += P) {
+                const size_t row = (size_t) c * S + (size_t) (patch / n) * P + y;
+                memcpy(out, pixels + row * S + (size_t) (patch % n) * P, (size_t) P * sizeof *out);
+            }
+        }
+    }
+}
+
+// Patch embeddings with the class token in front of each view, plus position embeddings: [n_views * n_pos, D].
+static tensor * embed(graph * g, const vit * v, tensor * patches, int32_t n_views) {
+    const int64_t D = v->hparams.n_embd;
+    tensor * x = nn_name(g, nn_linear(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");
+    if (!x || !v->position_embd) return NULL;
+    x = ggml_reshape_3d(g->ctx, x, D, v->hparams.n_patch, n_views);
+    if (v->class_embd) x = ggml_concat(g->ctx, ggml_repeat_4d(g->ctx, v->class_embd, D, 1, n_views, 1), x, 1);
+    x = nn_name(g, ggml_add(g->ctx, x, v->position_embd), "v.embd");
+    return ggml_reshape_2d(g->ctx, x, D, (int64_t) v->n_pos * n_views);
+}
+
+static tensor * vit_attention(graph * g, const vit_layer * l, int i, tensor * x) {
+    tensor * q = nn_name(g, nn_linear(g, l->attn_q, l->attn_q_b, x), "v.blk.%d.attn_q", i);
+    tensor * k = nn_name(g, nn_linear(g, l->attn_k, l->attn_k_b, x), "v.blk.%d.attn_k", i);
+    tensor * h = nn_name(g, nn_linear(g, l->attn_v, l->attn_v_b, x), "v.blk.%d.attn_v", i);
+    h = nn_name(g, nn_attention(g, q, k, h), "v.blk.%d.attn", i);
+    return nn_name(g, nn_linear(g, l->attn_out, l->attn_out_b, h), "v.blk.%d.attn_out", i);
+}
+
+static tensor * activate(graph * g, vit_act act, tensor * x) {
+    return act == VIT_GELU ? nn_gelu(g, x) : act == VIT_SILU ? nn_silu(g, x) : nn_quick_gelu(g, x);
+}
+
+// One pre-norm encoder layer:   h = x + Attention(LN1(x))    y = h + fc2(act(fc1(LN2(h))))
+static tensor * vit_block(graph * g, const vit * v, const vit_layer * l, int i, tensor * x) {
+    const vit_hparams * h = &v->hparams;
+    tensor * y = nn_name(g, nn_layer_norm(g, l->ln1, l->ln1_b, h->eps, x), "v.blk.%d.ln1", i);
+    x = nn_add(g, x, vit_attention(g, l, i, y));
+    y = nn_name(g, nn_layer_norm(g, l->ln2, l->ln2_b, h->eps, x), "v.blk.%d.ln2", i);
+    y = activate(g, h->act, nn_linear(g, l->fc1, l->fc1_b, y));
+    y = nn_name(g, nn_linear(g, l->fc2, l->fc2_b, y), "v.blk.%d.ffn_out", i);
+    return nn_name(g, nn_add(g, x, y), "v.blk.%d.out", i);              // [n_views * n_pos, D]
+}
+
+tensor * vit_features(graph * g, const vit * v, tensor * patches, int32_t n_views) {
+    const int64_t D = v->hparams.n_embd;
+    tensor * x = embed(g, v, patches, n_views);
+    if (v->pre_ln) x = nn_name(g, nn_layer_norm(g, v->pre_ln, v->pre_ln_b, v->hparams.eps, x), "v.pre_ln");
+    for (int i = 0; i < v->hparams.n_layer_run; i++) x = vit_block(g, v, &v->layers[i], i, x);
+    if (!x) return NULL;
+    if (v->class_embd) {                                                // LLaVA reads the patches alone
+        const size_t row = ggml_row_size(GGML_TYPE_F32, D);
+        x = ggml_view_3d(g->ctx, x, D, v->hparams.n_patch, n_views, row, row * (size_t) v->n_pos, row);
+        x = ggml_cont_2d(g->ctx, x, D, (int64_t) v->hparams.n_patch * n_views);
+    }
+    return nn_name(g, x, "v.features");                                 // [n_views * n_patch, D]
+}

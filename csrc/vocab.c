@@ -1,0 +1,218 @@
+// vocab.c - see vocab.h.
+#include "vocab.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_TOKEN 4096
+#define SPACE     "\xE2\x96\x81"          // U+2581, SentencePiece's visible space
+
+// Texts that end an answer whatever the file says of them.
+static const char * const END_TEXTS[] = { "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>" };
+
+// ------------------------------------------------------------------------------------------------ hash table
+
+static uint32_t hash(const char * text, uint64_t size) {                 // FNV-1a
+    uint32_t h = 2166136261u;
+    for (uint64_t i = 0; i < size; i++) h = (h ^ (uint8_t) text[i]) * 16777619u;
+    return h ^ (h >> 15);
+}
+
+static uint32_t slot_of(const vocab * v, const char * text, uint64_t size) {
+    uint32_t slot = hash(text, size) & v->table_mask;
+    for (;; slot = (slot + 1) & v->table_mask) {
+        int32_t id = v->table[slot];
+        if (id < 0 || (v->texts[id].size == size && !memcmp(v->texts[id].data, text, (size_t) size))) return slot;
+    }
+}
+
+int32_t vocab_find(const vocab * v, const char * text, uint64_t size) { return size ? v->table[slot_of(v, text, size)] : -1; }
+
+static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
+    uint32_t size = 1024;
+    while (size < (uint32_t) v->n * 2) size *= 2;
+    v->table = malloc(size * sizeof *v->table);
+    TRY_ALLOC(v->table, size * sizeof *v->table);
+    memset(v->table, 0xFF, size * sizeof *v->table);
+    v->table_mask = size - 1;
+    for (int32_t id = 0; id < v->n; id++) {
+        gguf_text t = v->texts[id];
+        if (t.size > MAX_TOKEN) FAIL(PYLLAVA_ERR_FILE, "%s: token %d has %llu bytes, need at most %d [CAP]", f->path, id, (unsigned long long) t.size, MAX_TOKEN);
+        if (t.size == 0) continue;
+        uint32_t slot = slot_of(v, t.data, t.size);
+        if (v->table[slot] >= 0) FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokens %d and %d have the same text", f->path, v->table[slot], id);
+        v->table[slot] = id;
+    }
+    return PYLLAVA_OK;
+}
+
+// ------------------------------------------------------------------------------------------------ reading
+
+static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
+    const gguf_key * scores = NULL, * kinds = NULL;
+    TRY(gguf_get_array(f, "tokenizer.ggml.scores", GGUF_F32, &scores));
+    if (scores && scores->n != (uint64_t) v->n) {
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: %llu entries, need %d [ARR-LEN]", f->path, (unsigned long long) scores->n, v->n);
+    }
+    if (scores) memcpy(v->scores, scores->data, (size_t) v->n * sizeof *v->scores);
+    TRY(gguf_get_array(f, "tokenizer.ggml.token_type", GGUF_I32, &kinds));
+    if (kinds && kinds->n != (uint64_t) v->n) {
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: %llu entries, need %d [ARR-LEN]", f->path, (unsigned long long) kinds->n, v->n);
+    }
+    for (int32_t id = 0; id < v->n; id++) {
+        int32_t kind = TOKEN_NORMAL;
+        if (kinds) memcpy(&kind, (const char *) kinds->data + (size_t) id * 4, 4);
+        if (kind < 0 || kind > TOKEN_BYTE) FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: entry %d is %d, need 0..6 [RANGE]", f->path, id, kind);
+        if (!isfinite(v->scores[id])) FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: entry %d is not finite [FINITE]", f->path, id);
+        gguf_text t = v->texts[id];
+        // Chat markers that converters of SentencePiece files wrote as ordinary pieces (Yi).
+        bool marker = t.size > 4 && !memcmp(t.data, "<|", 2) && !memcmp(t.data + t.size - 2, "|>", 2);
+        v->kinds[id] = (uint8_t) (kind == TOKEN_NORMAL && marker ? TOKEN_CONTROL : kind);
+    }
+    return PYLLAVA_OK;
+}
+
+static pyllava_status read_special_id(const vocab * v, const pyllava_gguf * f, const char * key, int32_t * out) {
+    return gguf_get_int(f, key, false, (gguf_range) { 0, v->n - 1 }, out);
+}
+
+static pyllava_status read_special_ids(vocab * v, const pyllava_gguf * f) {
+    v->bos = 1, v->eos = 2, v->unk = 0;
+    v->add_bos = v->add_space_prefix = true;
+    TRY(read_special_id(v, f, "tokenizer.ggml.bos_token_id", &v->bos));
+    TRY(read_special_id(v, f, "tokenizer.ggml.eos_token_id", &v->eos));
+    TRY(read_special_id(v, f, "tokenizer.ggml.unknown_token_id", &v->unk));
+    TRY(gguf_get_bool(f, "tokenizer.ggml.add_bos_token", &v->add_bos));
+    TRY(gguf_get_bool(f, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix));
+    if (v->n < 3) FAIL(PYLLAVA_ERR_MISMATCH, "%s: vocabulary of %d tokens", f->path, v->n);
+    int32_t eot = v->eos, eom = v->eos;
+    TRY(read_special_id(v, f, "tokenizer.ggml.eot_token_id", &eot));
+    TRY(read_special_id(v, f, "tokenizer.ggml.eom_token_id", &eom));
+    v->ends[v->eos] = v->ends[eot] = v->ends[eom] = true;
+    for (size_t i = 0; i < sizeof END_TEXTS / sizeof *END_TEXTS; i++) {
+        int32_t id = vocab_find(v, END_TEXTS[i], strlen(END_TEXTS[i]));
+        if (id < 0) continue;
+        v->ends[id] = true;
+        v->kinds[id] = TOKEN_CONTROL;
+    }
+    return PYLLAVA_OK;
+}
+
+static pyllava_status read_bytes(vocab * v, const pyllava_gguf * f) {
+    for (int b = 0; b < 256; b++) {
+        char text[8];
+        snprintf(text, sizeof text, "<0x%02X>", b);
+        v->byte_ids[b] = vocab_find(v, text, 6);
+        if (v->byte_ids[b] < 0) FAIL(PYLLAVA_ERR_MISMATCH, "%s: the vocabulary has no token %s for a single byte", f->path, text);
+        v->kinds[v->byte_ids[b]] = TOKEN_BYTE;
+    }
+    return PYLLAVA_OK;
+}
+
+static pyllava_status build_pieces(vocab * v) {
+    size_t size = 256;
+    for (int32_t id = 0; id < v->n; id++) size += (size_t) v->texts[id].size;
+    v->arena = malloc(size);
+    TRY_ALLOC(v->arena, size);
+    char * out = v->arena;
+    for (int32_t id = 0; id < v->n; id++) {
+        gguf_text t = v->texts[id];
+        const char * start = out;
+        for (uint64_t i = 0; i < t.size;) {
+            bool space = t.size - i >= 3 && !memcmp(t.data + i, SPACE, 3);
+            *out++ = space ? ' ' : t.data[i];
+            i += space ? 3 : 1;
+        }
+        v->pieces[id] = (gguf_text) { start, (uint64_t) (out - start) };
+    }
+    for (int b = 0; b < 256; b++) {
+        *out = (char) b;
+        v->pieces[v->byte_ids[b]] = (gguf_text) { out++, 1 };
+    }
+    return PYLLAVA_OK;
+}
+
+typedef struct special { uint64_t size; int32_t id; } special;
+
+static int longest_first(const void * a, const void * b) {
+    const special * x = a, * y = b;
+    return x->size != y->size ? (x->size < y->size ? 1 : -1) : x->id - y->id;
+}
+
+static pyllava_status collect_specials(vocab * v) {
+    special * found = malloc((size_t) v->n * sizeof *found);
+    v->specials = malloc((size_t) v->n * sizeof *v->specials);
+    if (!found || !v->specials) {
+        free(found);
+        FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
+    }
+    for (int32_t id = 0; id < v->n; id++) {
+        bool is_special = v->kinds[id] == TOKEN_CONTROL || v->kinds[id] == TOKEN_UNKNOWN || v->kinds[id] == TOKEN_USER;
+        if (is_special && v->texts[id].size) found[v->n_specials++] = (special) { v->texts[id].size, id };
+    }
+    qsort(found, (size_t) v->n_specials, sizeof *found, longest_first);
+    for (int32_t i = 0; i < v->n_specials; i++) {
+        v->specials[i] = found[i].id;
+        v->starts_special[(uint8_t) v->texts[found[i].id].data[0]] = true;
+    }
+    free(found);
+    return PYLLAVA_OK;
+}
+
+pyllava_status vocab_read(vocab * v, const pyllava_gguf * f) {
+    gguf_text model = { 0 };
+    TRY(gguf_get_text(f, "tokenizer.ggml.model", true, &model));
+    if (!gguf_text_is(model, "llama")) {
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: tokenizer '%.*s', this version runs 'llama' (SentencePiece)", f->path,
+             (int) (model.size < 64 ? model.size : 64), model.data);
+    }
+    const gguf_key * tokens = NULL;
+    TRY(gguf_get_array(f, "tokenizer.ggml.tokens", GGUF_STRING, &tokens));
+    if (!tokens || !tokens->n) FAIL(PYLLAVA_ERR_MISMATCH, "%s: key tokenizer.ggml.tokens is missing or empty", f->path);
+    v->n = (int32_t) tokens->n;
+    v->texts = tokens->strings;
+    v->pieces = calloc((size_t) v->n, sizeof *v->pieces);
+    v->scores = calloc((size_t) v->n, sizeof *v->scores);
+    v->kinds = calloc((size_t) v->n, 1);
+    v->ends = calloc((size_t) v->n, sizeof *v->ends);
+    if (!v->pieces || !v->scores || !v->kinds || !v->ends) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
+    TRY(build_table(v, f));
+    TRY(read_scores(v, f));
+    TRY(read_special_ids(v, f));
+    TRY(read_bytes(v, f));
+    TRY(build_pieces(v));
+    return collect_specials(v);
+}
+
+void vocab_free(vocab * v) {
+    free(v->pieces);
+    free(v->scores);
+    free(v->kinds);
+    free(v->ends);
+    free(v->table);
+    free(v->specials);
+    free(v->arena);
+    memset(v, 0, sizeof *v);
+}
+
+// ------------------------------------------------------------------------------------------------ special tokens
+
+static bool touches(uint64_t begin, uint64_t end, const pyllava_range * plain, uint64_t n_plain) {
+    for (uint64_t i = 0; i < n_plain; i++) {
+        if (plain[i].begin < end && begin < plain[i].end) return true;
+    }
+    return false;
+}
+
+int32_t vocab_special_at(const vocab * v, gguf_text text, uint64_t at, const pyllava_range * plain, uint64_t n_plain) {
+    if (!v->starts_special[(uint8_t) text.data[at]]) return -1;
+    for (int32_t i = 0; i < v->n_specials; i++) {
+        int32_t id = v->specials[i];
+        gguf_text t = v->texts[id];
+        if (t.size > text.size - at || memcmp(t.data, text.data + at, (size_t) t.size)) continue;
+        if (v->kinds[id] == TOKEN_USER || !touches(at, at + t.size, plain, n_plain)) return id;
+    }
+    return -1;
+}

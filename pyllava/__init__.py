@@ -1,0 +1,48 @@
+"""pyllava: ask LLaVA models about images, from GGUF files, without PyTorch.
+
+    import pyllava
+
+    with pyllava.Llava() as m:                       # the small demo model inside the package
+        print(m.ask("scene.png", "What is in the picture?"))
+"""
+
+from ._version import __version__
+from .answer import Answer, Stream, Timings, Usage
+from .errors import (
+    ClosedError,
+    ContextOverflowError,
+    DeviceError,
+    ForkError,
+    GenerationCancelled,
+    ImageError,
+    ModelFileError,
+    ModelMemoryError,
+    ModelMismatchError,
+    NumericError,
+    PyllavaError,
+    UnsupportedModelError,
+)
+from .llava import Chat, ImageEmbedding, Llava
+
+__all__ = [
+    "Answer",
+    "Chat",
+    "ClosedError",
+    "ContextOverflowError",
+    "DeviceError",
+    "ForkError",
+    "GenerationCancelled",
+    "ImageEmbedding",
+    "ImageError",
+    "Llava",
+    "ModelFileError",
+    "ModelMemoryError",
+    "ModelMismatchError",
+    "NumericError",
+    "PyllavaError",
+    "Stream",
+    "Timings",
+    "UnsupportedModelError",
+    "Usage",
+    "__version__",
+]

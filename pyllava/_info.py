@@ -1,0 +1,176 @@
+"""``pyllava-cli info FILE``: what is in a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._options import PROGRAM, Parser
+
+if TYPE_CHECKING:
+    from .gguf import GgufFile
+
+_SHOWN = 4  # elements of a long array
+_TEXT_SHOWN = 80  # characters of a long text
+
+
+def info(argv: Sequence[str]) -> None:
+    """Print what is in the file that the command line names."""
+    parser = Parser(prog=f"{PROGRAM} info", description="Show the metadata and the tensors of a GGUF file.")
+    parser.add_argument("file", metavar="FILE", help="GGUF file: a language model or a projector")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--json", action="store_true", help="print JSON, arrays in full")
+    options = parser.parse(argv)
+    from .gguf import GgufFile
+
+    file = GgufFile(options.file)
+    summary = _summary(file, options.file)
+    if options.tensors:
+        summary["tensors"] = [_tensor(tensor) for tensor in file.tensors]
+    if options.json:
+        print(json.dumps({**summary, "metadata": file.metadata}, indent=2, default=_plain))
+    else:
+        print("\n".join(_report(summary, file.metadata)))
+
+
+def _summary(file: GgufFile, path: str) -> dict[str, Any]:
+    types: dict[str, dict[str, int]] = {}
+    for tensor in file.tensors:
+        of_type = types.setdefault(_type_name(tensor.type), {"tensors": 0, "bytes": 0})
+        of_type["tensors"] += 1
+        of_type["bytes"] += tensor.n_bytes
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in file.tensors}
+    architecture = str(file.metadata.get("general.architecture", "unknown"))
+    model = (
+        _projector(file.metadata, shapes)
+        if architecture == "clip"
+        else _language_model(file.metadata, architecture)
+    )
+    return {
+        "file": os.fspath(path),
+        "bytes": os.path.getsize(path),
+        "version": file.version,
+        "alignment": file.alignment,
+        "model": {key: value for key, value in model.items() if value is not None},
+        "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
+    }
+
+
+def _language_model(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return {
+        "kind": "language model",
+        "architecture": architecture,
+        "layers": metadata.get(f"{architecture}.block_count"),
+        "width": metadata.get(f"{architecture}.embedding_length"),
+        "heads": metadata.get(f"{architecture}.attention.head_count"),
+        "KV heads": metadata.get(f"{architecture}.attention.head_count_kv"),
+        "context": metadata.get(f"{architecture}.context_length"),
+        "vocabulary": None if tokens is None else len(tokens),
+    }
+
+
+def _projector(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    image_size, patch_size = (metadata.get(f"clip.vision.{name}") for name in ("image_size", "patch_size"))
+    n_stored = len({name.split(".")[2] for name in shapes if name.startswith("v.blk.")})
+    return {
+        "kind": "projector",
+        "projector": _projector_kind(metadata, shapes),
+        "image size": image_size,
+        "patch size": patch_size,
+        "patches": (image_size // patch_size) ** 2 if image_size and patch_size else None,
+        "layers stored": n_stored,
+        "layers run": _layers_run(metadata, n_stored),
+        "width": metadata.get("clip.vision.embedding_length"),
+        "output width": _output_width(shapes),
+        "merge": metadata.get("clip.vision.mm_patch_merge_type"),
+    }
+
+
+def _projector_kind(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    named = metadata.get("clip.projector_type") or metadata.get("clip.vision.projector_type")
+    if named:
+        return str(named)
+    return ("mlp_norm" if "mm.3.weight" in shapes else "mlp") + " (the file does not say so)"
+
+
+def _layers_run(metadata: Mapping[str, Any], n_stored: int) -> int:
+    """As the library decides: a file without a feature layer holds the layers wanted, or a whole tower."""
+    features = [layer for layer in metadata.get("clip.vision.feature_layer", ()) if layer >= 0]
+    if len(features):
+        return int(max(features))
+    return n_stored - 1 if n_stored in (24, 32) else n_stored
+
+
+def _output_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    for name in ("mm.3.weight", "mm.2.weight", "mm.0.weight"):
+        if name in shapes:
+            return shapes[name][0]
+    return None
+
+
+# --- text ---
+
+
+def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
+    model = summary["model"]
+    facts = ", ".join(f"{name} {value}" for name, value in model.items() if name != "kind")
+    lines = [
+        summary["file"],
+        f"GGUF version {summary['version']}, {_size(summary['bytes'])}, alignment {summary['alignment']}",
+        f"{model['kind']}: {facts}",
+        "",
+        f"metadata ({len(metadata)})",
+    ]
+    width = max((len(key) for key in metadata), default=0)
+    lines += [f"  {key:<{width}}  {_short(value)}" for key, value in metadata.items()]
+    n_tensors = sum(of_type["tensors"] for of_type in summary["types"].values())
+    lines += ["", f"tensors ({n_tensors})"]
+    lines += [
+        f"  {name:<8} {t['tensors']:6d}  {_size(t['bytes']):>10}" for name, t in summary["types"].items()
+    ]
+    listed = summary.get("tensors", [])
+    width = max((len(tensor["name"]) for tensor in listed), default=0)
+    lines += [""] if listed else []
+    lines += [f"  {t['name']:<{width}}  {t['type']:<6} {t['shape']} at {t['offset']:,}" for t in listed]
+    return lines
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= _TEXT_SHOWN else value[:_TEXT_SHOWN] + "...")
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, Sequence):
+        return str(value)
+    shown = ", ".join(_short(element) for element in value[:_SHOWN])
+    return f"[{shown}]" if len(value) <= _SHOWN else f"[{shown}, ...] ({len(value)})"
+
+
+def _size(n_bytes: int) -> str:
+    size, unit = float(n_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{n_bytes} B" if unit == "B" else f"{size:.2f} {unit}"
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "type": _type_name(tensor.type),
+        "shape": list(tensor.shape),
+        "bytes": tensor.n_bytes,
+        "offset": tensor.offset,
+    }
+
+
+def _type_name(type: Any) -> str:
+    return str(getattr(type, "name", type))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

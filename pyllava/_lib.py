@@ -1,0 +1,714 @@
+"""The binding: the only module that knows ctypes. One row per function of ``csrc/pyllava.h``, in its order.
+
+Above it stand small handle classes that speak numpy and Python: each owns one C object, checks every status, and
+raises the exception that fits, with the library's one-line text.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import errno
+import importlib.metadata
+import os
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from . import errors
+
+ABI = 1
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+Progress: TypeAlias = Callable[[str, float], object]
+Trace: TypeAlias = Callable[[str, FloatArray], None]
+Log: TypeAlias = Callable[[int, str], None]
+
+_TEXT, _P, _U64, _I32, _BOOL = c.c_char_p, c.c_void_p, c.c_uint64, c.c_int32, c.c_bool
+_PROGRESS_FN = c.CFUNCTYPE(c.c_bool, c.c_char_p, c.c_float, c.c_void_p)
+_LOG_FN = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
+_TRACE_FN = c.CFUNCTYPE(None, c.c_char_p, c.POINTER(c.c_float), c.POINTER(c.c_int64), c.c_int, c.c_void_p)
+
+
+class _Kv(c.Structure):
+    _fields_ = [
+        ("key", _TEXT),
+        ("type", _I32),
+        ("item_type", _I32),
+        ("n", _U64),
+        ("data", _P),
+    ]
+
+
+class _TensorInfo(c.Structure):
+    _fields_ = [
+        ("name", _TEXT),
+        ("type", _TEXT),
+        ("n_dims", _I32),
+        ("shape", c.c_int64 * 4),
+        ("offset", _U64),
+        ("size", _U64),
+    ]
+
+
+class _ModelParams(c.Structure):
+    _fields_ = [
+        ("path", _TEXT),
+        ("mmproj", _TEXT),
+        ("use_mmap", _BOOL),
+        ("progress", _PROGRESS_FN),
+        ("log", _LOG_FN),
+        ("user", _P),
+    ]
+
+
+class _ModelInfo(c.Structure):
+    _fields_ = [
+        ("n_vocab", _I32),
+        ("n_embd", _I32),
+        ("n_layer", _I32),
+        ("n_head", _I32),
+        ("n_head_kv", _I32),
+        ("head_dim", _I32),
+        ("n_ff", _I32),
+        ("n_ctx_train", _I32),
+        ("bos_id", _I32),
+        ("eos_id", _I32),
+        ("unk_id", _I32),
+        ("add_bos", _BOOL),
+        ("has_vision", _BOOL),
+        ("image_size", _I32),
+        ("patch_size", _I32),
+        ("n_image_tokens", _I32),
+        ("n_embd_vision", _I32),
+        ("n_layer_vision", _I32),
+        ("n_layer_vision_run", _I32),
+        ("image_mean", c.c_float * 3),
+        ("image_std", c.c_float * 3),
+        ("size", _U64),
+        ("size_vision", _U64),
+    ]
+
+
+class _Range(c.Structure):
+    _fields_ = [("begin", _U64), ("end", _U64)]
+
+
+class _SessionParams(c.Structure):
+    _fields_ = [
+        ("n_ctx", _I32),
+        ("n_batch", _I32),
+        ("n_seq", _I32),
+        ("n_threads", _I32),
+        ("n_views", _I32),
+        ("type_k", _TEXT),
+        ("type_v", _TEXT),
+        ("precision", c.c_int),
+        ("log", _LOG_FN),
+        ("user", _P),
+    ]
+
+
+class _SessionPlan(c.Structure):
+    _fields_ = [("kv_size", _U64), ("compute_size", _U64), ("compute_size_vision", _U64)]
+
+
+class _Span(c.Structure):
+    _fields_ = [("tokens", _P), ("embd", _P), ("key", _U64), ("n", _I32)]
+
+
+class _SamplerParams(c.Structure):
+    _fields_ = [
+        ("temperature", c.c_float),
+        ("top_k", _I32),
+        ("top_p", c.c_float),
+        ("min_p", c.c_float),
+        ("repeat_penalty", c.c_float),
+        ("repeat_last_n", _I32),
+        ("seed", _U64),
+    ]
+
+
+_STATUS = c.c_int  # functions that return pyllava_status
+
+# name: (result, arguments), in the order of the header
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "pyllava_abi": (c.c_int, []),
+    "pyllava_version": (_TEXT, []),
+    "pyllava_engine_version": (_TEXT, []),
+    "pyllava_last_error": (_TEXT, []),
+    "pyllava_gguf_open": (_STATUS, [_TEXT, c.POINTER(_P)]),
+    "pyllava_gguf_free": (None, [_P]),
+    "pyllava_gguf_version": (c.c_uint32, [_P]),
+    "pyllava_gguf_alignment": (c.c_uint32, [_P]),
+    "pyllava_gguf_n_kv": (_U64, [_P]),
+    "pyllava_gguf_n_tensors": (_U64, [_P]),
+    "pyllava_gguf_kv": (_STATUS, [_P, _U64, c.POINTER(_Kv)]),
+    "pyllava_gguf_string": (_STATUS, [_P, _U64, _U64, c.POINTER(_P), c.POINTER(_U64)]),
+    "pyllava_gguf_tensor": (_STATUS, [_P, _U64, c.POINTER(_TensorInfo)]),
+    "pyllava_model_load": (_STATUS, [c.POINTER(_ModelParams), c.POINTER(_P)]),
+    "pyllava_model_free": (None, [_P]),
+    "pyllava_model_describe": (_STATUS, [_P, c.POINTER(_ModelInfo)]),
+    "pyllava_model_file": (_P, [_P]),
+    "pyllava_model_mmproj": (_P, [_P]),
+    "pyllava_tokenize": (_STATUS, [_P, _TEXT, _U64, _P, _U64, _BOOL, _P, _U64, c.POINTER(_U64)]),
+    "pyllava_token_piece": (_STATUS, [_P, _I32, _BOOL, c.POINTER(_P), c.POINTER(_U64)]),
+    "pyllava_token_is_end": (_BOOL, [_P, _I32]),
+    "pyllava_session_create": (_STATUS, [_P, c.POINTER(_SessionParams), c.POINTER(_P)]),
+    "pyllava_session_free": (None, [_P]),
+    "pyllava_session_memory": (_STATUS, [_P, c.POINTER(_SessionPlan)]),
+    "pyllava_session_cancel": (None, [_P, _BOOL]),
+    "pyllava_session_trace": (None, [_P, _TRACE_FN, _P]),
+    "pyllava_session_progress": (None, [_P, _PROGRESS_FN, _P]),
+    "pyllava_encode": (_STATUS, [_P, _P, _I32, _P]),
+    "pyllava_prefill": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P, c.POINTER(_I32)]),
+    "pyllava_logits": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P]),
+    "pyllava_decode": (_STATUS, [_P, _P, _P, _I32, _P]),
+    "pyllava_seq_length": (_STATUS, [_P, _I32, c.POINTER(_I32)]),
+    "pyllava_seq_trim": (_STATUS, [_P, _I32, _I32]),
+    "pyllava_seq_copy": (_STATUS, [_P, _I32, _I32, _I32]),
+    "pyllava_sampler_create": (_STATUS, [c.POINTER(_SamplerParams), c.POINTER(_P)]),
+    "pyllava_sampler_free": (None, [_P]),
+    "pyllava_sample": (_STATUS, [_P, _P, _I32, c.POINTER(_I32)]),
+}
+
+_EXCEPTIONS: dict[int, type[Exception]] = {
+    1: ValueError,
+    2: FileNotFoundError,
+    3: OSError,
+    4: errors.ModelFileError,
+    5: errors.ModelMismatchError,
+    6: errors.UnsupportedModelError,
+    7: errors.ModelMemoryError,
+    8: errors.ContextOverflowError,
+    9: errors.GenerationCancelled,
+    10: errors.NumericError,
+    11: errors.DeviceError,
+}
+
+
+def _candidates() -> list[Path]:
+    """Where the shared library may lie: beside the package wherever it is found, and where it was installed."""
+    package = sys.modules[__package__ or "pyllava"]
+    folders = [Path(entry) / "lib" for entry in package.__path__]
+    try:
+        files = importlib.metadata.files("pyllava") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    folders += [Path(str(f.locate())).parent for f in files if f.name.startswith("libpyllava")]
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    names = [f"libpyllava.{suffix}", "pyllava.dll"]
+    return [folder / name for folder in folders for name in names]
+
+
+def _load() -> c.CDLL:
+    override = os.environ.get("PYLLAVA_LIBRARY")
+    paths = [Path(override)] if override else _candidates()
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        looked = ", ".join(dict.fromkeys(str(path.parent) for path in paths))
+        raise ImportError(
+            f"libpyllava is not built: looked in {looked}. Run `pip install .` in the source tree"
+        )
+    library = c.CDLL(str(found))
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    if library.pyllava_abi() != ABI:
+        raise ImportError(f"{found}: ABI {library.pyllava_abi()}, this pyllava needs {ABI}: rebuild it")
+    return library
+
+
+lib = _load()
+
+
+def version() -> str:
+    """The version of the C library."""
+    return str(lib.pyllava_version().decode())
+
+
+def engine_version() -> str:
+    """The version of ggml inside it."""
+    return str(lib.pyllava_engine_version().decode())
+
+
+def _check(status: int) -> None:
+    if not status:
+        return
+    text = lib.pyllava_last_error().decode(errors="replace")
+    if status == 3 and text.endswith(os.strerror(errno.EACCES)):
+        raise PermissionError(text)
+    raise _EXCEPTIONS.get(status, errors.PyllavaError)(text)
+
+
+def _pointer(array: npt.NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+def _free(name: str, address: int, pid: int, *_keep_alive: object) -> None:
+    if os.getpid() == pid:  # a forked child does not own the threads behind it
+        getattr(lib, name)(address)
+
+
+class _Handle:
+    """Owns one C object; `keep` outlives it."""
+
+    def __init__(self, free: str, address: int | None, *keep: object) -> None:
+        assert address
+        self._address = address
+        self._pid = os.getpid()
+        self._finalizer = weakref.finalize(self, _free, free, address, self._pid, *keep)
+
+    @property
+    def address(self) -> int:
+        """The object, for a call. Raises ClosedError after close, ForkError in a forked child."""
+        if not self._finalizer.alive:
+            raise errors.ClosedError("the model was closed")
+        if os.getpid() != self._pid:
+            raise errors.ForkError(
+                'the model was loaded before fork(): load it in the child, or start with "spawn"'
+            )
+        return self._address
+
+    @property
+    def closed(self) -> bool:
+        return not self._finalizer.alive
+
+    def close(self) -> None:
+        """Frees the object; a second call does nothing."""
+        self._finalizer()
+
+
+class _Callback:
+    """A Python callable as a C callback that never lets an exception through: it is kept and raised later."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def progress(self, fn: Progress | None) -> Any:
+        if fn is None:
+            return _PROGRESS_FN()
+
+        def call(stage: bytes, fraction: float, _user: object) -> bool:
+            try:
+                return fn(stage.decode(), fraction) is not False
+            except BaseException as error:
+                self.error = error
+                return False
+
+        return _PROGRESS_FN(call)
+
+    def log(self, fn: Log | None) -> Any:
+        if fn is None:
+            return _LOG_FN()
+
+        def call(level: int, text: bytes, _user: object) -> None:
+            try:
+                fn(level, text.decode(errors="replace"))
+            except BaseException as error:
+                self.error = error
+
+        return _LOG_FN(call)
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+# --------------------------------------------------------------------------------------------------- GGUF files
+
+_NUMPY_TYPES = ["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", None, None, "<u8", "<i8", "<f8"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a GGUF file; `shape` row-major, slowest first; `offset` in bytes from the file's start."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    offset: int
+
+
+class GgufHandle:
+    """A parsed GGUF file."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        address = _P()
+        _check(lib.pyllava_gguf_open(_path(path), c.byref(address)))
+        self._handle = _Handle("pyllava_gguf_free", address.value)
+
+    def close(self) -> None:
+        self._handle.close()
+
+    def header(self) -> tuple[int, int]:
+        """Version and alignment."""
+        at = self._handle.address
+        return int(lib.pyllava_gguf_version(at)), int(lib.pyllava_gguf_alignment(at))
+
+    def metadata(self) -> dict[str, object]:
+        return _metadata(self._handle.address)
+
+    def tensors(self) -> list[TensorInfo]:
+        at, info = self._handle.address, _TensorInfo()
+        found = []
+        for i in range(lib.pyllava_gguf_n_tensors(at)):
+            _check(lib.pyllava_gguf_tensor(at, i, c.byref(info)))
+            shape = tuple(info.shape[: info.n_dims])
+            found.append(TensorInfo(info.name.decode(), info.type.decode(), shape, info.size, info.offset))
+        return found
+
+
+def _string(file: int, i: int, item: int) -> str:
+    text, size = _P(), _U64()
+    _check(lib.pyllava_gguf_string(file, i, item, c.byref(text), c.byref(size)))
+    return c.string_at(text.value or 0, size.value).decode(errors="replace") if size.value else ""
+
+
+def _metadata(file: int) -> dict[str, object]:
+    kv, found = _Kv(), {}
+    for i in range(lib.pyllava_gguf_n_kv(file)):
+        _check(lib.pyllava_gguf_kv(file, i, c.byref(kv)))
+        values: list[object]
+        if kv.item_type == 8:
+            values = [_string(file, i, item) for item in range(kv.n)]
+        else:
+            dtype = np.dtype(_NUMPY_TYPES[kv.item_type])
+            raw = c.string_at(kv.data, kv.n * dtype.itemsize) if kv.n else b""
+            values = list(np.frombuffer(raw, dtype).tolist())
+        found[kv.key.decode()] = values if kv.type == 9 else values[0]
+    return found
+
+
+def _path(path: str | os.PathLike[str]) -> bytes:
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"path {os.fspath(path)!r} holds a zero byte")
+    return encoded
+
+
+# --------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The numbers of a loaded model, named as in ``csrc/pyllava.h``; image fields are 0 without a projector."""
+
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ff: int
+    n_ctx_train: int
+    bos_id: int
+    eos_id: int
+    unk_id: int
+    add_bos: bool
+    has_vision: bool
+    image_size: int
+    patch_size: int
+    n_image_tokens: int
+    n_embd_vision: int
+    n_layer_vision: int
+    n_layer_vision_run: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    size: int
+    size_vision: int
+
+
+class ModelHandle:
+    """Weights, vocabulary and hyper-parameters of a language model and, optionally, a projector."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mmproj: str | os.PathLike[str] | None,
+        *,
+        use_mmap: bool = True,
+        progress: Progress | None = None,
+        log: Log | None = None,
+    ) -> None:
+        callback, address = _Callback(), _P()
+        params = _ModelParams(
+            path=_path(path),
+            mmproj=None if mmproj is None else _path(mmproj),
+            use_mmap=use_mmap,
+            progress=callback.progress(progress),
+            log=callback.log(log),
+        )
+        status = lib.pyllava_model_load(c.byref(params), c.byref(address))
+        if status == 0:
+            self._handle = _Handle("pyllava_model_free", address.value)
+        callback.raise_error()
+        _check(status)
+        info = _ModelInfo()
+        _check(lib.pyllava_model_describe(self.address, c.byref(info)))
+        values = {name: getattr(info, name) for name, *_ in info._fields_}
+        values |= {"image_mean": tuple(info.image_mean), "image_std": tuple(info.image_std)}
+        self.info = ModelInfo(**values)
+
+    @property
+    def address(self) -> int:
+        return self._handle.address
+
+    @property
+    def handle(self) -> _Handle:
+        return self._handle
+
+    def close(self) -> None:
+        self._handle.close()
+
+    def metadata(self) -> dict[str, object]:
+        return _metadata(lib.pyllava_model_file(self.address))
+
+    def mmproj_metadata(self) -> dict[str, object]:
+        file = lib.pyllava_model_mmproj(self.address)
+        return _metadata(file) if file else {}
+
+    def tokenize(
+        self, text: str, *, plain: Sequence[tuple[int, int]] = (), add_bos: bool = False
+    ) -> list[int]:
+        """Token ids; special tokens are recognised except in the byte ranges `plain`."""
+        encoded = text.encode()
+        ids, n = np.empty(len(encoded) + 2, np.int32), _U64()
+        ranges = (_Range * len(plain))(*plain) if plain else None
+        status = lib.pyllava_tokenize(
+            self.address,
+            encoded,
+            len(encoded),
+            ranges,
+            len(plain),
+            add_bos,
+            _pointer(ids),
+            len(ids),
+            c.byref(n),
+        )
+        _check(status)
+        return [int(i) for i in ids[: n.value]]
+
+    def piece(self, token: int, *, with_special: bool = False) -> bytes:
+        """The bytes of one token as they stand in an answer; may end within a character."""
+        text, size = _P(), _U64()
+        _check(lib.pyllava_token_piece(self.address, token, with_special, c.byref(text), c.byref(size)))
+        return c.string_at(text.value or 0, size.value) if size.value else b""
+
+    def is_end(self, token: int) -> bool:
+        """True if the token ends an answer."""
+        return bool(lib.pyllava_token_is_end(self.address, token))
+
+
+# --------------------------------------------------------------------------------------------------- session
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Part of a prompt: token ids."""
+
+    ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Part of a prompt: image embeddings float32 [n, n_embd]; `key` (64 bits) names the picture."""
+
+    embd: FloatArray
+    key: int
+
+    def __len__(self) -> int:
+        return len(self.embd)
+
+
+Span: TypeAlias = Tokens | Rows
+
+
+class SessionHandle:
+    """KV cache, threads and compute buffers. One thread at a time, but for cancel()."""
+
+    def __init__(
+        self,
+        model: ModelHandle,
+        *,
+        n_ctx: int,
+        n_batch: int = 512,
+        n_seq: int = 1,
+        n_threads: int = 0,
+        n_views: int = 1,
+        type_k: str | None = None,
+        type_v: str | None = None,
+        precision: str = "exact",
+    ) -> None:
+        self._model, address = model, _P()
+        params = _SessionParams(
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_seq=n_seq,
+            n_threads=n_threads,
+            n_views=n_views,
+            type_k=None if type_k is None else type_k.encode(),
+            type_v=None if type_v is None else type_v.encode(),
+            precision={"exact": 0, "fast": 1}[precision],
+        )
+        _check(lib.pyllava_session_create(model.address, c.byref(params), c.byref(address)))
+        self._handle = _Handle("pyllava_session_free", address.value, model.handle)
+        self._callback = _Callback()
+        self._progress_fn: Any = None
+
+    @property
+    def address(self) -> int:
+        return self._handle.address
+
+    def close(self) -> None:
+        self._handle.close()
+
+    def memory(self) -> tuple[int, int, int]:
+        """Bytes of KV cache, compute buffer for text, compute buffer for images (the larger one is taken)."""
+        plan = _SessionPlan()
+        _check(lib.pyllava_session_memory(self.address, c.byref(plan)))
+        return plan.kv_size, plan.compute_size, plan.compute_size_vision
+
+    def cancel(self, on: bool = True) -> None:
+        """Ends the running call, or the next one, with GenerationCancelled; from any thread."""
+        if not self._handle.closed:
+            lib.pyllava_session_cancel(self.address, on)
+
+    def set_progress(self, fn: Progress | None) -> None:
+        self._progress_fn = self._callback.progress(fn)
+        lib.pyllava_session_progress(self.address, self._progress_fn, None)
+
+    def _finish(self, status: int) -> None:
+        error, self._callback.error = self._callback.error, None
+        if error is not None:
+            raise error
+        _check(status)
+
+    def encode(self, pixels: FloatArray) -> FloatArray:
+        """Views float32 [n_views, 3, S, S] to embeddings float32 [n_views, n_image_tokens, n_embd]."""
+        info = self._model.info
+        pixels = np.ascontiguousarray(pixels, np.float32)
+        shape = (3, info.image_size, info.image_size)
+        if pixels.ndim != 4 or pixels.shape[1:] != shape:
+            raise ValueError(f"pixels: shape {pixels.shape}, need (n_views, {', '.join(map(str, shape))})")
+        out = np.empty((len(pixels), info.n_image_tokens, info.n_embd), np.float32)
+        self._finish(lib.pyllava_encode(self.address, _pointer(pixels), len(pixels), _pointer(out)))
+        return out
+
+    def _spans(self, parts: Sequence[Span]) -> tuple[Any, list[npt.NDArray[Any]]]:
+        spans, keep = (_Span * max(len(parts), 1))(), []
+        for span, part in zip(spans, parts, strict=False):
+            span.n = len(part)
+            if isinstance(part, Tokens):
+                keep.append(np.array(part.ids, np.int32))
+                span.tokens = _pointer(keep[-1])
+                continue
+            keep.append(np.ascontiguousarray(part.embd, np.float32))
+            if keep[-1].ndim != 2 or keep[-1].shape[1] != self._model.info.n_embd:
+                raise ValueError(f"embeddings: shape {keep[-1].shape}, need (n, {self._model.info.n_embd})")
+            span.embd, span.key = _pointer(keep[-1]), part.key
+        return spans, keep
+
+    def prefill(self, parts: Sequence[Span], *, seq: int = 0) -> tuple[FloatArray, int]:
+        """Makes sequence `seq` hold `parts`: the last row's logits float32 [n_vocab], and the rows reused."""
+        spans, keep = self._spans(parts)
+        out, n_reused = np.empty(self._model.info.n_vocab, np.float32), _I32()
+        status = lib.pyllava_prefill(self.address, seq, spans, len(parts), _pointer(out), c.byref(n_reused))
+        del keep
+        self._finish(status)
+        return out, n_reused.value
+
+    def logits(self, parts: Sequence[Span], *, seq: int = 0) -> FloatArray:
+        """Logits of every row of `parts`: float32 [n, n_vocab]."""
+        spans, keep = self._spans(parts)
+        out = np.empty((sum(map(len, parts)), self._model.info.n_vocab), np.float32)
+        status = lib.pyllava_logits(self.address, seq, spans, len(parts), _pointer(out))
+        del keep
+        self._finish(status)
+        return out
+
+    def decode(self, ids: Sequence[int], *, seqs: Sequence[int] | None = None) -> FloatArray:
+        """Appends ids[i] to sequence seqs[i] (default 0, 1, ...): logits float32 [n, n_vocab]."""
+        tokens = np.array(ids, np.int32)
+        where = np.arange(len(tokens), dtype=np.int32) if seqs is None else np.array(seqs, np.int32)
+        if len(where) != len(tokens):
+            raise ValueError(f"{len(tokens)} ids for {len(where)} sequences")
+        out = np.empty((len(tokens), self._model.info.n_vocab), np.float32)
+        status = lib.pyllava_decode(
+            self.address, _pointer(where), _pointer(tokens), len(tokens), _pointer(out)
+        )
+        self._finish(status)
+        return out
+
+    def seq_length(self, seq: int = 0) -> int:
+        n = _I32()
+        _check(lib.pyllava_seq_length(self.address, seq, c.byref(n)))
+        return n.value
+
+    def seq_trim(self, seq: int, n: int) -> None:
+        """Keeps the first `n` positions of a sequence."""
+        _check(lib.pyllava_seq_trim(self.address, seq, n))
+
+    def seq_copy(self, source: int, target: int, n: int) -> None:
+        """Makes `target` the first `n` positions of `source`, sharing their cells."""
+        _check(lib.pyllava_seq_copy(self.address, source, target, n))
+
+    def trace(self, run: Callable[[], object], fn: Trace) -> None:
+        """Calls `fn(name, array)` for every named intermediate computed while `run()` runs."""
+        failed: list[BaseException] = []
+
+        def call(name: bytes, data: Any, shape: Any, n_dims: int, _user: object) -> None:
+            try:
+                array = np.ctypeslib.as_array(data, tuple(shape[:n_dims])).copy()
+                fn(name.decode(), array)
+            except BaseException as error:
+                failed.append(error)
+
+        callback = _TRACE_FN(call)
+        lib.pyllava_session_trace(self.address, callback, None)
+        try:
+            run()
+        finally:
+            lib.pyllava_session_trace(self.address, _TRACE_FN(), None)
+        if failed:
+            raise failed[0]
+
+
+# --------------------------------------------------------------------------------------------------- sampler
+
+
+class SamplerHandle:
+    """Random state and the recent tokens of one answer."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        seed: int = 0,
+    ) -> None:
+        params = _SamplerParams(
+            temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed & (2**64 - 1)
+        )
+        address = _P()
+        _check(lib.pyllava_sampler_create(c.byref(params), c.byref(address)))
+        self._handle = _Handle("pyllava_sampler_free", address.value)
+
+    def sample(self, logits: FloatArray) -> int:
+        """Chooses a token from logits float32 [n_vocab]."""
+        logits = np.ascontiguousarray(logits, np.float32)
+        out = _I32()
+        _check(lib.pyllava_sample(self._handle.address, _pointer(logits), logits.size, c.byref(out)))
+        return out.value

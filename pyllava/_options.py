@@ -1,0 +1,235 @@
+"""The options of ``pyllava-cli``: those of ``llama-llava-cli`` that a LLaVA user has use for, same names."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ._version import __version__
+from .templates import IMAGE_MARK, TEMPLATES
+
+PROGRAM = "pyllava-cli"
+DEFAULT_PROMPT = "Provide a full description."
+DEFAULT_MAX_TOKENS = 256
+_RANDOM_SEEDS = (-1, 0xFFFFFFFF)
+_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse as llama.cpp's tools read: ``_`` for ``-`` in long names, values may start with a dash."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The options in `argv`; exits with code 2 and one line on stderr if they are wrong."""
+        takes_value = {
+            name: action.option_strings[-1]
+            for action in self._actions
+            for name in action.option_strings
+            if action.nargs is None
+        }
+        arguments: list[str] = []
+        words = iter(argv)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if name.startswith("--"):
+                name = name.replace("_", "-")
+            if name not in takes_value:
+                arguments.append(name + equals + value)
+                continue
+            following = value if equals else next(words, None)
+            if following is None:
+                self.error(f"argument {name}: needs a value")
+            arguments.append(f"{takes_value[name]}={following}")
+        return self.parse_args(arguments)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message} ({self.prog} --help shows the options)\n")
+
+
+def _number(kind: Callable[[str], float], need: str, accept: Callable[[float], bool]) -> Callable[[str], Any]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}, need {need}") from None
+        if not math.isfinite(value) or not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r}, need {need}")
+        return value
+
+    return parse
+
+
+_INTEGER = _number(int, "an integer", lambda value: True)
+_COUNT = _number(int, "an integer of at least 1", lambda value: value >= 1)
+_COUNT_OR_0 = _number(int, "an integer of at least 0", lambda value: value >= 0)
+_COUNT_OR_LESS = _number(int, "an integer of at least 1, or -1", lambda value: value >= 1 or value < 0)
+_FROM_MINUS_1 = _number(int, "an integer of at least -1", lambda value: value >= -1)
+_REAL = _number(float, "a number", lambda value: True)
+_POSITIVE = _number(float, "a number above 0", lambda value: value > 0)
+_SHARE = _number(float, "a number in 0..1", lambda value: 0 <= value <= 1)
+
+_EXAMPLES = """\
+examples:
+  pyllava-cli --image cat.jpg -p "What is this?"                 the small demo model of the package
+  pyllava-cli -m llava-v1.5-7b/ --image cat.jpg --temp 0.1       a folder with the model and its projector
+  pyllava-cli -m ggml-model-q4_k.gguf --mmproj mmproj-model-f16.gguf --image cat.jpg
+  pyllava-cli -m DIR --image a.jpg --image b.jpg                 one answer for each, the model loaded once
+  pyllava-cli -m DIR --image a.jpg --image b.jpg -p "USER: <image> <image>\\nCompare.\\nASSISTANT:"
+  pyllava-cli info mmproj-model-f16.gguf                         what is in a file
+"""
+
+
+def parser() -> Parser:
+    """The options of a question; ``pyllava-cli info`` has its own."""
+    options = Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [-m MODEL [--mmproj FILE]] --image FILE [--image FILE ...] [-p PROMPT] [options]\n"
+        f"       {PROGRAM} info FILE [--tensors] [--json]",
+        description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
+        epilog=_EXAMPLES,
+        add_help=False,
+    )
+    _add_model(options)
+    _add_prompt(options)
+    _add_answer(options)
+    _add_output(options)
+    return options
+
+
+def _adder(options: Parser, title: str) -> Callable[..., None]:
+    group = options.add_argument_group(title)
+
+    def add(names: str, value: str | None, help: str, **how: Any) -> None:
+        if value is None:
+            how.setdefault("action", "store_true")
+        else:
+            how["metavar"] = value
+        group.add_argument(*names.split(), help=help, **how)
+
+    return add
+
+
+def _add_model(options: Parser) -> None:
+    add = _adder(options, "model")
+    types = ", ".join(_CACHE_TYPES)
+    add("-m --model", "FILE", "GGUF file or folder (default: the demo model of the package)")
+    add("--mmproj", "FILE", "projector file (default: the one beside the model)")
+    add(
+        "-c --ctx-size",
+        "N",
+        "context in tokens (default: the model's, at most 4096)",
+        type=_COUNT_OR_0,
+        default=0,
+    )
+    add("-b --batch-size", "N", "tokens per prefill step (default: 512)", type=_COUNT, default=512)
+    add("-t --threads", "N", "threads (default: one per core)", type=_INTEGER, default=-1)
+    add(
+        "-ngl --gpu-layers --n-gpu-layers",
+        "N",
+        "layers on the GPU (default: -1, all that fit)",
+        type=_FROM_MINUS_1,
+    )
+    add(
+        "--precision",
+        "NAME",
+        "exact (as the reference) or fast (default: the library's)",
+        choices=("exact", "fast"),
+    )
+    add(
+        "-ctk --cache-type-k",
+        "TYPE",
+        f"KV cache, keys: {types}; default f32 (fast: f16)",
+        choices=_CACHE_TYPES,
+    )
+    add("-ctv --cache-type-v", "TYPE", "KV cache, values; as for keys", choices=_CACHE_TYPES)
+    add("--no-mmap", None, "read the file into memory instead of mapping it")
+
+
+def _add_prompt(options: Parser) -> None:
+    add = _adder(options, "pictures and prompt")
+    question = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
+    add("--image", "FILE", "JPEG, PNG, WebP, GIF, BMP or TIFF; repeatable", action="append", default=[])
+    add("-p --prompt", "TEXT", question)
+    add("-f --file", "FILE", "read the prompt from a file")
+    add("-e --escape", None, r"decode \n \r \t \' \" \\ \xHH in the prompt (default)", default=True)
+    add("--no-escape", None, "take the prompt as it is", dest="escape", action="store_false")
+    add("--template", "NAME", f"auto (default), {', '.join(TEMPLATES)}", choices=("auto", *TEMPLATES))
+    add("--system", "TEXT", "system message instead of the template's")
+
+
+def _add_answer(options: Parser) -> None:
+    add = _adder(options, "answer")
+    at_most = f"tokens at most (default: -1, which is {DEFAULT_MAX_TOKENS})"
+    add("-n --predict --n-predict", "N", at_most, type=_COUNT_OR_LESS, default=-1)
+    add(
+        "--temp",
+        "T",
+        "temperature (default: 0, always the likeliest token; 0.1 is a good value)",
+        type=_REAL,
+        default=0.0,
+    )
+    add("--top-k", "N", "sample from the N likeliest tokens (default: 0, all)", type=_INTEGER)
+    add("--top-p", "P", "sample from the likeliest tokens that sum to P (default: 1, all)", type=_SHARE)
+    add("--min-p", "P", "drop tokens less likely than P times the likeliest (default: 0, none)", type=_SHARE)
+    add("-s --seed", "N", "seed of the sampler (default: -1, random)", type=_INTEGER)
+    add(
+        "--repeat-penalty",
+        "X",
+        "make tokens less likely to recur (default: 1, off)",
+        type=_POSITIVE,
+        default=1.0,
+    )
+    add(
+        "--repeat-last-n",
+        "N",
+        "tokens it looks back on (default: 64; -1: all)",
+        type=_FROM_MINUS_1,
+        default=64,
+    )
+
+
+def _add_output(options: Parser) -> None:
+    add = _adder(options, "output")
+    add("--verbose-prompt", None, "show the prompt and its tokens")
+    add("--no-perf", None, "show no timings")
+    add("-v --verbose", None, "show the library's log, down to details")
+    add("--log-disable", None, "show nothing but the answer and errors")
+    add("--version", None, "show the version", action="version", version=f"pyllava {__version__}")
+    add("-h --help --usage", None, "show this", action="help")
+
+
+def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `options` mean to ``Llava``."""
+    arguments = {
+        "model": options.model,
+        "mmproj": options.mmproj,
+        "n_ctx": options.ctx_size or None,
+        "n_batch": options.batch_size,
+        "n_threads": options.threads if options.threads > 0 else None,
+        "template": options.template or "auto",
+        "precision": options.precision,
+        "use_mmap": not options.no_mmap,
+        "type_k": options.cache_type_k,
+        "type_v": options.cache_type_v,
+    }
+    if options.gpu_layers is not None:
+        arguments["n_gpu_layers"] = options.gpu_layers
+    return arguments
+
+
+def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `options` mean to ``Llava.ask``."""
+    return {
+        "max_tokens": options.predict if options.predict > 0 else DEFAULT_MAX_TOKENS,
+        "temperature": max(options.temp, 0.0),
+        "top_k": max(options.top_k or 0, 0),
+        "top_p": 1.0 if options.top_p is None else options.top_p,
+        "min_p": options.min_p or 0.0,
+        "repeat_penalty": options.repeat_penalty,
+        "repeat_last_n": options.repeat_last_n,
+        "seed": None if options.seed in _RANDOM_SEEDS else options.seed,
+    }

@@ -1,0 +1,128 @@
+"""What comes back from a question: the answer, whole or as a stream, and what it cost."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Positions of the prompt and tokens of the answer."""
+
+    image_tokens: int
+    """Rows that images took in the prompt."""
+    text_tokens: int
+    """Token ids in the prompt, the beginning-of-sequence token included."""
+    cached_tokens: int
+    """Positions of the prompt that were still there from an earlier call and were not computed again."""
+    completion_tokens: int
+    """Tokens sampled for the answer, without the one that ended it."""
+    image_tokens_each: tuple[int, ...] = ()
+    """`image_tokens` per image."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """`image_tokens` + `text_tokens`."""
+        return self.image_tokens + self.text_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. `load` is that of the model, whenever it happened; the others are of this answer."""
+
+    load: float
+    encode: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer; ``str(answer)`` is its text, without surrounding white space."""
+
+    text: str
+    usage: Usage
+    timings: Timings
+    finish_reason: FinishReason
+    """"stop": the model ended it, or a stop string; "length": max_tokens or the context was used up."""
+    tokens: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Stream:
+    """An answer in the making: iterate over it for its pieces of text, whose sum is ``stream.answer.text``.
+
+    `usage` is known before the first piece (but for the answer's own tokens), `answer` after the last.
+    """
+
+    def __init__(self, usage: Usage, pieces: Iterator[str], result: list[Answer]) -> None:
+        self.usage = usage
+        self._pieces = pieces
+        self._result = result
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. Raises ValueError before the last piece has been taken."""
+        if not self._result:
+            raise ValueError("the answer is not finished: iterate to its end first")
+        return self._result[0]
+
+
+class Transcript:
+    """Turns token bytes into text that can be shown at once.
+
+    Held back are: bytes of an unfinished character, white space at either end, and anything that may be the start of a
+    stop string. A stop string ends the text before it.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = [s for s in stop if s]
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._started = False
+        self.text = ""
+        self.stopped = False
+
+    def push(self, piece: bytes) -> str:
+        """The text that `piece` makes certain."""
+        return self._release(self._decoder.decode(piece), final=False)
+
+    def finish(self) -> str:
+        """What is left when no more comes."""
+        return self._release(self._decoder.decode(b"", final=True), final=True)
+
+    def _release(self, new: str, *, final: bool) -> str:
+        if self.stopped:
+            return ""
+        held = self._held + new
+        found = [at for s in self._stop if (at := held.find(s)) >= 0]
+        if found:
+            held, self.stopped, final = held[: min(found)], True, True
+        if not self._started:
+            held = held.lstrip()
+        keep = 0 if final else self._uncertain(held)
+        shown = held[: len(held) - keep].rstrip()
+        self._held = "" if final else held[len(shown) :]
+        self._started = self._started or bool(shown)
+        self.text += shown
+        return shown
+
+    def _uncertain(self, held: str) -> int:
+        """Length of the longest end of `held` that begins a stop string."""
+        return max(
+            (n for s in self._stop for n in range(1, len(s)) if held.endswith(s[:n])),
+            default=0,
+        )

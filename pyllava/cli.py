@@ -1,0 +1,310 @@
+"""``pyllava-cli``: a picture and a question in, the answer on stdout, everything else on stderr.
+
+Exit codes: 0 answered, 1 failed (one line on stderr says why), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+from . import _options
+from ._info import info
+from ._options import DEFAULT_PROMPT, PROGRAM
+from .errors import PyllavaError
+from .images import ImageSource, decode_data_url, load_image
+from .templates import IMAGE_MARK, ImageMark, unescape
+
+if TYPE_CHECKING:
+    from ._progress import StageBars
+    from .answer import Answer
+    from .llava import Llava
+
+DEMO_NOTE = "this is the demo model of pyllava: it knows drawn scenes and nothing else; -m names a real model"
+_IMAGE_TAG = re.compile(r'<img src="(data:image/[^,"]*,[^"]*)">')
+_IMAGE_TAG_START = '<img src="data:image/'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _quiet_pillow(), _printable_stdout():
+            if arguments[:1] == ["info"]:
+                info(arguments[1:])
+            else:
+                ask(arguments)
+            sys.stdout.flush()
+    except SystemExit as exit:  # argparse: --help, --version, a usage error
+        return int(exit.code or 0)
+    except KeyboardInterrupt:
+        _say("")
+        return 130
+    except BrokenPipeError:  # the reader of the answer has gone: nobody to tell
+        _discard_stdout()
+        return 1
+    except (PyllavaError, OSError, ValueError, MemoryError) as error:
+        _say(f"{PROGRAM}: error: {_one_line(error)}")
+        _flush_or_discard_stdout()
+        return 1
+    return 0
+
+
+# --- asking ---
+
+
+@dataclass
+class Console:
+    """What goes to stderr besides errors: nothing with --log-disable, bars only on a terminal."""
+
+    quiet: bool
+    bars: StageBars | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if not self.quiet and sys.stderr is not None and sys.stderr.isatty():
+            from ._progress import StageBars
+
+            self.bars = StageBars()
+
+    def note(self, text: str) -> None:
+        if self.bars is not None:
+            self.bars.close()
+        if not self.quiet:
+            _say(text)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: one run per list of images."""
+
+    prompt: str
+    raw: bool
+    runs: list[list[ImageSource]]
+
+
+def ask(argv: list[str]) -> None:
+    """Answer the question of a command line; every failure is an exception."""
+    parser = _options.parser()
+    options = parser.parse(argv)
+    if options.mmproj is not None and options.model is None:
+        parser.error("--mmproj: needs -m, the model it belongs to")
+    if options.prompt is not None and options.file is not None:
+        parser.error("-p and -f: need one of them")
+    console = Console(options.log_disable)
+    request = _request(options, console)
+    if request.raw and (options.template or options.system is not None):
+        parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
+    _say_what_is_inert(options, console)
+    pictures = ([load_image(image) for image in run] for run in request.runs)
+    first = next(pictures)  # before the model: a bad picture must not cost the time to load it
+    from .llava import Llava
+
+    with _logging(options), Llava(**_options.model_arguments(options), progress=console.bars) as model:
+        if model.is_demo:
+            console.note(DEMO_NOTE)
+        answers = []
+        for images, shown in zip(request.runs, itertools.chain([first], pictures), strict=True):
+            if len(request.runs) > 1:
+                console.note(f"\n{_printable(images[0])}:")
+            answers.append(_run(model, shown, request, options, console))
+    if not options.no_perf:
+        console.note(_timings(answers))
+
+
+def _request(options: argparse.Namespace, console: Console) -> Request:
+    prompt, tagged = _take_image_tag(_prompt(options))
+    images: list[ImageSource] = list(options.image)
+    if tagged is not None:
+        if images:
+            console.note("using base64 encoded image instead of command line image path")
+        images = [tagged]
+    if not images:
+        raise ValueError(
+            'no image: need --image FILE, or <img src="data:image/jpeg;base64,..."> in the prompt'
+        )
+    for image in images:
+        if isinstance(image, str):
+            os.stat(image)  # a typing error in the last path must not cost the answers before it
+    if not prompt.strip():
+        prompt = DEFAULT_PROMPT
+    n_marks = prompt.count(IMAGE_MARK)
+    if n_marks > 1 and n_marks != len(images):
+        raise ValueError(f"the prompt has {n_marks} {IMAGE_MARK} marks, images given: {len(images)}")
+    together = n_marks == len(images)
+    return Request(prompt, n_marks > 0, [images] if together else [[image] for image in images])
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    text: str = options.prompt or ""
+    if options.file is not None:
+        with open(options.file, encoding="utf-8", newline="") as file:
+            text = file.read().removesuffix("\n")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not UTF-8") from None
+    return unescape(text) if options.escape else text
+
+
+def _take_image_tag(prompt: str) -> tuple[str, bytes | None]:
+    """The prompt without its ``<img src="data:...">`` tag, and the bytes of that image."""
+    n_tags = prompt.count(_IMAGE_TAG_START)
+    if n_tags == 0:
+        return prompt, None
+    tag = _IMAGE_TAG.search(prompt)
+    if n_tags > 1 or tag is None:
+        found = f"{n_tags} of them" if n_tags > 1 else "no end of it"
+        raise ValueError(f'image tag in the prompt: {found}, need one <img src="data:image/jpeg;base64,...">')
+    return prompt[: tag.start()] + prompt[tag.end() :], decode_data_url(tag[1])
+
+
+def _say_what_is_inert(options: argparse.Namespace, console: Console) -> None:
+    names = ("top_k", "top_p", "min_p", "seed")
+    inert = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    if inert and options.temp <= 0:
+        console.note(f"{', '.join(inert)}: no effect without --temp above 0, the answer is the likeliest one")
+
+
+def _run(
+    model: Llava, images: list[ImageSource], request: Request, options: argparse.Namespace, console: Console
+) -> Answer:
+    """Ask about `images` in one prompt and stream the answer to stdout."""
+    if options.verbose_prompt:
+        _show_prompt(model, pictures, request, options, console)
+    stream = model.ask(
+        pictures,
+        request.prompt,
+        raw=request.raw,
+        system=options.system,
+        stream=True,
+        **_options.sampling_arguments(options),
+    )
+    for n_tokens in stream.usage.image_tokens_each:
+        console.note(f"encode_image_with_clip: image embedding created: {n_tokens} tokens")
+    last = ""
+    for piece in stream:
+        if not last:
+            console.note("")
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        last = piece
+    if not last.endswith("\n"):
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return stream.answer
+
+
+def _show_prompt(
+    model: Llava, pictures: list[Any], request: Request, options: argparse.Namespace, console: Console
+) -> None:
+    tokens = model.prompt_tokens(pictures, request.prompt, raw=request.raw, system=options.system)
+    console.note(f"prompt: {request.prompt!r}")
+    console.note(f"number of tokens in prompt = {len(tokens)} (an image counts as one here)")
+    for token in tokens:
+        if isinstance(token, ImageMark):
+            console.note(f"{'image':>6} -> {token.index}")
+        else:
+            console.note(f"{token:6d} -> {model.detokenize([token])!r}")
+
+
+def _timings(answers: list[Answer]) -> str:
+    """Milliseconds, tokens and tokens per second of each stage, summed over the answers."""
+    usages = [answer.usage for answer in answers]
+    timings = [answer.timings for answer in answers]
+    encode, prefill = sum(t.encode for t in timings), sum(t.prefill for t in timings)
+    decode, load = sum(t.decode for t in timings), timings[0].load
+    lines = [
+        f"{'load':>8} {load * 1000:10.2f} ms",
+        _stage("encode", encode, sum(usage.image_tokens for usage in usages), "image tokens"),
+        _stage("prefill", prefill, sum(usage.prompt_tokens - usage.cached_tokens for usage in usages)),
+        _stage("decode", decode, sum(usage.completion_tokens for usage in usages)),
+        f"{'total':>8} {(load + encode + prefill + decode) * 1000:10.2f} ms",
+    ]
+    return "\n" + "\n".join(lines)
+
+
+def _stage(name: str, seconds: float, n_tokens: int, unit: str = "tokens") -> str:
+    speed = f" ({n_tokens / seconds:9.2f} tokens per second)" if seconds > 0 and n_tokens else ""
+    return f"{name:>8} {seconds * 1000:10.2f} ms / {n_tokens:5d} {unit}{speed}"
+
+
+# --- the process around it ---
+
+
+@contextlib.contextmanager
+def _logging(options: argparse.Namespace) -> Iterator[None]:
+    logger = logging.getLogger("pyllava")
+    handler: logging.Handler = logging.NullHandler() if options.log_disable else logging.StreamHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if options.verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow warns about broken metadata that costs nothing here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@contextlib.contextmanager
+def _printable_stdout() -> Iterator[None]:
+    """A closed stdout swallows the answer; one of another encoding shows escapes instead of failing."""
+    if sys.stdout is None:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+        return
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    if encoding != "utf8" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    yield
+
+
+def _flush_or_discard_stdout() -> None:
+    """What cannot be written now must not be tried again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard_stdout()
+
+
+def _discard_stdout() -> None:
+    """Let the interpreter's last flush of stdout succeed."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    stream: IO[str] | None = sys.stderr
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):  # a full or closed stderr must not cost the answer
+            print(text, file=stream, flush=True)
+
+
+def _printable(path: Any) -> str:
+    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{_printable(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,64 @@
+"""Finding the two files of a model: the language model and the projector beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ModelMismatchError
+from .gguf import GgufFile
+
+DEMO = "demo"
+_LATER_SPLIT = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Paths of a model; `mmproj` is None for text only."""
+
+    model: Path
+    mmproj: Path | None
+    is_demo: bool = False
+
+
+def find(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None) -> ModelFiles:
+    """The files that `model` (a GGUF file, a folder of them, "demo" or None for the demo model) stands for.
+
+    Without `mmproj`, the one projector in the same folder is taken. Raises FileNotFoundError, and ModelMismatchError where
+    a folder holds no language model or more than one, or more than one projector.
+    """
+    if model is None or model == DEMO:
+        folder = Path(__file__).parent / "models"
+        files = ModelFiles(folder / "demo-q8_0.gguf", folder / "demo-mmproj-q8_0.gguf", is_demo=True)
+        if not files.model.is_file():
+            raise FileNotFoundError(f"the demo model is not in this installation ({folder}): name a model file")
+        return ModelFiles(files.model, Path(mmproj) if mmproj else files.mmproj, is_demo=True)
+    path = Path(model)
+    if path.is_dir():
+        return _in_folder(path, mmproj)
+    if mmproj is not None or not path.is_file():
+        return ModelFiles(path, None if mmproj is None else Path(mmproj))
+    beside = [other for other in _gguf_files(path.parent) if "mmproj" in other.name.lower() and other != path]
+    return ModelFiles(path, _only(beside, path.parent, "projector (mmproj) files") if beside else None)
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.gguf") if p.is_file() and not _LATER_SPLIT.search(p.name))
+
+
+def _only(paths: list[Path], folder: Path, what: str) -> Path:
+    if len(paths) != 1:
+        names = ", ".join(path.name for path in paths) or "none"
+        raise ModelMismatchError(f"{folder}: {len(paths)} {what} ({names}), need one: name the file")
+    return paths[0]
+
+
+def _in_folder(folder: Path, mmproj: str | os.PathLike[str] | None) -> ModelFiles:
+    files = _gguf_files(folder)
+    projectors = [p for p in files if GgufFile(p).metadata.get("general.architecture") == "clip"]
+    language = _only([p for p in files if p not in projectors], folder, "language models")
+    if mmproj is not None:
+        return ModelFiles(language, Path(mmproj))
+    return ModelFiles(language, _only(projectors, folder, "projector (mmproj) files") if projectors else None)

@@ -1,0 +1,319 @@
+"""Prompt templates as data, and how a conversation becomes text with image marks.
+
+The texts are those that the LLaVA models were trained with. A prompt is a list of parts, so that the words of
+a user or of an earlier answer never turn into special tokens: only the template's own text can.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of a prompt. `special`: the tokenizer recognises special tokens such as ``</s>`` in it."""
+
+    text: str
+    special: bool = True
+
+
+@dataclass(frozen=True)
+class ImageMark:
+    """Where the rows of an image go; `index` counts the images of the whole prompt from 0."""
+
+    index: int
+
+
+Part: TypeAlias = Text | ImageMark
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `images` is the number of pictures a user's turn brings along."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Template:
+    """The pieces around the words of a conversation.
+
+    One turn reads `user_prefix` QUESTION `user_suffix` `answer_prefix`, where the answer starts; an earlier
+    answer goes on with `answer_space` ANSWER `answer_suffix`. The system message, if there is one, stands
+    before the first turn between `system_prefix` and `system_suffix`, or inside it, after `user_prefix`
+    (`system_in_turn`).
+    """
+
+    name: str
+    user_prefix: str
+    user_suffix: str
+    answer_prefix: str
+    answer_space: str
+    answer_suffix: str
+    stop: tuple[str, ...]
+    """An answer ends before any of these; the end-of-sequence token ends it in any case."""
+    system: str = ""
+    """The system message used when none is given; "" for none."""
+    system_prefix: str = ""
+    system_suffix: str = ""
+    system_in_turn: bool = False
+    image_suffix: str = "\n"
+    """What follows an image put before the text of its message."""
+
+
+def _chat_between(user: str) -> str:
+    return (
+        f"A chat between a curious {user} and an artificial intelligence assistant. "
+        f"The assistant gives helpful, detailed, and polite answers to the {user}'s questions."
+    )
+
+
+_VICUNA_V1 = Template(
+    name="vicuna_v1",
+    system=_chat_between("user"),
+    system_suffix=" ",
+    user_prefix="USER: ",
+    user_suffix=" ",
+    answer_prefix="ASSISTANT:",
+    answer_space=" ",
+    answer_suffix="</s>",
+    stop=("</s>",),
+)
+_LLAVA_V0 = Template(
+    name="llava_v0",
+    system=_chat_between("human"),
+    user_prefix="###Human: ",
+    user_suffix="###",
+    answer_prefix="Assistant:",
+    answer_space=" ",
+    answer_suffix="",
+    stop=("###",),
+)
+_MISTRAL_INSTRUCT = Template(
+    name="mistral_instruct",
+    system_prefix="<<SYS>>\n",
+    system_suffix="\n<</SYS>>\n\n",
+    system_in_turn=True,
+    user_prefix="[INST] ",
+    user_suffix=" [/INST]",
+    answer_prefix="",
+    answer_space=" ",
+    answer_suffix=" </s>",
+    stop=("</s>",),
+)
+_CHATML_DIRECT = Template(
+    name="chatml_direct",
+    system="Answer the questions.",
+    system_prefix="<|im_start|>system\n",
+    system_suffix="<|im_end|>",
+    user_prefix="<|im_start|>user\n",
+    user_suffix="<|im_end|>",
+    answer_prefix="<|im_start|>assistant\n",
+    answer_space="",
+    answer_suffix="<|im_end|>",
+    stop=("<|im_end|>",),
+)
+_PLAIN = Template(  # projector pre-training: image, caption, newline; a question is the start of the caption
+    name="plain",
+    image_suffix="",
+    user_prefix="",
+    user_suffix="",
+    answer_prefix="",
+    answer_space="",
+    answer_suffix="\n",
+    stop=("\n",),
+)
+
+TEMPLATES: Mapping[str, Template] = MappingProxyType(
+    {
+        template.name: template
+        for template in (
+            _VICUNA_V1,
+            replace(_VICUNA_V1, name="llava_v1", system=_chat_between("human")),
+            _LLAVA_V0,
+            _MISTRAL_INSTRUCT,
+            _CHATML_DIRECT,
+            replace(
+                _MISTRAL_INSTRUCT,
+                name="llava_llama_2",
+                system="You are a helpful language and vision assistant. "
+                "You are able to understand the visual content that the user provides, "
+                "and assist the user with a variety of tasks using natural language.",
+            ),
+            _PLAIN,
+            replace(
+                _CHATML_DIRECT,
+                name="mpt",
+                system="A conversation between a user and an LLM-based AI assistant. "
+                "The assistant gives helpful and honest answers.",
+            ),
+        )
+    }
+)
+"""Every template by name; ``vicuna_v1`` is the default."""
+
+
+def render(template: Template, messages: Sequence[Message], *, system: str | None = None) -> list[Part]:
+    """The prompt of a conversation up to where the next answer starts.
+
+    `messages` begin and end with the user and alternate. `system` replaces the template's system message (""
+    for none). The images of a message stand before its text; if the text itself holds as many ``<image>``
+    marks as the message has images, they stand there instead. In a message without images ``<image>`` is
+    plain text. Neighbouring texts are joined unless `special` differs. Raises ValueError for another order of
+    roles or another number of marks.
+    """
+    _check_roles(messages)
+    parts: list[Part] = []
+    system_parts = _system_parts(template, system)
+    if not template.system_in_turn:
+        parts += system_parts
+    n_images = 0
+    for turn, message in enumerate(messages):
+        if message.role == "assistant":
+            answer = message.text.strip()
+            parts += [Text(template.answer_space), Text(answer, special=False), Text(template.answer_suffix)]
+            continue
+        parts.append(Text(template.user_prefix))
+        if turn == 0 and template.system_in_turn:
+            parts += system_parts
+        parts += _message_parts(template, message, n_images)
+        parts.append(Text(template.user_suffix + template.answer_prefix))
+        n_images += message.images
+    return _joined(parts)
+
+
+def raw(text: str, n_images: int) -> list[Part]:
+    """A prompt without a template: special tokens are recognised, and ``<image>`` marks are the images given.
+
+    Without images ``<image>`` is plain text. Raises ValueError if there are images and the marks are more or
+    fewer.
+    """
+    if n_images == 0:
+        return _joined([Text(text)])
+    if text.count(IMAGE_MARK) != n_images:
+        raise ValueError(_miscount(text, n_images))
+    return _joined(_split_at_marks(text, 0, special=True))
+
+
+def prompt_text(parts: Sequence[Part]) -> str:
+    """The parts as one text, images as ``<image>``: for people to read."""
+    return "".join(IMAGE_MARK if isinstance(part, ImageMark) else part.text for part in parts)
+
+
+def guess(name: str | None, general_name: str | None, file_name: str | None) -> Template:
+    """The template of a model: `name` as its metadata gives it, else what its names tell, else ``vicuna_v1``.
+
+    Raises ValueError if `name` is not the name of a template.
+    """
+    if name is not None:
+        return by_name(name)
+    for known in (general_name, file_name):
+        for word, template in _NAME_HINTS:
+            if known and word in known.lower():
+                return TEMPLATES[template]
+    return TEMPLATES["vicuna_v1"]
+
+
+_NAME_HINTS = (
+    ("34b", "chatml_direct"),
+    ("mistral", "mistral_instruct"),
+    ("llama-2", "llava_llama_2"),
+)
+
+
+def by_name(name: str) -> Template:
+    """The template called `name`. Raises ValueError, with the names there are, if there is none."""
+    try:
+        return TEMPLATES[name]
+    except KeyError:
+        raise ValueError(f"template {name!r}: need one of {', '.join(TEMPLATES)}") from None
+
+
+def unescape(text: str) -> str:
+    r"""`text` with ``\n \r \t \' \" \\ \xHH`` decoded; any other escape keeps its backslash.
+
+    ``\xHH`` is one byte of UTF-8. Raises ValueError where such bytes do not form text.
+    """
+    if "\\" not in text:
+        return text
+    escape = rb"\\(?:([nrt'\"\\])|x([0-9A-Fa-f]{2}))"
+    try:
+        return re.sub(escape, _unescaped, text.encode()).decode()
+    except UnicodeDecodeError as error:
+        found = "".join(f"\\x{byte:02x}" for byte in error.object[error.start : error.end])
+        raise ValueError(f"escapes in the prompt: {found} is not UTF-8") from None
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    if match[2] is not None:
+        return bytes([int(match[2], 16)])
+    return {b"n": b"\n", b"r": b"\r", b"t": b"\t"}.get(match[1], match[1])
+
+
+def _check_roles(messages: Sequence[Message]) -> None:
+    if len(messages) % 2 == 0:
+        raise ValueError(
+            f"{len(messages)} messages: need an odd number, from the user's first to the user's last"
+        )
+    for turn, message in enumerate(messages):
+        role = ("user", "assistant")[turn % 2]
+        if message.role != role:
+            raise ValueError(f"message {turn} is of role {message.role!r}, need {role!r}")
+        if message.images < 0 or (message.images and role == "assistant"):
+            raise ValueError(f"message {turn} of the {role} has {message.images} images")
+
+
+def _system_parts(template: Template, system: str | None) -> list[Part]:
+    if system is None:
+        words = Text(template.system)
+    else:
+        words = Text(system, special=False)
+    if not words.text:
+        return []
+    return [Text(template.system_prefix), words, Text(template.system_suffix)]
+
+
+def _message_parts(template: Template, message: Message, first: int) -> list[Part]:
+    n_marks = message.text.count(IMAGE_MARK)
+    if message.images and n_marks == message.images:
+        return _split_at_marks(message.text, first, special=False)
+    if message.images and n_marks:
+        raise ValueError(_miscount(message.text, message.images))
+    parts: list[Part] = []
+    for index in range(first, first + message.images):
+        parts += [ImageMark(index), Text(template.image_suffix)]
+    return [*parts, Text(message.text, special=False)]
+
+
+def _split_at_marks(text: str, first: int, *, special: bool) -> list[Part]:
+    before, *rest = text.split(IMAGE_MARK)
+    parts: list[Part] = [Text(before, special)]
+    for index, after in enumerate(rest, first):
+        parts += [ImageMark(index), Text(after, special)]
+    return parts
+
+
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, Text) and not part.text:
+            continue
+        if isinstance(part, Text) and isinstance(last, Text) and last.special == part.special:
+            joined[-1] = Text(last.text + part.text, part.special)
+        else:
+            joined.append(part)
+    return joined
+
+
+def _miscount(text: str, n_images: int) -> str:
+    n_marks = text.count(IMAGE_MARK)
+    return f"the prompt has {n_marks} {IMAGE_MARK} mark{'s' * (n_marks != 1)}, images given: {n_images}"
