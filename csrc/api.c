@@ -7,9 +7,9 @@
 #include <ggml.h>
 #include <string.h>
 
-#define NEED(condition, what)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: need %s", __func__, what);                                   \
+#define NEED(condition, what)                                                                                \
+    do {                                                                                                     \
+        if (!(condition)) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: need %s", __func__, what);                         \
     } while (0)
 
 int          pyllava_abi(void) { return PYLLAVA_ABI; }
@@ -17,7 +17,7 @@ const char * pyllava_version(void) { return PYLLAVA_VERSION; }
 const char * pyllava_engine_version(void) { return ggml_version(); }
 const char * pyllava_last_error(void) { return error_text(); }
 
-// ------------------------------------------------------------------------------------------------ GGUF files
+// -------------------------------------------------------------------------------------- GGUF files
 
 pyllava_status pyllava_gguf_open(const char * path, pyllava_gguf ** out_file) {
     NEED(path && out_file, "path and out_file");
@@ -33,11 +33,14 @@ uint64_t pyllava_gguf_n_tensors(const pyllava_gguf * file) { return file ? file-
 pyllava_status pyllava_gguf_kv(const pyllava_gguf * file, uint64_t i, pyllava_kv * out_kv) {
     NEED(file && out_kv && i < file->n_keys, "file, out_kv and i < n_kv");
     const gguf_key * k = &file->keys[i];
-    *out_kv = (pyllava_kv) { .key = k->name, .type = k->type, .item_type = k->item_type, .n = k->n, .data = k->data };
+    *out_kv = (pyllava_kv) {
+        .key = k->name, .type = k->type, .item_type = k->item_type, .n = k->n, .data = k->data
+    };
     return PYLLAVA_OK;
 }
 
-pyllava_status pyllava_gguf_string(const pyllava_gguf * file, uint64_t i, uint64_t i_item, const char ** out_text, uint64_t * out_size) {
+pyllava_status pyllava_gguf_string(const pyllava_gguf * file, uint64_t i, uint64_t i_item,
+                                   const char ** out_text, uint64_t * out_size) {
     NEED(file && out_text && out_size && i < file->n_keys, "file, outputs and i < n_kv");
     NEED(file->keys[i].strings && i_item < file->keys[i].n, "a string key and i_item < n");
     *out_text = file->keys[i].strings[i_item].data;
@@ -48,14 +51,17 @@ pyllava_status pyllava_gguf_string(const pyllava_gguf * file, uint64_t i, uint64
 pyllava_status pyllava_gguf_tensor(const pyllava_gguf * file, uint64_t i, pyllava_tensor_info * out_info) {
     NEED(file && out_info && i < file->n_tensors, "file, out_info and i < n_tensors");
     const gguf_tensor * t = &file->tensors[i];
-    pyllava_tensor_info info = {
-        .name = t->name, .type = ggml_type_name((enum ggml_type) t->type), .n_dims = t->n_dims, .offset = t->offset, .size = t->size };
+    pyllava_tensor_info info = { .name = t->name,
+                                 .type = ggml_type_name((enum ggml_type) t->type),
+                                 .n_dims = t->n_dims,
+                                 .offset = t->offset,
+                                 .size = t->size };
     for (int d = 0; d < t->n_dims; d++) info.shape[d] = t->ne[t->n_dims - 1 - d];
     *out_info = info;
     return PYLLAVA_OK;
 }
 
-// ------------------------------------------------------------------------------------------------ model
+// ------------------------------------------------------------------------------------------- model
 
 pyllava_status pyllava_model_load(const pyllava_model_params * params, pyllava_model ** out_model) {
     NEED(params && params->path && out_model, "params, path and out_model");
@@ -70,29 +76,39 @@ pyllava_status pyllava_model_describe(const pyllava_model * model, pyllava_model
     return PYLLAVA_OK;
 }
 
-const pyllava_gguf * pyllava_model_file(const pyllava_model * model) { return model ? model->text_weights.files[0] : NULL; }
+const pyllava_gguf * pyllava_model_file(const pyllava_model * model) {
+    return model ? model->text_weights.files[0] : NULL;
+}
 
 const pyllava_gguf * pyllava_model_mmproj(const pyllava_model * model) {
     return model && model->has_vision ? model->vision_weights.files[0] : NULL;
 }
 
-// ------------------------------------------------------------------------------------------------ tokenizer
+// --------------------------------------------------------------------------------------- tokenizer
 
-pyllava_status pyllava_tokenize(const pyllava_model * model, const char * text, uint64_t n_bytes, const pyllava_range * plain,
-                                uint64_t n_plain, bool add_bos, int32_t * out_ids, uint64_t n_max, uint64_t * out_n) {
-    NEED(model && (text || !n_bytes) && (plain || !n_plain) && (out_ids || !n_max) && out_n, "model, text and outputs");
+pyllava_status pyllava_tokenize(const pyllava_model * model, const char * text, uint64_t n_bytes,
+                                const pyllava_range * plain, uint64_t n_plain, bool add_bos,
+                                int32_t * out_ids, uint64_t n_max, uint64_t * out_n) {
+    NEED(model && (text || !n_bytes) && (plain || !n_plain) && (out_ids || !n_max) && out_n,
+         "model, text and outputs");
     if (!text_is_utf8(text, n_bytes)) FAIL(PYLLAVA_ERR_ARGUMENT, "text is not valid UTF-8");
     uint64_t n = 0;
-    TRY(spm_tokenize(&model->vocab, (gguf_text) { text, n_bytes }, plain, n_plain, add_bos, out_ids, n_max, &n));
+    TRY(spm_tokenize(&model->vocab, (gguf_text) { text, n_bytes }, plain, n_plain, add_bos, out_ids, n_max,
+                     &n));
     *out_n = n;
-    if (n > n_max) FAIL(PYLLAVA_ERR_ARGUMENT, "text has %llu tokens, there is room for %llu", (unsigned long long) n, (unsigned long long) n_max);
+    if (n > n_max)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "text has %llu tokens, there is room for %llu", (unsigned long long) n,
+             (unsigned long long) n_max);
     return PYLLAVA_OK;
 }
 
-pyllava_status pyllava_token_piece(const pyllava_model * model, int32_t id, bool with_special, const char ** out_text, uint64_t * out_size) {
+pyllava_status pyllava_token_piece(const pyllava_model * model, int32_t id, bool with_special,
+                                   const char ** out_text, uint64_t * out_size) {
     NEED(model && out_text && out_size, "model and outputs");
-    if (id < 0 || id >= model->vocab.n) FAIL(PYLLAVA_ERR_ARGUMENT, "token: found %d, need 0..%d", id, model->vocab.n - 1);
-    bool hidden = !with_special && (model->vocab.kinds[id] == TOKEN_CONTROL || model->vocab.kinds[id] == TOKEN_UNKNOWN);
+    if (id < 0 || id >= model->vocab.n)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "token: found %d, need 0..%d", id, model->vocab.n - 1);
+    bool hidden =
+        !with_special && (model->vocab.kinds[id] == TOKEN_CONTROL || model->vocab.kinds[id] == TOKEN_UNKNOWN);
     *out_text = hidden ? "" : model->vocab.pieces[id].data;
     *out_size = hidden ? 0 : model->vocab.pieces[id].size;
     return PYLLAVA_OK;
@@ -102,9 +118,10 @@ bool pyllava_token_is_end(const pyllava_model * model, int32_t id) {
     return model && id >= 0 && id < model->vocab.n && model->vocab.ends[id];
 }
 
-// ------------------------------------------------------------------------------------------------ session
+// ----------------------------------------------------------------------------------------- session
 
-pyllava_status pyllava_session_create(const pyllava_model * model, const pyllava_session_params * params, pyllava_session ** out_session) {
+pyllava_status pyllava_session_create(const pyllava_model * model, const pyllava_session_params * params,
+                                      pyllava_session ** out_session) {
     NEED(model && params && out_session, "model, params and out_session");
     return session_create(model, params, out_session);
 }
@@ -129,7 +146,8 @@ void pyllava_session_progress(pyllava_session * session, pyllava_progress_fn fn,
     if (session) session_progress(session, fn, user);
 }
 
-pyllava_status pyllava_encode(pyllava_session * session, const float * pixels, int32_t n_views, float * out_embd) {
+pyllava_status pyllava_encode(pyllava_session * session, const float * pixels, int32_t n_views,
+                              float * out_embd) {
     NEED(session && pixels && out_embd && n_views > 0, "session, pixels, out_embd and n_views > 0");
     NEED(session_model(session)->has_vision, "a model with a projector (mmproj)");
     return session_encode(session, pixels, n_views, out_embd);
@@ -144,24 +162,27 @@ static pyllava_status need_sequence(const pyllava_session * session, int32_t seq
 static pyllava_status need_length(const pyllava_session * session, int32_t seq, int32_t n) {
     TRY(need_sequence(session, seq));
     const int32_t length = session_kv((pyllava_session *) (uintptr_t) session)->sequences[seq].length;
-    if (n < 0 || n > length) FAIL(PYLLAVA_ERR_ARGUMENT, "sequence %d: found n = %d, it holds %d positions", seq, n, length);
+    if (n < 0 || n > length)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "sequence %d: found n = %d, it holds %d positions", seq, n, length);
     return PYLLAVA_OK;
 }
 
-pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans, int32_t n_spans, float * out_logits,
-                               int32_t * out_n_reused) {
+pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans,
+                               int32_t n_spans, float * out_logits, int32_t * out_n_reused) {
     NEED(session && spans && n_spans > 0 && out_logits, "session, spans and out_logits");
     TRY(need_sequence(session, seq));
     return session_prefill(session, seq, spans, n_spans, false, out_logits, out_n_reused);
 }
 
-pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans, int32_t n_spans, float * out_logits) {
+pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans,
+                              int32_t n_spans, float * out_logits) {
     NEED(session && spans && n_spans > 0 && out_logits, "session, spans and out_logits");
     TRY(need_sequence(session, seq));
     return session_prefill(session, seq, spans, n_spans, true, out_logits, NULL);
 }
 
-pyllava_status pyllava_decode(pyllava_session * session, const int32_t * seqs, const int32_t * ids, int32_t n, float * out_logits) {
+pyllava_status pyllava_decode(pyllava_session * session, const int32_t * seqs, const int32_t * ids, int32_t n,
+                              float * out_logits) {
     NEED(session && seqs && ids && out_logits && n > 0, "session, seqs, ids, out_logits and n > 0");
     return session_decode(session, seqs, ids, n, out_logits);
 }
@@ -188,7 +209,7 @@ pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t
     return PYLLAVA_OK;
 }
 
-// ------------------------------------------------------------------------------------------------ sampler
+// ----------------------------------------------------------------------------------------- sampler
 
 pyllava_status pyllava_sampler_create(const pyllava_sampler_params * params, pyllava_sampler ** out_sampler) {
     NEED(params && out_sampler, "params and out_sampler");
@@ -197,7 +218,8 @@ pyllava_status pyllava_sampler_create(const pyllava_sampler_params * params, pyl
 
 void pyllava_sampler_free(pyllava_sampler * sampler) { sampler_free(sampler); }
 
-pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, int32_t n_vocab, int32_t * out_id) {
+pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, int32_t n_vocab,
+                              int32_t * out_id) {
     NEED(sampler && logits && out_id && n_vocab > 0, "sampler, logits, out_id and n_vocab > 0");
     return sampler_choose(sampler, logits, n_vocab, out_id);
 }

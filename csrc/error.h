@@ -16,12 +16,12 @@ pyllava_status error_set(pyllava_status status, const char * format, ...) PYLLAV
 const char *   error_text(void);
 
 #define FAIL(status, ...) return error_set(status, __VA_ARGS__)
-#define TRY(expr)                                                                                                      \
-    do {                                                                                                               \
-        pyllava_status try_status_ = (expr);                                                                           \
-        if (try_status_ != PYLLAVA_OK) return try_status_;                                                             \
+#define TRY(expr)                                                                                            \
+    do {                                                                                                     \
+        pyllava_status try_status_ = (expr);                                                                 \
+        if (try_status_ != PYLLAVA_OK) return try_status_;                                                   \
     } while (0)
-#define TRY_ALLOC(pointer, size)                                                                                       \
-    do {                                                                                                               \
-        if (!(pointer)) FAIL(PYLLAVA_ERR_MEMORY, "out of memory: %zu bytes needed", (size_t) (size));                  \
+#define TRY_ALLOC(pointer, size)                                                                             \
+    do {                                                                                                     \
+        if (!(pointer)) FAIL(PYLLAVA_ERR_MEMORY, "out of memory: %zu bytes needed", (size_t) (size));        \
     } while (0)

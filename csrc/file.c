@@ -45,7 +45,8 @@ void aligned_free(void * pointer) {
 #endif
 }
 
-static pyllava_status read_all(file_bytes * out, int fd, const char * path, pyllava_progress_fn progress, void * user) {
+static pyllava_status read_all(file_bytes * out, int fd, const char * path, pyllava_progress_fn progress,
+                               void * user) {
     uint8_t * data = aligned_new(out->size);
     TRY_ALLOC(data, out->size);
     out->data = data;
@@ -61,24 +62,27 @@ static pyllava_status read_all(file_bytes * out, int fd, const char * path, pyll
 #endif
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) FAIL(PYLLAVA_ERR_IO, "%s: read at byte %zu: %s", path, done, strerror(errno));
-        if (n == 0) FAIL(PYLLAVA_ERR_IO, "%s: ends at byte %zu, need %zu (it became shorter)", path, done, out->size);
+        if (n == 0)
+            FAIL(PYLLAVA_ERR_IO, "%s: ends at byte %zu, need %zu (it became shorter)", path, done, out->size);
         done += (size_t) n;
     }
     return PYLLAVA_OK;
 }
 
-static pyllava_status load(file_bytes * out, int fd, const char * path, bool use_mmap, pyllava_progress_fn progress,
-                           void * user) {
+static pyllava_status load(file_bytes * out, int fd, const char * path, bool use_mmap,
+                           pyllava_progress_fn progress, void * user) {
     file_stat st;
     if (fstat(fd, &st)) FAIL(PYLLAVA_ERR_IO, "%s: %s", path, strerror(errno));
     if (!S_ISREG(st.st_mode)) FAIL(PYLLAVA_ERR_FILE, "%s: not a regular file", path);
-    if ((uint64_t) st.st_size > SIZE_MAX / 2) FAIL(PYLLAVA_ERR_MEMORY, "%s: larger than the address space", path);
+    if ((uint64_t) st.st_size > SIZE_MAX / 2)
+        FAIL(PYLLAVA_ERR_MEMORY, "%s: larger than the address space", path);
     out->size = (size_t) st.st_size;
     if (out->size == 0) FAIL(PYLLAVA_ERR_FILE, "%s: empty file, need a GGUF file of at least 24 bytes", path);
 #if !defined(_WIN32)
     if (use_mmap) {
         void * data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED) FAIL(PYLLAVA_ERR_IO, "%s: mmap of %zu bytes: %s", path, out->size, strerror(errno));
+        if (data == MAP_FAILED)
+            FAIL(PYLLAVA_ERR_IO, "%s: mmap of %zu bytes: %s", path, out->size, strerror(errno));
         out->data = data;
         out->mapped = true;
         return PYLLAVA_OK;
@@ -89,7 +93,8 @@ static pyllava_status load(file_bytes * out, int fd, const char * path, bool use
     return read_all(out, fd, path, progress, user);
 }
 
-pyllava_status file_open(file_bytes * out, const char * path, bool use_mmap, pyllava_progress_fn progress, void * user) {
+pyllava_status file_open(file_bytes * out, const char * path, bool use_mmap, pyllava_progress_fn progress,
+                         void * user) {
     file_bytes file = { 0 };
 #if defined(O_NONBLOCK)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);              // a FIFO must not hang

@@ -12,7 +12,8 @@ typedef struct file_bytes {
 } file_bytes;
 
 // progress may be NULL; it is called with stage "load" while the file is read (not when it is mapped).
-pyllava_status file_open(file_bytes * out, const char * path, bool use_mmap, pyllava_progress_fn progress, void * user);
+pyllava_status file_open(file_bytes * out, const char * path, bool use_mmap, pyllava_progress_fn progress,
+                         void * user);
 void           file_close(file_bytes * file);
 
 void * aligned_new(size_t size);          // FILE_ALIGNMENT, not zeroed, NULL on failure

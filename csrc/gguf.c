@@ -1,5 +1,5 @@
-// gguf.c - see gguf.h. One cursor walks the file once; every length is compared with the bytes that are left before
-// anything is allocated from it.
+// gguf.c - see gguf.h. One cursor walks the file once; every length is compared with the bytes that are left
+// before anything is allocated from it.
 #include "gguf.h"
 
 #include <ggml.h>
@@ -12,21 +12,23 @@ typedef struct cursor {
     uint64_t       pos;
 } cursor;
 
-static const struct { const char * name; uint8_t size; } TYPES[GGUF_N_TYPES] = {
-    [GGUF_U8] = { "u8", 1 },   [GGUF_I8] = { "i8", 1 },     [GGUF_U16] = { "u16", 2 },       [GGUF_I16] = { "i16", 2 },
-    [GGUF_U32] = { "u32", 4 }, [GGUF_I32] = { "i32", 4 },   [GGUF_F32] = { "f32", 4 },       [GGUF_BOOL] = { "bool", 1 },
-    [GGUF_U64] = { "u64", 8 }, [GGUF_I64] = { "i64", 8 },   [GGUF_F64] = { "f64", 8 },       [GGUF_STRING] = { "string", 0 },
+static const struct { const char * name; uint8_t size;
+} TYPES[GGUF_N_TYPES] = {
+    [GGUF_U8] = { "u8", 1 },       [GGUF_I8] = { "i8", 1 },     [GGUF_U16] = { "u16", 2 },
+    [GGUF_I16] = { "i16", 2 },     [GGUF_U32] = { "u32", 4 },   [GGUF_I32] = { "i32", 4 },
+    [GGUF_F32] = { "f32", 4 },     [GGUF_BOOL] = { "bool", 1 }, [GGUF_U64] = { "u64", 8 },
+    [GGUF_I64] = { "i64", 8 },     [GGUF_F64] = { "f64", 8 },   [GGUF_STRING] = { "string", 0 },
     [GGUF_ARRAY] = { "array", 0 },
 };
 
-// ------------------------------------------------------------------------------------------------ parsing
+// ----------------------------------------------------------------------------------------- parsing
 
 static uint64_t left(const cursor * c) { return c->f->file.size - c->pos; }
 
 static pyllava_status take(cursor * c, void * out, uint64_t size, const char * what) {
     if (size > left(c)) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): file has %zu bytes, need %llu more [TRUNC]", c->f->path, what,
-             (unsigned long long) c->pos, c->f->file.size, (unsigned long long) (size - left(c)));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): file has %zu bytes, need %llu more [TRUNC]", c->f->path,
+             what, (unsigned long long) c->pos, c->f->file.size, (unsigned long long) (size - left(c)));
     }
     memcpy(out, c->f->file.data + c->pos, (size_t) size);
     c->pos += size;
@@ -37,7 +39,11 @@ bool text_is_utf8(const char * text, uint64_t n) {
     const uint8_t * s = (const uint8_t *) text;
     for (uint64_t i = 0; i < n;) {
         uint8_t b = s[i];
-        uint64_t len = b < 0x80 ? 1 : b >= 0xC2 && b < 0xE0 ? 2 : b >= 0xE0 && b < 0xF0 ? 3 : b >= 0xF0 && b < 0xF5 ? 4 : 0;
+        uint64_t len = b < 0x80                ? 1
+                       : b >= 0xC2 && b < 0xE0 ? 2
+                       : b >= 0xE0 && b < 0xF0 ? 3
+                       : b >= 0xF0 && b < 0xF5 ? 4
+                                               : 0;
         if (len == 0 || len > n - i) return false;
         for (uint64_t j = 1; j < len; j++) {
             if ((s[i + j] & 0xC0) != 0x80) return false;
@@ -53,12 +59,13 @@ static pyllava_status take_text(cursor * c, gguf_text * out, uint64_t max, const
     uint64_t size = 0, at = c->pos;
     TRY(take(c, &size, 8, what));
     if (size > left(c)) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, file has %llu left [STR-LEN]", c->f->path, what,
-             (unsigned long long) at, (unsigned long long) size, (unsigned long long) left(c));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, file has %llu left [STR-LEN]",
+             c->f->path, what, (unsigned long long) at, (unsigned long long) size,
+             (unsigned long long) left(c));
     }
     if (size > max) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, need at most %llu [CAP]", c->f->path, what,
-             (unsigned long long) at, (unsigned long long) size, (unsigned long long) max);
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, need at most %llu [CAP]",
+             c->f->path, what, (unsigned long long) at, (unsigned long long) size, (unsigned long long) max);
     }
     *out = (gguf_text) { (const char *) c->f->file.data + c->pos, size };
     c->pos += size;
@@ -67,8 +74,9 @@ static pyllava_status take_text(cursor * c, gguf_text * out, uint64_t max, const
 
 static pyllava_status parse_strings(cursor * c, gguf_key * key) {
     if (key->n > left(c) / 8) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu strings cannot lie in %llu bytes [ARR-LEN]", c->f->path, key->name,
-             (unsigned long long) c->pos, (unsigned long long) key->n, (unsigned long long) left(c));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu strings cannot lie in %llu bytes [ARR-LEN]",
+             c->f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
+             (unsigned long long) left(c));
     }
     key->strings = calloc((size_t) key->n + 1, sizeof *key->strings);
     TRY_ALLOC(key->strings, key->n * sizeof *key->strings);
@@ -91,14 +99,16 @@ static pyllava_status parse_value(cursor * c, gguf_key * key) {
     }
     uint64_t size = TYPES[key->item_type].size;
     if (key->n > left(c) / size) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu items of %s need more than the %llu bytes left [TRUNC]", f->path,
+        FAIL(PYLLAVA_ERR_FILE,
+             "%s: %s (byte %llu): %llu items of %s need more than the %llu bytes left [TRUNC]", f->path,
              key->name, (unsigned long long) c->pos, (unsigned long long) key->n, TYPES[key->item_type].name,
              (unsigned long long) left(c));
     }
     key->data = f->file.data + c->pos;
     c->pos += key->n * size;
     for (uint64_t i = 0; key->item_type == GGUF_BOOL && i < key->n; i++) {
-        if (((const uint8_t *) key->data)[i] > 1) FAIL(PYLLAVA_ERR_FILE, "%s: %s: bool is neither 0 nor 1 [BOOL]", f->path, key->name);
+        if (((const uint8_t *) key->data)[i] > 1)
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: bool is neither 0 nor 1 [BOOL]", f->path, key->name);
     }
     return PYLLAVA_OK;
 }
@@ -108,11 +118,13 @@ static pyllava_status parse_key(cursor * c, gguf_key * key) {
     key->offset = c->pos;
     gguf_text name = { 0 };
     TRY(take_text(c, &name, 65535, "key"));
-    if (name.size == 0) FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): empty [KEY-EMPTY]", f->path, (unsigned long long) key->offset);
+    if (name.size == 0)
+        FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): empty [KEY-EMPTY]", f->path,
+             (unsigned long long) key->offset);
     for (uint64_t i = 0; i < name.size; i++) {
         if (name.data[i] <= 0x20 || name.data[i] >= 0x7F) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): character 0x%02X, need printable ASCII [KEY-CHARS]", f->path,
-                 (unsigned long long) key->offset, (uint8_t) name.data[i]);
+            FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): character 0x%02X, need printable ASCII [KEY-CHARS]",
+                 f->path, (unsigned long long) key->offset, (uint8_t) name.data[i]);
         }
     }
     key->name = malloc((size_t) name.size + 1);
@@ -122,12 +134,14 @@ static pyllava_status parse_key(cursor * c, gguf_key * key) {
 
     int32_t type = 0;
     TRY(take(c, &type, 4, key->name));
-    if (type < 0 || type >= GGUF_N_TYPES) FAIL(PYLLAVA_ERR_FILE, "%s: %s: value type %d, need 0..12 [TYPE]", f->path, key->name, type);
+    if (type < 0 || type >= GGUF_N_TYPES)
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: value type %d, need 0..12 [TYPE]", f->path, key->name, type);
     key->type = key->item_type = (gguf_type) type;
     key->n = 1;
     if (key->type == GGUF_ARRAY) {
         TRY(take(c, &type, 4, key->name));
-        if (type == GGUF_ARRAY) FAIL(PYLLAVA_ERR_FILE, "%s: %s: array of arrays [NESTED]", f->path, key->name);
+        if (type == GGUF_ARRAY)
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: array of arrays [NESTED]", f->path, key->name);
         if (type < 0 || type >= GGUF_N_TYPES) {
             FAIL(PYLLAVA_ERR_FILE, "%s: %s: item type %d, need 0..12 [TYPE]", f->path, key->name, type);
         }
@@ -140,8 +154,8 @@ static pyllava_status parse_key(cursor * c, gguf_key * key) {
 static pyllava_status tensor_size(const pyllava_gguf * f, gguf_tensor * t) {
     if (t->type < 0 || t->type >= GGML_TYPE_COUNT || ggml_blck_size((enum ggml_type) t->type) <= 0 ||
         ggml_type_size((enum ggml_type) t->type) == 0) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s: tensor type %d is unknown to or was removed from ggml %s [GGTYPE]", f->path, t->name,
-             t->type, ggml_version());
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: tensor type %d is unknown to or was removed from ggml %s [GGTYPE]",
+             f->path, t->name, t->type, ggml_version());
     }
     int64_t block = ggml_blck_size((enum ggml_type) t->type);
     if (t->ne[0] % block) {
@@ -151,7 +165,8 @@ static pyllava_status tensor_size(const pyllava_gguf * f, gguf_tensor * t) {
     uint64_t size = ggml_type_size((enum ggml_type) t->type), blocks[4] = {
         (uint64_t) (t->ne[0] / block), (uint64_t) t->ne[1], (uint64_t) t->ne[2], (uint64_t) t->ne[3] };
     for (int d = 0; d < 4; d++) {
-        if (size > (uint64_t) INT64_MAX / 4 / blocks[d]) FAIL(PYLLAVA_ERR_FILE, "%s: %s: too many elements [ELEMS]", f->path, t->name);
+        if (size > (uint64_t) INT64_MAX / 4 / blocks[d])
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: too many elements [ELEMS]", f->path, t->name);
         size *= blocks[d];
     }
     t->size = size;
@@ -169,12 +184,15 @@ static pyllava_status parse_tensor(cursor * c, gguf_tensor * t) {
     memcpy(t->name, name.data, (size_t) name.size);
     uint32_t n_dims = 0;
     TRY(take(c, &n_dims, 4, t->name));
-    if (n_dims < 1 || n_dims > 4) FAIL(PYLLAVA_ERR_FILE, "%s: %s: %u dimensions, need 1..4 [NDIMS]", f->path, t->name, n_dims);
+    if (n_dims < 1 || n_dims > 4)
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: %u dimensions, need 1..4 [NDIMS]", f->path, t->name, n_dims);
     t->n_dims = (int32_t) n_dims;
     for (int d = 0; d < 4; d++) {
         t->ne[d] = 1;
         if (d < t->n_dims) TRY(take(c, &t->ne[d], 8, t->name));
-        if (t->ne[d] <= 0) FAIL(PYLLAVA_ERR_FILE, "%s: %s: dimension %d is %lld [DIM]", f->path, t->name, d, (long long) t->ne[d]);
+        if (t->ne[d] <= 0)
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: dimension %d is %lld [DIM]", f->path, t->name, d,
+                 (long long) t->ne[d]);
     }
     TRY(take(c, &t->type, 4, t->name));
     TRY(take(c, &t->offset, 8, t->name));
@@ -188,11 +206,14 @@ static pyllava_status place_tensors(cursor * c) {
     for (uint64_t i = 0; i < f->n_tensors; i++) {
         gguf_tensor * t = &f->tensors[i];
         if (t->offset != next) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: data at %llu, need %llu (tensors lie one after the other, aligned to %u) [OFF]",
+            FAIL(PYLLAVA_ERR_FILE,
+                 "%s: %s: data at %llu, need %llu (tensors lie one after the other, aligned to %u) [OFF]",
                  f->path, t->name, (unsigned long long) t->offset, (unsigned long long) next, f->alignment);
         }
-        if (start > f->file.size || t->offset > f->file.size - start || t->size > f->file.size - start - t->offset) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: file has %zu bytes, needs at least %llu (tensor %s; is it cut off?) [TRUNC]", f->path,
+        if (start > f->file.size || t->offset > f->file.size - start ||
+            t->size > f->file.size - start - t->offset) {
+            FAIL(PYLLAVA_ERR_FILE,
+                 "%s: file has %zu bytes, needs at least %llu (tensor %s; is it cut off?) [TRUNC]", f->path,
                  f->file.size, (unsigned long long) (start + t->offset + t->size), t->name);
         }
         next = (t->offset + t->size + a - 1) / a * a;
@@ -207,12 +228,14 @@ static int compare_entries(const void * a, const void * b) {
     return strcmp(((const sort_entry *) a)->name, ((const sort_entry *) b)->name);
 }
 
-static pyllava_status sort_names(const pyllava_gguf * f, sort_entry * e, uint64_t n, const char * what, uint32_t ** out) {
+static pyllava_status sort_names(const pyllava_gguf * f, sort_entry * e, uint64_t n, const char * what,
+                                 uint32_t ** out) {
     *out = malloc((n + 1) * sizeof **out);
     TRY_ALLOC(*out, n * sizeof **out);
     qsort(e, (size_t) n, sizeof *e, compare_entries);
     for (uint64_t i = 0; i < n; i++) {
-        if (i && !strcmp(e[i - 1].name, e[i].name)) FAIL(PYLLAVA_ERR_FILE, "%s: %s %.80s stands twice [DUP]", f->path, what, e[i].name);
+        if (i && !strcmp(e[i - 1].name, e[i].name))
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s %.80s stands twice [DUP]", f->path, what, e[i].name);
         (*out)[i] = e[i].i;
     }
     return PYLLAVA_OK;
@@ -237,7 +260,8 @@ static const char * magic_hint(const uint8_t * m, size_t size) {
     }
     if (size >= 4 && !memcmp(m, "PK\3\4", 4)) return "a PyTorch checkpoint: convert it first";
     if (size >= 9 && m[8] == '{') return "probably safetensors: convert it first";
-    if (size >= 7 && !memcmp(m, "version", 7)) return "a Git LFS pointer: fetch the real file with 'git lfs pull'";
+    if (size >= 7 && !memcmp(m, "version", 7))
+        return "a Git LFS pointer: fetch the real file with 'git lfs pull'";
     if (size >= 1 && m[0] == '<') return "a web page: the download went wrong";
     return "not a GGUF file";
 }
@@ -247,18 +271,23 @@ static pyllava_status parse_header(cursor * c) {
     if (f->file.size < 4 || memcmp(f->file.data, "GGUF", 4)) {
         FAIL(PYLLAVA_ERR_FILE, "%s: %s [MAGIC]", f->path, magic_hint(f->file.data, f->file.size));
     }
-    if (f->file.size < 24) FAIL(PYLLAVA_ERR_FILE, "%s: header needs 24 bytes, file has %zu [HDR-SHORT]", f->path, f->file.size);
+    if (f->file.size < 24)
+        FAIL(PYLLAVA_ERR_FILE, "%s: header needs 24 bytes, file has %zu [HDR-SHORT]", f->path, f->file.size);
     c->pos = 4;
     TRY(take(c, &f->version, 4, "version"));
-    if (f->version && (f->version & 0xFFFF) == 0) FAIL(PYLLAVA_ERR_FILE, "%s: big-endian file, need little-endian [ENDIAN]", f->path);
-    if (f->version < 2 || f->version > 3) FAIL(PYLLAVA_ERR_FILE, "%s: GGUF version %u, need 2 or 3 [VERSION]", f->path, f->version);
+    if (f->version && (f->version & 0xFFFF) == 0)
+        FAIL(PYLLAVA_ERR_FILE, "%s: big-endian file, need little-endian [ENDIAN]", f->path);
+    if (f->version < 2 || f->version > 3)
+        FAIL(PYLLAVA_ERR_FILE, "%s: GGUF version %u, need 2 or 3 [VERSION]", f->path, f->version);
     TRY(take(c, &f->n_tensors, 8, "tensor count"));
     TRY(take(c, &f->n_keys, 8, "key count"));
     if (f->n_tensors > GGUF_MAX_TENSORS || f->n_tensors > left(c) / 33) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %llu tensors in %llu bytes [COUNT]", f->path, (unsigned long long) f->n_tensors, (unsigned long long) left(c));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %llu tensors in %llu bytes [COUNT]", f->path,
+             (unsigned long long) f->n_tensors, (unsigned long long) left(c));
     }
     if (f->n_keys > GGUF_MAX_KEYS || f->n_keys > left(c) / 13) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %llu keys in %llu bytes [COUNT]", f->path, (unsigned long long) f->n_keys, (unsigned long long) left(c));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %llu keys in %llu bytes [COUNT]", f->path, (unsigned long long) f->n_keys,
+             (unsigned long long) left(c));
     }
     return PYLLAVA_OK;
 }
@@ -267,10 +296,13 @@ static pyllava_status parse_alignment(pyllava_gguf * f) {
     f->alignment = 32;
     const gguf_key * key = gguf_find_key(f, "general.alignment");
     if (!key) return PYLLAVA_OK;
-    if (key->type != GGUF_U32) FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: is %s, need u32 [KEY-TYPE]", f->path, TYPES[key->type].name);
+    if (key->type != GGUF_U32)
+        FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: is %s, need u32 [KEY-TYPE]", f->path,
+             TYPES[key->type].name);
     memcpy(&f->alignment, key->data, 4);
     if (f->alignment < 8 || f->alignment > 65536 || (f->alignment & (f->alignment - 1))) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: %u, need a power of two in 8..65536 [ALIGN]", f->path, f->alignment);
+        FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: %u, need a power of two in 8..65536 [ALIGN]", f->path,
+             f->alignment);
     }
     return PYLLAVA_OK;
 }
@@ -287,9 +319,11 @@ static pyllava_status parse(pyllava_gguf * f, const logger * log) {
     TRY(build_indices(f));
     TRY(parse_alignment(f));
     TRY(place_tensors(&c));
-    uint64_t end = f->n_tensors ? f->tensors[f->n_tensors - 1].offset + f->tensors[f->n_tensors - 1].size : f->file.size;
+    uint64_t end =
+        f->n_tensors ? f->tensors[f->n_tensors - 1].offset + f->tensors[f->n_tensors - 1].size : f->file.size;
     if (f->file.size > end + f->alignment) {
-        log_text(log, PYLLAVA_LOG_WARNING, "%s: %llu bytes after the last tensor", f->path, (unsigned long long) (f->file.size - end));
+        log_text(log, PYLLAVA_LOG_WARNING, "%s: %llu bytes after the last tensor", f->path,
+                 (unsigned long long) (f->file.size - end));
     }
     return PYLLAVA_OK;
 }
@@ -327,7 +361,7 @@ void gguf_close(pyllava_gguf * f) {
     free(f);
 }
 
-// ------------------------------------------------------------------------------------------------ look-up
+// ----------------------------------------------------------------------------------------- look-up
 
 const gguf_key * gguf_find_key(const pyllava_gguf * f, const char * name) {
     for (uint64_t lo = 0, hi = f->n_keys; lo < hi;) {
@@ -353,9 +387,10 @@ bool gguf_text_is(gguf_text text, const char * other) {
     return text.size == strlen(other) && !memcmp(text.data, other, (size_t) text.size);
 }
 
-// ------------------------------------------------------------------------------------------------ typed access
+// ------------------------------------------------------------------------------------ typed access
 
-static pyllava_status find_typed(const pyllava_gguf * f, const char * name, bool required, const gguf_key ** out) {
+static pyllava_status find_typed(const pyllava_gguf * f, const char * name, bool required,
+                                 const gguf_key ** out) {
     *out = gguf_find_key(f, name);
     if (!*out && required) FAIL(PYLLAVA_ERR_MISMATCH, "%s: key %s is missing", f->path, name);
     return PYLLAVA_OK;
@@ -385,14 +420,18 @@ static bool int_at(const gguf_key * key, uint64_t i, int64_t * out) {
     }
 }
 
-static bool is_number_array_of(const gguf_key * key, gguf_type item) { return key->type == GGUF_ARRAY && key->item_type == item; }
+static bool is_number_array_of(const gguf_key * key, gguf_type item) {
+    return key->type == GGUF_ARRAY && key->item_type == item;
+}
 
-pyllava_status gguf_get_int(const pyllava_gguf * f, const char * name, bool required, gguf_range range, int32_t * out) {
+pyllava_status gguf_get_int(const pyllava_gguf * f, const char * name, bool required, gguf_range range,
+                            int32_t * out) {
     const gguf_key * key;
     TRY(find_typed(f, name, required, &key));
     if (!key) return PYLLAVA_OK;
     int64_t v;
-    if (key->type == GGUF_ARRAY || key->type == GGUF_STRING || !int_at(key, 0, &v)) return wrong_type(f, key, "an integer");
+    if (key->type == GGUF_ARRAY || key->type == GGUF_STRING || !int_at(key, 0, &v))
+        return wrong_type(f, key, "an integer");
     if (v < range.min || v > range.max) {
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s (byte %llu): found %lld, need %lld..%lld [RANGE]", f->path, name,
              (unsigned long long) key->offset, (long long) v, (long long) range.min, (long long) range.max);
@@ -401,7 +440,8 @@ pyllava_status gguf_get_int(const pyllava_gguf * f, const char * name, bool requ
     return PYLLAVA_OK;
 }
 
-pyllava_status gguf_get_float(const pyllava_gguf * f, const char * name, bool required, double min, double max, float * out) {
+pyllava_status gguf_get_float(const pyllava_gguf * f, const char * name, bool required, double min,
+                              double max, float * out) {
     const gguf_key * key;
     TRY(find_typed(f, name, required, &key));
     if (!key) return PYLLAVA_OK;
@@ -440,15 +480,20 @@ pyllava_status gguf_get_text(const pyllava_gguf * f, const char * name, bool req
     return PYLLAVA_OK;
 }
 
-pyllava_status gguf_get_array(const pyllava_gguf * f, const char * name, gguf_type item, const gguf_key ** out) {
+pyllava_status gguf_get_array(const pyllava_gguf * f, const char * name, gguf_type item,
+                              const gguf_key ** out) {
     *out = gguf_find_key(f, name);
     if (*out && !is_number_array_of(*out, item)) {
-        return wrong_type(f, *out, item == GGUF_STRING ? "array of string" : item == GGUF_F32 ? "array of f32" : "array of i32");
+        return wrong_type(f, *out,
+                          item == GGUF_STRING ? "array of string"
+                          : item == GGUF_F32  ? "array of f32"
+                                              : "array of i32");
     }
     return PYLLAVA_OK;
 }
 
-pyllava_status gguf_get_ints(const pyllava_gguf * f, const char * name, int32_t * out, uint64_t n_max, uint64_t * out_n) {
+pyllava_status gguf_get_ints(const pyllava_gguf * f, const char * name, int32_t * out, uint64_t n_max,
+                             uint64_t * out_n) {
     *out_n = 0;
     const gguf_key * key = gguf_find_key(f, name);
     if (!key) return PYLLAVA_OK;
@@ -460,14 +505,17 @@ pyllava_status gguf_get_ints(const pyllava_gguf * f, const char * name, int32_t 
     }
     for (uint64_t i = 0; i < key->n; i++) {
         if (!int_at(key, i, &v)) return wrong_type(f, key, "array of i32");
-        if (v < INT32_MIN || v > INT32_MAX) FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: item %llu out of range [RANGE]", f->path, name, (unsigned long long) i);
+        if (v < INT32_MIN || v > INT32_MAX)
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: item %llu out of range [RANGE]", f->path, name,
+                 (unsigned long long) i);
         out[i] = (int32_t) v;
     }
     *out_n = key->n;
     return PYLLAVA_OK;
 }
 
-pyllava_status gguf_get_floats(const pyllava_gguf * f, const char * name, float * out, uint64_t n_max, uint64_t * out_n) {
+pyllava_status gguf_get_floats(const pyllava_gguf * f, const char * name, float * out, uint64_t n_max,
+                               uint64_t * out_n) {
     *out_n = 0;
     const gguf_key * key;
     TRY(gguf_get_array(f, name, GGUF_F32, &key));

@@ -1,6 +1,7 @@
 // gguf.h - reader of GGUF version 2 and 3 files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
-// The bytes are hostile until gguf_open has returned: afterwards every key is unique, every length lies inside the
-// file, every tensor has 1-4 dimensions > 0, a known type, whole blocks, and an extent inside the file.
+// The bytes are hostile until gguf_open has returned: afterwards every key is unique, every length lies
+// inside the file, every tensor has 1-4 dimensions > 0, a known type, whole blocks, and an extent inside the
+// file.
 #pragma once
 
 #include "file.h"
@@ -53,16 +54,21 @@ void           gguf_close(pyllava_gguf * file);
 const gguf_key *    gguf_find_key(const pyllava_gguf * file, const char * name);         // NULL if absent
 const gguf_tensor * gguf_find_tensor(const pyllava_gguf * file, const char * name);
 
-// Typed access. A key of another type is PYLLAVA_ERR_MISMATCH; an absent one leaves *out as it was (the default) unless
-// it is required. Integers of any width are accepted and must lie in [min, max].
+// Typed access. A key of another type is PYLLAVA_ERR_MISMATCH; an absent one leaves *out as it was (the
+// default) unless it is required. Integers of any width are accepted and must lie in [min, max].
 typedef struct gguf_range { int64_t min, max; } gguf_range;
-pyllava_status gguf_get_int(const pyllava_gguf * file, const char * key, bool required, gguf_range range, int32_t * out);
-pyllava_status gguf_get_float(const pyllava_gguf * file, const char * key, bool required, double min, double max, float * out);
+pyllava_status gguf_get_int(const pyllava_gguf * file, const char * key, bool required, gguf_range range,
+                            int32_t * out);
+pyllava_status gguf_get_float(const pyllava_gguf * file, const char * key, bool required, double min,
+                              double max, float * out);
 pyllava_status gguf_get_bool(const pyllava_gguf * file, const char * key, bool * out);
 pyllava_status gguf_get_text(const pyllava_gguf * file, const char * key, bool required, gguf_text * out);
 // Array of n_max items at most; out_n = 0 where absent.
-pyllava_status gguf_get_ints(const pyllava_gguf * file, const char * key, int32_t * out, uint64_t n_max, uint64_t * out_n);
-pyllava_status gguf_get_floats(const pyllava_gguf * file, const char * key, float * out, uint64_t n_max, uint64_t * out_n);
-pyllava_status gguf_get_array(const pyllava_gguf * file, const char * key, gguf_type item_type, const gguf_key ** out);
+pyllava_status gguf_get_ints(const pyllava_gguf * file, const char * key, int32_t * out, uint64_t n_max,
+                             uint64_t * out_n);
+pyllava_status gguf_get_floats(const pyllava_gguf * file, const char * key, float * out, uint64_t n_max,
+                               uint64_t * out_n);
+pyllava_status gguf_get_array(const pyllava_gguf * file, const char * key, gguf_type item_type,
+                              const gguf_key ** out);
 bool           text_is_utf8(const char * text, uint64_t size);
 bool           gguf_text_is(gguf_text text, const char * other);

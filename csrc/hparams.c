@@ -1,4 +1,4 @@
-// hparams.c - see hparams.h. Key names: docs/gguf.md of ggml; the projector's in docs/formats.md.
+// hparams.c - see hparams.h. Key names: docs/gguf.md of ggml.
 #include "hparams.h"
 
 #include <math.h>
@@ -6,7 +6,8 @@
 
 #define MAX_WIDTH ((int64_t) 1 << 20)
 
-static pyllava_status check_architecture(const pyllava_gguf * f, const char * need, const char * other, const char * hint) {
+static pyllava_status check_architecture(const pyllava_gguf * f, const char * need, const char * other,
+                                         const char * hint) {
     if (f->n_keys == 0) FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: no metadata", f->path);
     if (f->n_tensors == 0) FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: no weights", f->path);
     gguf_text arch = { 0 };
@@ -19,22 +20,25 @@ static pyllava_status check_architecture(const pyllava_gguf * f, const char * ne
     return PYLLAVA_OK;
 }
 
-// ------------------------------------------------------------------------------------------------ language model
+// ---------------------------------------------------------------------------------- language model
 
 static pyllava_status read_rope(llama_hparams * h, const pyllava_gguf * f) {
     h->rope_theta = 10000.0f;
     h->rope_scale = 1.0f;
     TRY(gguf_get_float(f, "llama.rope.freq_base", false, 1.0, 1e12, &h->rope_theta));
     h->n_rot = h->head_dim;
-    TRY(gguf_get_int(f, "llama.rope.dimension_count", false, (gguf_range) { h->head_dim, h->head_dim }, &h->n_rot));
+    TRY(gguf_get_int(f, "llama.rope.dimension_count", false, (gguf_range) { h->head_dim, h->head_dim },
+                     &h->n_rot));
     gguf_text scaling = { "none", 4 };
     TRY(gguf_get_text(f, "llama.rope.scaling.type", false, &scaling));
     float factor = 0.0f;
     TRY(gguf_get_float(f, "llama.rope.scaling.factor", false, 0.0, 1e6, &factor));
     if (factor == 0.0f) TRY(gguf_get_float(f, "llama.rope.scale_linear", false, 0.0, 1e6, &factor));
-    bool linear = gguf_text_is(scaling, "linear") || (gguf_text_is(scaling, "none") && !gguf_find_key(f, "llama.rope.scaling.type"));
+    bool linear = gguf_text_is(scaling, "linear") ||
+                  (gguf_text_is(scaling, "none") && !gguf_find_key(f, "llama.rope.scaling.type"));
     if (!linear && !gguf_text_is(scaling, "none")) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: llama.rope.scaling.type '%.*s', this version runs 'none' and 'linear'", f->path,
+        FAIL(PYLLAVA_ERR_UNSUPPORTED,
+             "%s: llama.rope.scaling.type '%.*s', this version runs 'none' and 'linear'", f->path,
              (int) (scaling.size < 64 ? scaling.size : 64), scaling.data);
     }
     if (linear && factor > 0.0f) h->rope_scale = 1.0f / factor;
@@ -44,20 +48,25 @@ static pyllava_status read_rope(llama_hparams * h, const pyllava_gguf * f) {
 static pyllava_status read_heads(llama_hparams * h, const pyllava_gguf * f) {
     TRY(gguf_get_int(f, "llama.attention.head_count", true, (gguf_range) { 1, 4096 }, &h->n_head));
     h->n_head_kv = h->n_head;
-    TRY(gguf_get_int(f, "llama.attention.head_count_kv", false, (gguf_range) { 1, h->n_head }, &h->n_head_kv));
+    TRY(gguf_get_int(f, "llama.attention.head_count_kv", false, (gguf_range) { 1, h->n_head },
+                     &h->n_head_kv));
     if (h->n_head % h->n_head_kv) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: llama.attention.head_count_kv: %d must divide head_count %d", f->path, h->n_head_kv, h->n_head);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: llama.attention.head_count_kv: %d must divide head_count %d", f->path,
+             h->n_head_kv, h->n_head);
     }
     h->head_dim = h->n_embd / h->n_head;
     if (h->n_embd % h->n_head && !gguf_find_key(f, "llama.attention.key_length")) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: llama.embedding_length %d is not a multiple of head_count %d", f->path, h->n_embd, h->n_head);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: llama.embedding_length %d is not a multiple of head_count %d",
+             f->path, h->n_embd, h->n_head);
     }
     int32_t value_dim = 0;
     TRY(gguf_get_int(f, "llama.attention.key_length", false, (gguf_range) { 2, 1024 }, &h->head_dim));
     value_dim = h->head_dim;
-    TRY(gguf_get_int(f, "llama.attention.value_length", false, (gguf_range) { h->head_dim, h->head_dim }, &value_dim));
+    TRY(gguf_get_int(f, "llama.attention.value_length", false, (gguf_range) { h->head_dim, h->head_dim },
+                     &value_dim));
     if (h->head_dim % 2 || h->head_dim < 2 || h->head_dim > 1024) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: heads of width %d, need an even number in 2..1024", f->path, h->head_dim);
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: heads of width %d, need an even number in 2..1024", f->path,
+             h->head_dim);
     }
     return PYLLAVA_OK;
 }
@@ -67,7 +76,9 @@ pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * f) {
     llama_hparams h = { .n_split = 1 };
     int32_t n_expert = 0;
     TRY(gguf_get_int(f, "llama.expert_count", false, (gguf_range) { 0, INT32_MAX }, &n_expert));
-    if (n_expert) FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: mixture of %d experts, this version runs dense models", f->path, n_expert);
+    if (n_expert)
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: mixture of %d experts, this version runs dense models", f->path,
+             n_expert);
     TRY(gguf_get_int(f, "llama.context_length", true, (gguf_range) { 1, INT32_MAX }, &h.n_ctx_train));
     TRY(gguf_get_int(f, "llama.embedding_length", true, (gguf_range) { 1, MAX_WIDTH }, &h.n_embd));
     TRY(gguf_get_int(f, "llama.block_count", true, (gguf_range) { 1, MAX_LAYERS }, &h.n_layer));
@@ -77,8 +88,11 @@ pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * f) {
     TRY(read_rope(&h, f));
     const gguf_key * tokens = NULL;
     TRY(gguf_get_array(f, "tokenizer.ggml.tokens", GGUF_STRING, &tokens));
-    if (!tokens || tokens->n == 0) FAIL(PYLLAVA_ERR_MISMATCH, "%s: key tokenizer.ggml.tokens is missing or empty", f->path);
-    if (tokens->n > MAX_WIDTH) FAIL(PYLLAVA_ERR_FILE, "%s: tokenizer.ggml.tokens: %llu entries [CAP]", f->path, (unsigned long long) tokens->n);
+    if (!tokens || tokens->n == 0)
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: key tokenizer.ggml.tokens is missing or empty", f->path);
+    if (tokens->n > MAX_WIDTH)
+        FAIL(PYLLAVA_ERR_FILE, "%s: tokenizer.ggml.tokens: %llu entries [CAP]", f->path,
+             (unsigned long long) tokens->n);
     h.n_vocab = (int32_t) tokens->n;
     TRY(gguf_get_int(f, "llama.vocab_size", false, (gguf_range) { h.n_vocab, h.n_vocab }, &h.n_vocab));
     TRY(gguf_get_int(f, "split.count", false, (gguf_range) { 0, MAX_SPLITS }, &h.n_split));
@@ -87,18 +101,21 @@ pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
-// ------------------------------------------------------------------------------------------------ vision tower
+// ------------------------------------------------------------------------------------ vision tower
 
 static pyllava_status read_normalisation(vit_hparams * h, const pyllava_gguf * f) {
     uint64_t n_mean, n_std;
     TRY(gguf_get_floats(f, "clip.vision.image_mean", h->image_mean, 3, &n_mean));
     TRY(gguf_get_floats(f, "clip.vision.image_std", h->image_std, 3, &n_std));
     if (n_mean != 3 || n_std != 3) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_mean and image_std: %d and %d numbers, need 3 each", f->path, (int) n_mean, (int) n_std);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_mean and image_std: %d and %d numbers, need 3 each",
+             f->path, (int) n_mean, (int) n_std);
     }
     for (int c = 0; c < 3; c++) {
-        if (!(h->image_mean[c] >= -1e3f && h->image_mean[c] <= 1e3f) || !(h->image_std[c] > 1e-6f && h->image_std[c] <= 1e3f)) {
-            FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_mean or image_std out of range (channel %d) [RANGE]", f->path, c);
+        if (!(h->image_mean[c] >= -1e3f && h->image_mean[c] <= 1e3f) ||
+            !(h->image_std[c] > 1e-6f && h->image_std[c] <= 1e3f)) {
+            FAIL(PYLLAVA_ERR_MISMATCH,
+                 "%s: clip.vision.image_mean or image_std out of range (channel %d) [RANGE]", f->path, c);
         }
     }
     return PYLLAVA_OK;
@@ -116,19 +133,24 @@ static pyllava_status read_projector(vit_hparams * h, const pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
-// Layers to run. LLaVA reads hidden state -2: all layers but the last. Files of the legacy converter have dropped that
-// layer already and do not say so (block_count = stored layers); newer ones name the hidden state in feature_layer.
+// Layers to run. LLaVA reads hidden state -2: all layers but the last. Files of the legacy converter have
+// dropped that layer already and do not say so (block_count = stored layers); newer ones name the hidden
+// state in feature_layer.
 static pyllava_status read_layers(vit_hparams * h, const pyllava_gguf * f) {
     TRY(gguf_get_int(f, "clip.vision.block_count", true, (gguf_range) { 1, MAX_LAYERS }, &h->n_layer));
     int32_t feature[MAX_LAYERS];
     uint64_t n = 0;
     TRY(gguf_get_ints(f, "clip.vision.feature_layer", feature, MAX_LAYERS, &n));
-    if (n > 1) FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.vision.feature_layer: %d layers, this version runs one", f->path, (int) n);
+    if (n > 1)
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.vision.feature_layer: %d layers, this version runs one",
+             f->path, (int) n);
     int32_t layer = n ? feature[0] : -1;
     if (layer < -1 || layer > h->n_layer) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.feature_layer: found %d, need -1..%d [RANGE]", f->path, layer, h->n_layer);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.feature_layer: found %d, need -1..%d [RANGE]", f->path,
+             layer, h->n_layer);
     }
-    // CLIP-L has 24 layers: 23 stored ones are the wanted ones, 24 without a feature_layer are the whole tower.
+    // CLIP-L has 24 layers: 23 stored ones are the wanted ones, 24 without a feature_layer are the whole
+    // tower.
     bool whole_tower = !n && (h->n_layer == 24 || h->n_layer == 32);
     h->n_layer_run = n && layer >= 0 ? layer : whole_tower ? h->n_layer - 1 : h->n_layer;
     return PYLLAVA_OK;
@@ -139,24 +161,29 @@ pyllava_status vit_hparams_read(vit_hparams * out, const pyllava_gguf * f) {
     vit_hparams h = { 0 };
     bool vision = false, gelu = false, silu = false;
     TRY(gguf_get_bool(f, "clip.has_vision_encoder", &vision));
-    if (!vision) FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.has_vision_encoder is not true: no vision tower in it", f->path);
+    if (!vision)
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.has_vision_encoder is not true: no vision tower in it",
+             f->path);
     TRY(read_projector(&h, f));
     TRY(gguf_get_int(f, "clip.vision.image_size", true, (gguf_range) { 1, 8192 }, &h.image_size));
     TRY(gguf_get_int(f, "clip.vision.patch_size", true, (gguf_range) { 1, h.image_size }, &h.patch_size));
     if (h.image_size % h.patch_size) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_size %d is not a multiple of patch_size %d", f->path, h.image_size, h.patch_size);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_size %d is not a multiple of patch_size %d",
+             f->path, h.image_size, h.patch_size);
     }
     h.n_patch = (h.image_size / h.patch_size) * (h.image_size / h.patch_size);
     TRY(gguf_get_int(f, "clip.vision.embedding_length", true, (gguf_range) { 1, MAX_WIDTH }, &h.n_embd));
     TRY(gguf_get_int(f, "clip.vision.feed_forward_length", true, (gguf_range) { 1, MAX_WIDTH }, &h.n_ff));
     TRY(gguf_get_int(f, "clip.vision.attention.head_count", true, (gguf_range) { 1, 4096 }, &h.n_head));
     if (h.n_embd % h.n_head) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.embedding_length %d is not a multiple of head_count %d", f->path, h.n_embd, h.n_head);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.embedding_length %d is not a multiple of head_count %d",
+             f->path, h.n_embd, h.n_head);
     }
     TRY(gguf_get_float(f, "clip.vision.attention.layer_norm_epsilon", true, 1e-30, 1.0, &h.eps));
     TRY(gguf_get_bool(f, "clip.use_gelu", &gelu));
     TRY(gguf_get_bool(f, "clip.use_silu", &silu));
-    if (gelu && silu) FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.use_gelu and clip.use_silu are both true", f->path);
+    if (gelu && silu)
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.use_gelu and clip.use_silu are both true", f->path);
     h.act = gelu ? VIT_GELU : silu ? VIT_SILU : VIT_QUICK_GELU;
     TRY(read_layers(&h, f));
     TRY(read_normalisation(&h, f));

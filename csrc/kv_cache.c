@@ -1,4 +1,5 @@
-// kv_cache.c - see kv_cache.h. The pool has n_ctx cells for each sequence, so a sequence below n_ctx always finds one.
+// kv_cache.c - see kv_cache.h. The pool has n_ctx cells for each sequence, so a sequence below n_ctx always
+// finds one.
 #include "kv_cache.h"
 
 #include <ggml-alloc.h>
@@ -16,13 +17,15 @@ static pyllava_status create_tables(kv_cache * kv, int32_t n_layer) {
     kv->sequences = calloc((size_t) kv->n_seq, sizeof *kv->sequences);
     kv->references = calloc((size_t) kv->n_cells, sizeof *kv->references);
     kv->free_cells = calloc((size_t) kv->n_cells, sizeof *kv->free_cells);
-    if (!kv->k || !kv->v || !kv->sequences || !kv->references || !kv->free_cells) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
+    if (!kv->k || !kv->v || !kv->sequences || !kv->references || !kv->free_cells)
+        FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
     for (int32_t i = 0; i < kv->n_seq; i++) {
         kv->sequences[i].cells = calloc((size_t) kv->n_ctx, sizeof(int32_t));
         kv->sequences[i].contents = calloc((size_t) kv->n_ctx, sizeof(uint64_t));
         if (!kv->sequences[i].cells || !kv->sequences[i].contents) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
     }
-    for (int32_t i = 0; i < kv->n_cells; i++) kv->free_cells[kv->n_free++] = kv->n_cells - 1 - i;     // lowest first
+    for (int32_t i = 0; i < kv->n_cells; i++)
+        kv->free_cells[kv->n_free++] = kv->n_cells - 1 - i; // lowest first
     return PYLLAVA_OK;
 }
 
@@ -40,8 +43,8 @@ pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, ggml_backend_
     }
     kv->buffer = ggml_backend_alloc_ctx_tensors_from_buft(kv->ctx, where);
     if (!kv->buffer) {
-        FAIL(PYLLAVA_ERR_MEMORY, "KV cache of %d x %d positions needs %.1f MiB: try a smaller n_ctx", p->n_seq, p->n_ctx,
-             (double) kv_cache_size(p) / (1 << 20));
+        FAIL(PYLLAVA_ERR_MEMORY, "KV cache of %d x %d positions needs %.1f MiB: try a smaller n_ctx",
+             p->n_seq, p->n_ctx, (double) kv_cache_size(p) / (1 << 20));
     }
     return PYLLAVA_OK;
 }
@@ -82,7 +85,7 @@ void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n)
 
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n) {
     kv_sequence * s = &kv->sequences[seq];
-    while (n-- > 0) release(kv, s->cells[s->length + n]);                // last first: the stack gives them back in order
+    while (n-- > 0) release(kv, s->cells[s->length + n]); // last first: the stack gives them back in order
 }
 
 void kv_trim(kv_cache * kv, int32_t seq, int32_t n) {

@@ -1,7 +1,8 @@
-// kv_cache.h - keys and values of several sequences in one pool of cells. A cell is one row of every layer's K and V. Each
-// sequence lists its cells in order of position, so cells can be shared (copy), freed at the end (trim) and reused, and
-// where a cell lies never changes what is computed. A position also remembers what it holds (a token id, or a picture's
-// key and row), which is how a prompt finds the prefix it shares with the past.
+// kv_cache.h - keys and values of several sequences in one pool of cells. A cell is one row of every layer's
+// K and V. Each sequence lists its cells in order of position, so cells can be shared (copy), freed at the
+// end (trim) and reused, and where a cell lies never changes what is computed. A position also remembers what
+// it holds (a token id, or a picture's key and row), which is how a prompt finds the prefix it shares with
+// the past.
 #pragma once
 
 #include "error.h"
@@ -36,10 +37,11 @@ uint64_t       kv_cache_size(const kv_params * p);                       // byte
 pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, ggml_backend_buffer_type_t where);
 void           kv_cache_free(kv_cache * kv);
 
-// Cells for n more positions of a sequence, in kv_sequence.cells[length..length + n); the length grows with kv_commit,
-// after they have been computed, and kv_rollback gives them back instead. There is always room up to n_ctx.
+// Cells for n more positions of a sequence, in kv_sequence.cells[length..length + n); the length grows with
+// kv_commit, after they have been computed, and kv_rollback gives them back instead. There is always room up
+// to n_ctx.
 void kv_reserve(kv_cache * kv, int32_t seq, int32_t n);
 void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n);
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n);
 void kv_trim(kv_cache * kv, int32_t seq, int32_t n);                     // keep the first n positions
-void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n);       // to: the first n positions of from, shared
+void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n); // to: the first n positions of from, shared

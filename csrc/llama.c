@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ------------------------------------------------------------------------------------------------ weights
+// ----------------------------------------------------------------------------------------- weights
 
 int32_t llama_n_tensors(const llama_hparams * h) { return 4 + 13 * h->n_layer; }
 
@@ -14,7 +14,8 @@ static tensor * optional_bias(weights * w, int64_t n, const char * name, int i) 
 }
 
 static void bind_layer(llama_layer * l, weights * w, const llama_hparams * h, int i) {
-    const int64_t E = h->n_embd, F = h->n_ff, Q = (int64_t) h->n_head * h->head_dim, K = (int64_t) h->n_head_kv * h->head_dim;
+    const int64_t E = h->n_embd, F = h->n_ff, Q = (int64_t) h->n_head * h->head_dim,
+                  K = (int64_t) h->n_head_kv * h->head_dim;
     l->attn_norm     = weights_vector(w, E,    "blk.%d.attn_norm.weight", i);
     l->attn_q        = weights_matrix(w, Q, E, "blk.%d.attn_q.weight", i);
     l->attn_k        = weights_matrix(w, K, E, "blk.%d.attn_k.weight", i);
@@ -29,11 +30,12 @@ static void bind_layer(llama_layer * l, weights * w, const llama_hparams * h, in
     l->attn_v_b      = optional_bias(w, K, "attn_v", i);
     l->attn_output_b = optional_bias(w, E, "attn_output", i);
     char name[32];
-    snprintf(name, sizeof name, "blk.%d.attn_rot_embd", i);              // written by early converters, derived from theta
+    snprintf(name, sizeof name, "blk.%d.attn_rot_embd", i); // written by early converters, derived from theta
     weights_ignore(w, name);
 }
 
-// Angle of pair i at position p: p * scale * theta^(-2i / head_dim) / freqs[i], computed in double and rounded once.
+// Angle of pair i at position p: p * scale * theta^(-2i / head_dim) / freqs[i], computed in double and
+// rounded once.
 static pyllava_status compute_rope(llama * m) {
     const llama_hparams * h = &m->hparams;
     const int n = h->head_dim / 2;
@@ -42,7 +44,8 @@ static pyllava_status compute_rope(llama * m) {
     for (int i = 0; i < n; i++) {
         double divisor = pow(h->rope_theta, 2.0 * i / h->head_dim) / h->rope_scale;
         if (m->rope_freqs) divisor *= ((const float *) m->rope_freqs->data)[i];
-        if (!isfinite(divisor) || divisor <= 0) FAIL(PYLLAVA_ERR_MISMATCH, "rope_freqs.weight: entry %d is not a positive number", i);
+        if (!isfinite(divisor) || divisor <= 0)
+            FAIL(PYLLAVA_ERR_MISMATCH, "rope_freqs.weight: entry %d is not a positive number", i);
         m->rope_divisors[i] = (float) divisor;
     }
     return PYLLAVA_OK;
@@ -54,8 +57,10 @@ pyllava_status llama_bind(llama * m, weights * w) {
     TRY_ALLOC(m->layers, sizeof *m->layers * (size_t) h->n_layer);
     m->token_embd  = weights_matrix(w, h->n_vocab, h->n_embd, "token_embd.weight");
     m->output_norm = weights_vector(w, h->n_embd, "output_norm.weight");
-    m->output      = weights_has(w, "output.weight") ? weights_matrix(w, h->n_vocab, h->n_embd, "output.weight") : m->token_embd;
-    if (weights_has(w, "rope_freqs.weight")) m->rope_freqs = weights_vector(w, h->head_dim / 2, "rope_freqs.weight");
+    m->output = weights_has(w, "output.weight") ? weights_matrix(w, h->n_vocab, h->n_embd, "output.weight")
+                                                : m->token_embd;
+    if (weights_has(w, "rope_freqs.weight"))
+        m->rope_freqs = weights_vector(w, h->head_dim / 2, "rope_freqs.weight");
     for (int i = 0; i < h->n_layer; i++) bind_layer(&m->layers[i], w, h, i);
     TRY(w->status);
     return compute_rope(m);
@@ -75,11 +80,12 @@ void llama_embed(const llama * m, int32_t id, float * out_row) {
     else ggml_get_type_traits(t->type)->to_float(row, out_row, t->ne[0]);
 }
 
-// ------------------------------------------------------------------------------------------------ network
+// ----------------------------------------------------------------------------------------- network
 
 int32_t llama_n_nodes(const llama * m) { return 64 + 48 * m->hparams.n_layer; }
 
-static tensor * llama_attention(graph * g, const llama * m, const llama_input * in, const kv_cache * kv, int i, tensor * x) {
+static tensor * llama_attention(graph * g, const llama * m, const llama_input * in, const kv_cache * kv,
+                                int i, tensor * x) {
     const llama_layer * l = &m->layers[i];
     const int32_t d = m->hparams.head_dim;
     tensor * q = nn_name(g, nn_linear(g, l->attn_q, l->attn_q_b, x), "blk.%d.attn_q", i);
@@ -100,7 +106,8 @@ static tensor * llama_ffn(graph * g, const llama_layer * l, int i, tensor * x) {
 }
 
 // One pre-norm decoder layer:   h = x + Attention(RMS(x))    y = h + FFN(RMS(h))
-static tensor * llama_block(graph * g, const llama * m, const llama_input * in, const kv_cache * kv, int i, tensor * x) {
+static tensor * llama_block(graph * g, const llama * m, const llama_input * in, const kv_cache * kv, int i,
+                            tensor * x) {
     const llama_layer * l = &m->layers[i];
     const float eps = m->hparams.eps;
     tensor * y = nn_name(g, nn_rms_norm(g, l->attn_norm, eps, x), "blk.%d.attn_norm", i);

@@ -1,4 +1,5 @@
-// llama.h - the LLaMA decoder (Touvron et al., 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+// llama.h - the LLaMA decoder (Touvron et al., 2023): RMSNorm, rotary positions, grouped-query attention,
+// SwiGLU.
 #pragma once
 
 #include "hparams.h"
@@ -6,9 +7,9 @@
 #include "nn.h"
 #include "weights.h"
 
-typedef struct llama_layer {              // E = n_embd, Q = n_head * head_dim, K = n_head_kv * head_dim, F = n_ff
+typedef struct llama_layer { // E = n_embd, Q = n_head * head_dim, K = n_head_kv * head_dim, F = n_ff
     tensor * attn_norm;                   // [E]
-    tensor * attn_q, * attn_q_b, * attn_k, * attn_k_b, * attn_v, * attn_v_b;         // [Q|K|K, E]; biases may be absent
+    tensor *attn_q, *attn_q_b, *attn_k, *attn_k_b, *attn_v, *attn_v_b; // [Q|K|K, E]; biases may be absent
     tensor * attn_output, * attn_output_b;       // [E, Q]
     tensor * ffn_norm;                    // [E]
     tensor * ffn_gate, * ffn_up, * ffn_down;     // [F, E], [F, E], [E, F]
@@ -27,7 +28,7 @@ typedef struct llama {
 typedef struct llama_input {
     tensor * embd;                        // f32 [n_tokens, E]
     tensor * positions;                   // i32 [n_tokens]
-    tensor * cells;                       // i32 [n_tokens] rows of the cache that the tokens' keys and values go to
+    tensor * cells; // i32 [n_tokens] rows of the cache that the tokens' keys and values go to
     tensor * rope_divisors;               // f32 [head_dim / 2]
     tensor * out_rows;                    // i32 [n_out] tokens whose logits are wanted
 } llama_input;
@@ -35,7 +36,8 @@ typedef struct llama_input {
 int32_t        llama_n_tensors(const llama_hparams * h);
 pyllava_status llama_bind(llama * m, weights * w);
 void           llama_free(llama * m);
-void           llama_embed(const llama * m, int32_t id, float * out_row);            // token_embd[id] as f32 [E]
+void llama_embed(const llama * m, int32_t id, float * out_row); // token_embd[id] as f32 [E]
 
 int32_t  llama_n_nodes(const llama * m);
-tensor * llama_logits(graph * g, const llama * m, const llama_input * in, const kv_cache * kv);     // f32 [n_out, n_vocab]
+tensor * llama_logits(graph * g, const llama * m, const llama_input * in,
+                      const kv_cache * kv); // f32 [n_out, n_vocab]

@@ -3,5 +3,5 @@
 
 #include <stdint.h>
 
-uint64_t memory_available(void);          // bytes that can be taken without swapping; UINT64_MAX where unknown
+uint64_t memory_available(void); // bytes that can be taken without swapping; UINT64_MAX where unknown
 int32_t  cpu_count(void);                 // cores this process may use, at least 1

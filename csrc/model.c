@@ -63,11 +63,26 @@ void model_describe(const pyllava_model * m, pyllava_model_info * out) {
     const llama_hparams * h = &m->llama.hparams;
     const vit_hparams * v = &m->vit.hparams;
     pyllava_model_info info = {
-        .n_vocab = h->n_vocab, .n_embd = h->n_embd, .n_layer = h->n_layer, .n_head = h->n_head, .n_head_kv = h->n_head_kv,
-        .head_dim = h->head_dim, .n_ff = h->n_ff, .n_ctx_train = h->n_ctx_train, .bos_id = m->vocab.bos,
-        .eos_id = m->vocab.eos, .unk_id = m->vocab.unk, .add_bos = m->vocab.add_bos, .has_vision = m->has_vision,
-        .image_size = v->image_size, .patch_size = v->patch_size, .n_image_tokens = v->n_patch, .n_embd_vision = v->n_embd,
-        .n_layer_vision = v->n_layer, .n_layer_vision_run = v->n_layer_run, .size = m->text_weights.size,
+        .n_vocab = h->n_vocab,
+        .n_embd = h->n_embd,
+        .n_layer = h->n_layer,
+        .n_head = h->n_head,
+        .n_head_kv = h->n_head_kv,
+        .head_dim = h->head_dim,
+        .n_ff = h->n_ff,
+        .n_ctx_train = h->n_ctx_train,
+        .bos_id = m->vocab.bos,
+        .eos_id = m->vocab.eos,
+        .unk_id = m->vocab.unk,
+        .add_bos = m->vocab.add_bos,
+        .has_vision = m->has_vision,
+        .image_size = v->image_size,
+        .patch_size = v->patch_size,
+        .n_image_tokens = v->n_patch,
+        .n_embd_vision = v->n_embd,
+        .n_layer_vision = v->n_layer,
+        .n_layer_vision_run = v->n_layer_run,
+        .size = m->text_weights.size,
         .size_vision = m->vision_weights.size,
     };
     memcpy(info.image_mean, v->image_mean, sizeof info.image_mean);

@@ -1,11 +1,13 @@
-// nn.c - see nn.h. Everything that ggml does not do the way we need it is worked around here and nowhere else.
+// nn.c - see nn.h. Everything that ggml does not do the way we need it is worked around here and nowhere
+// else.
 #include "nn.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 
 pyllava_status graph_begin(graph * g, kernel_env * env, attention_env * attention, int32_t n_nodes) {
-    size_t size = ggml_tensor_overhead() * 2 * (size_t) n_nodes + ggml_graph_overhead_custom((size_t) n_nodes, false);
+    size_t size =
+        ggml_tensor_overhead() * 2 * (size_t) n_nodes + ggml_graph_overhead_custom((size_t) n_nodes, false);
     *g = (graph) { .env = env, .attention = attention };
     g->ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
     TRY_ALLOC(g->ctx, size);
@@ -45,8 +47,8 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...) {
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     if (!w || !x) return NULL;
     tensor * args[] = { w, x, b };
-    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], x->ne[1], x->ne[2], x->ne[3], args, b ? 3 : 2, kernel_linear,
-                          GGML_N_TASKS_MAX, g->env);
+    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], x->ne[1], x->ne[2], x->ne[3], args, b ? 3 : 2,
+                          kernel_linear, GGML_N_TASKS_MAX, g->env);
 }
 
 tensor * nn_add(graph * g, tensor * x, tensor * y) { return x && y ? ggml_add(g->ctx, x, y) : NULL; }
@@ -71,22 +73,27 @@ tensor * nn_quick_gelu(graph * g, tensor * x) {
     return x ? ggml_scale(g->ctx, ggml_silu(g->ctx, ggml_scale(g->ctx, x, 1.702f)), 1.0f / 1.702f) : NULL;
 }
 
-// With base 1 ggml's angle is position / divisor, rounded once; its own powers of theta drift by multiplication.
+// With base 1 ggml's angle is position / divisor, rounded once; its own powers of theta drift by
+// multiplication.
 tensor * nn_rope(graph * g, tensor * x, tensor * positions, tensor * divisors, int32_t head_dim) {
     if (!x || !positions || !divisors) return NULL;
     int64_t width = x->ne[0], n = x->ne[1];
     x = ggml_reshape_3d(g->ctx, x, head_dim, width / head_dim, n);
-    x = ggml_rope_ext(g->ctx, x, positions, divisors, head_dim, GGML_ROPE_TYPE_NORMAL, 0, 1.0f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f);
+    x = ggml_rope_ext(g->ctx, x, positions, divisors, head_dim, GGML_ROPE_TYPE_NORMAL, 0, 1.0f, 1.0f, 0.0f,
+                      1.0f, 0.0f, 0.0f);
     return ggml_reshape_2d(g->ctx, x, width, n);
 }
 
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     if (!q || !k || !v) return NULL;
     tensor * args[] = { q, k, v };
-    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, args, 3, kernel_attention, GGML_N_TASKS_MAX, g->attention);
+    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, args, 3, kernel_attention,
+                          GGML_N_TASKS_MAX, g->attention);
 }
 
-tensor * nn_rows(graph * g, tensor * x, tensor * rows) { return x && rows ? ggml_get_rows(g->ctx, x, rows) : NULL; }
+tensor * nn_rows(graph * g, tensor * x, tensor * rows) {
+    return x && rows ? ggml_get_rows(g->ctx, x, rows) : NULL;
+}
 
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows) {
     if (!to || !x || !rows) return NULL;

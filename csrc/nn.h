@@ -1,5 +1,5 @@
-// nn.h - the few operations our networks are written in, over a ggml graph. The builder is sticky: a NULL tensor passes
-// through every function, and graph_finish reports it once.
+// nn.h - the few operations our networks are written in, over a ggml graph. The builder is sticky: a NULL
+// tensor passes through every function, and graph_finish reports it once.
 #pragma once
 
 #include "error.h"
@@ -17,17 +17,20 @@ typedef struct graph {
 } graph;
 
 pyllava_status graph_begin(graph * g, kernel_env * env, attention_env * attention, int32_t n_nodes);
-pyllava_status graph_finish(graph * g, tensor * out);                    // out: the last tensor, kept for reading
+pyllava_status graph_finish(graph * g, tensor * out); // out: the last tensor, kept for reading
 void           graph_free(graph * g);
 
-tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n, const char * name);   // [n_rows, n]
-tensor * nn_name(graph * g, tensor * x, const char * format, ...) PYLLAVA_PRINTF(3, 4);             // names an intermediate
+tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n,
+                  const char * name); // [n_rows, n]
+tensor * nn_name(graph * g, tensor * x, const char * format, ...)
+    PYLLAVA_PRINTF(3, 4); // names an intermediate
 
-tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x);                     // W x + b; b may be NULL
+tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
 tensor * nn_add(graph * g, tensor * x, tensor * y);
-tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps, tensor * x);      // (x - mean) / sqrt(var + eps) * w + b
-tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x);                    // x / sqrt(mean(x^2) + eps) * w
-tensor * nn_gelu(graph * g, tensor * x);                                               // x * Phi(x), the erf form
+tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps,
+                       tensor * x); // (x - mean) / sqrt(var + eps) * w + b
+tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x); // x / sqrt(mean(x^2) + eps) * w
+tensor * nn_gelu(graph * g, tensor * x); // x * Phi(x), the erf form
 tensor * nn_quick_gelu(graph * g, tensor * x);                                         // x * sigmoid(1.702 x)
 tensor * nn_silu(graph * g, tensor * x);                                               // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
@@ -36,4 +39,4 @@ tensor * nn_rope(graph * g, tensor * x, tensor * positions, tensor * divisors, i
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
 tensor * nn_rows(graph * g, tensor * x, tensor * rows);                                // x[rows]
-tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows);             // to[rows] = x; gives to
+tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows); // to[rows] = x; gives to

@@ -6,13 +6,15 @@ int32_t projector_n_tensors(void) { return 4; }
 pyllava_status projector_bind(projector * p, weights * w, const vit_hparams * h, int32_t n_embd_text) {
     const char * path = w->files[0]->path;
     if (weights_has(w, "mm.3.weight")) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: projector of the kind 'mlp_norm' (Yi-VL), this version runs 'mlp'", path);
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: projector of the kind 'mlp_norm' (Yi-VL), this version runs 'mlp'",
+             path);
     }
     const gguf_tensor * last = weights_find(w, "mm.2.weight", NULL);
     if (!last) FAIL(PYLLAVA_ERR_MISMATCH, "%s: missing tensor mm.2.weight", path);
     const int64_t D = h->n_embd, E = last->ne[1];
     if (E != n_embd_text) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: the projector gives embeddings of width %lld, the language model needs %d: wrong mmproj?",
+        FAIL(PYLLAVA_ERR_MISMATCH,
+             "%s: the projector gives embeddings of width %lld, the language model needs %d: wrong mmproj?",
              path, (long long) E, n_embd_text);
     }
     p->n_embd = (int32_t) E;

@@ -5,9 +5,10 @@
 //   pyllava_session  KV cache, compute buffers. One thread at a time; must not outlive its model.
 //   pyllava_sampler  random state and the last tokens of one answer. One thread at a time.
 //
-// A function that can fail returns pyllava_status and writes results through trailing out_ pointers, which stay
-// untouched on failure; pyllava_last_error() then explains in one line, on the same thread. Text is UTF-8 with a
-// byte length. Shapes are row-major, slowest first. *_free(NULL) is fine. Nothing here prints, exits or aborts.
+// A function that can fail returns pyllava_status and writes results through trailing out_ pointers, which
+// stay untouched on failure; pyllava_last_error() then explains in one line, on the same thread. Text is
+// UTF-8 with a byte length. Shapes are row-major, slowest first. *_free(NULL) is fine. Nothing here prints,
+// exits or aborts.
 
 #ifndef PYLLAVA_H
 #define PYLLAVA_H
@@ -29,26 +30,30 @@ extern "C" {
 #define PYLLAVA_ABI 1                     // raised with every incompatible change of this file
 
 typedef enum pyllava_status {
-    PYLLAVA_OK              = 0,
-    PYLLAVA_ERR_ARGUMENT    = 1,          // the caller's mistake: null pointer, out of range, wrong state
-    PYLLAVA_ERR_NOT_FOUND   = 2,          // no such file
-    PYLLAVA_ERR_IO          = 3,          // the operating system refused to open, read or map
-    PYLLAVA_ERR_FILE        = 4,          // not a well-formed GGUF file
-    PYLLAVA_ERR_MISMATCH    = 5,          // well-formed, but its parts contradict each other or the other file
-    PYLLAVA_ERR_UNSUPPORTED = 6,          // a model this library does not run
-    PYLLAVA_ERR_MEMORY      = 7,          // what is needed does not fit; the text gives the numbers
-    PYLLAVA_ERR_CONTEXT     = 8,          // more positions than n_ctx
-    PYLLAVA_ERR_CANCELLED   = 9,          // pyllava_session_cancel, or a progress callback that returned false
-    PYLLAVA_ERR_NUMERIC     = 10,         // NaN or infinite logits
-    PYLLAVA_ERR_DEVICE      = 11,         // the back end could not be started or failed
+    PYLLAVA_OK = 0,
+    PYLLAVA_ERR_ARGUMENT = 1, // the caller's mistake: null pointer, out of range, wrong state
+    PYLLAVA_ERR_NOT_FOUND = 2, // no such file
+    PYLLAVA_ERR_IO = 3, // the operating system refused to open, read or map
+    PYLLAVA_ERR_FILE = 4, // not a well-formed GGUF file
+    PYLLAVA_ERR_MISMATCH = 5, // well-formed, but its parts contradict each other or the other file
+    PYLLAVA_ERR_UNSUPPORTED = 6, // a model this library does not run
+    PYLLAVA_ERR_MEMORY = 7, // what is needed does not fit; the text gives the numbers
+    PYLLAVA_ERR_CONTEXT = 8, // more positions than n_ctx
+    PYLLAVA_ERR_CANCELLED = 9, // pyllava_session_cancel, or a progress callback that returned false
+    PYLLAVA_ERR_NUMERIC = 10, // NaN or infinite logits
+    PYLLAVA_ERR_DEVICE = 11, // the back end could not be started or failed
 } pyllava_status;
 
 typedef enum pyllava_precision {
-    PYLLAVA_EXACT = 0,                    // f32 activations, full-precision weights, any thread count: same bytes
-    PYLLAVA_FAST  = 1,                    // may round activations; today the same as PYLLAVA_EXACT
+    PYLLAVA_EXACT = 0, // f32 activations, full-precision weights, any thread count: same bytes
+    PYLLAVA_FAST = 1, // may round activations; today the same as PYLLAVA_EXACT
 } pyllava_precision;
 
-typedef enum pyllava_log_level { PYLLAVA_LOG_DEBUG = 10, PYLLAVA_LOG_INFO = 20, PYLLAVA_LOG_WARNING = 30 } pyllava_log_level;
+typedef enum pyllava_log_level {
+    PYLLAVA_LOG_DEBUG = 10,
+    PYLLAVA_LOG_INFO = 20,
+    PYLLAVA_LOG_WARNING = 30
+} pyllava_log_level;
 
 typedef struct pyllava_gguf    pyllava_gguf;
 typedef struct pyllava_model   pyllava_model;
@@ -58,18 +63,19 @@ typedef struct pyllava_sampler pyllava_sampler;
 typedef bool (*pyllava_progress_fn)(const char * stage, float fraction, void * user);    // false cancels
 typedef void (*pyllava_log_fn)(pyllava_log_level level, const char * text, void * user);
 // Called for each named intermediate: f32, row-major [shape[0], ..., shape[n_dims - 1]].
-typedef void (*pyllava_trace_fn)(const char * name, const float * data, const int64_t * shape, int n_dims, void * user);
+typedef void (*pyllava_trace_fn)(const char * name, const float * data, const int64_t * shape, int n_dims,
+                                 void * user);
 
 PYLLAVA_API int          pyllava_abi(void);               // PYLLAVA_ABI of the library
 PYLLAVA_API const char * pyllava_version(void);           // "0.1.0"
 PYLLAVA_API const char * pyllava_engine_version(void);    // the ggml version that was built in
-PYLLAVA_API const char * pyllava_last_error(void);        // the last failure on this thread; "" before the first
+PYLLAVA_API const char * pyllava_last_error(void); // the last failure on this thread; "" before the first
 
-// ------------------------------------------------------------------------------------------------ GGUF files
+// -------------------------------------------------------------------------------------- GGUF files
 
 typedef struct pyllava_kv {
     const char * key;
-    int32_t      type;                    // GGUF value type: 0 u8 1 i8 2 u16 3 i16 4 u32 5 i32 6 f32 7 bool 8 string 9 array ...
+    int32_t type; // GGUF value type: 0 u8 1 i8 2 u16 3 i16 4 u32 5 i32 6 f32 7 bool 8 string 9 array ...
     int32_t      item_type;               // of an array's items; else equal to type
     uint64_t     n;                       // items of an array; else 1
     const void * data;                    // the packed little-endian items; NULL where they are strings
@@ -94,9 +100,10 @@ PYLLAVA_API pyllava_status pyllava_gguf_kv(const pyllava_gguf * file, uint64_t i
 // String i_item of key i: a pointer into the file and its bytes (no terminating zero).
 PYLLAVA_API pyllava_status pyllava_gguf_string(const pyllava_gguf * file, uint64_t i, uint64_t i_item,
                                                const char ** out_text, uint64_t * out_size);
-PYLLAVA_API pyllava_status pyllava_gguf_tensor(const pyllava_gguf * file, uint64_t i, pyllava_tensor_info * out_info);
+PYLLAVA_API pyllava_status pyllava_gguf_tensor(const pyllava_gguf * file, uint64_t i,
+                                               pyllava_tensor_info * out_info);
 
-// ------------------------------------------------------------------------------------------------ model
+// ------------------------------------------------------------------------------------------- model
 
 typedef struct pyllava_model_params {
     const char *        path;             // language model (first file, if split)
@@ -118,29 +125,31 @@ typedef struct pyllava_model_info {
     uint64_t size, size_vision;           // bytes of weights
 } pyllava_model_info;
 
-PYLLAVA_API pyllava_status pyllava_model_load(const pyllava_model_params * params, pyllava_model ** out_model);
+PYLLAVA_API pyllava_status pyllava_model_load(const pyllava_model_params * params,
+                                              pyllava_model ** out_model);
 PYLLAVA_API void           pyllava_model_free(pyllava_model * model);
 PYLLAVA_API pyllava_status pyllava_model_describe(const pyllava_model * model, pyllava_model_info * out_info);
 // The parsed files, for their metadata; owned by the model. mmproj is NULL for a text-only model.
 PYLLAVA_API const pyllava_gguf * pyllava_model_file(const pyllava_model * model);
 PYLLAVA_API const pyllava_gguf * pyllava_model_mmproj(const pyllava_model * model);
 
-// ------------------------------------------------------------------------------------------------ tokenizer
+// --------------------------------------------------------------------------------------- tokenizer
 
 typedef struct pyllava_range { uint64_t begin, end; } pyllava_range;     // bytes [begin, end)
 
-// Text to token ids. Special tokens are recognised in the whole text except in `plain`, ascending byte ranges of a
-// user's own words. out_n receives the count even if it exceeds n_max (then PYLLAVA_ERR_ARGUMENT, nothing written);
-// at most n_bytes + 2 ids are needed. Text that is not UTF-8 is an error.
+// Text to token ids. Special tokens are recognised in the whole text except in `plain`, ascending byte ranges
+// of a user's own words. out_n receives the count even if it exceeds n_max (then PYLLAVA_ERR_ARGUMENT,
+// nothing written); at most n_bytes + 2 ids are needed. Text that is not UTF-8 is an error.
 PYLLAVA_API pyllava_status pyllava_tokenize(const pyllava_model * model, const char * text, uint64_t n_bytes,
                                             const pyllava_range * plain, uint64_t n_plain, bool add_bos,
                                             int32_t * out_ids, uint64_t n_max, uint64_t * out_n);
-// The bytes of one token as they stand in an answer ("" for control tokens unless with_special); may be part of a character.
+// The bytes of one token as they stand in an answer ("" for control tokens unless with_special); may be part
+// of a character.
 PYLLAVA_API pyllava_status pyllava_token_piece(const pyllava_model * model, int32_t id, bool with_special,
                                                const char ** out_text, uint64_t * out_size);
 PYLLAVA_API bool           pyllava_token_is_end(const pyllava_model * model, int32_t id);   // ends an answer
 
-// ------------------------------------------------------------------------------------------------ session
+// ----------------------------------------------------------------------------------------- session
 
 typedef struct pyllava_session_params {
     int32_t  n_ctx;                       // positions per sequence
@@ -148,7 +157,7 @@ typedef struct pyllava_session_params {
     int32_t  n_seq;                       // independent sequences, 1..256
     int32_t  n_threads;                   // 0: the machine's cores
     int32_t  n_views;                     // image views encoded at once, >= 1
-    const char *      type_k;             // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
+    const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
     const char *      type_v;
     pyllava_precision precision;
     pyllava_log_fn    log;
@@ -156,10 +165,13 @@ typedef struct pyllava_session_params {
 } pyllava_session_params;
 
 // Memory a session with these parameters takes, in bytes, without taking it.
-typedef struct pyllava_session_plan { uint64_t kv_size, compute_size, compute_size_vision; } pyllava_session_plan;
+typedef struct pyllava_session_plan {
+    uint64_t kv_size, compute_size, compute_size_vision;
+} pyllava_session_plan;
 
-// A run of positions: n token ids, or n rows of image embeddings f32 [n, n_embd] (then tokens is NULL and key names the
-// picture: rows with equal key and index are taken to be equal when a prompt is compared with what a sequence holds).
+// A run of positions: n token ids, or n rows of image embeddings f32 [n, n_embd] (then tokens is NULL and key
+// names the picture: rows with equal key and index are taken to be equal when a prompt is compared with what
+// a sequence holds).
 typedef struct pyllava_span {
     const int32_t * tokens;
     const float *   embd;
@@ -167,38 +179,44 @@ typedef struct pyllava_span {
     int32_t         n;
 } pyllava_span;
 
-PYLLAVA_API pyllava_status pyllava_session_create(const pyllava_model * model, const pyllava_session_params * params,
+PYLLAVA_API pyllava_status pyllava_session_create(const pyllava_model * model,
+                                                  const pyllava_session_params * params,
                                                   pyllava_session ** out_session);
 PYLLAVA_API void           pyllava_session_free(pyllava_session * session);
-PYLLAVA_API pyllava_status pyllava_session_memory(const pyllava_session * session, pyllava_session_plan * out_plan);
+PYLLAVA_API pyllava_status pyllava_session_memory(const pyllava_session * session,
+                                                  pyllava_session_plan * out_plan);
 
-// The one call allowed from another thread: makes the running call (or the next) end with PYLLAVA_ERR_CANCELLED, until
-// it is called again with false.
+// The one call allowed from another thread: makes the running call (or the next) end with
+// PYLLAVA_ERR_CANCELLED, until it is called again with false.
 PYLLAVA_API void           pyllava_session_cancel(pyllava_session * session, bool cancel);
 // Called for every named intermediate of later computations; NULL stops it. Slow.
 PYLLAVA_API void           pyllava_session_trace(pyllava_session * session, pyllava_trace_fn fn, void * user);
-PYLLAVA_API void           pyllava_session_progress(pyllava_session * session, pyllava_progress_fn fn, void * user);
+PYLLAVA_API void pyllava_session_progress(pyllava_session * session, pyllava_progress_fn fn, void * user);
 
-// Image views f32 [n_views, 3, image_size, image_size] (normalised) to embeddings f32 [n_views, n_image_tokens, n_embd].
-PYLLAVA_API pyllava_status pyllava_encode(pyllava_session * session, const float * pixels, int32_t n_views, float * out_embd);
+// Image views f32 [n_views, 3, image_size, image_size] (normalised) to embeddings f32 [n_views,
+// n_image_tokens, n_embd].
+PYLLAVA_API pyllava_status pyllava_encode(pyllava_session * session, const float * pixels, int32_t n_views,
+                                          float * out_embd);
 
-// Makes sequence seq hold exactly these spans, computing only what follows the prefix it shares with what it already
-// holds (the last row is always computed), and gives the last row's logits f32 [n_vocab]. On failure the sequence holds
-// the part computed so far. out_n_reused may be NULL.
-PYLLAVA_API pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans, int32_t n_spans,
-                                           float * out_logits, int32_t * out_n_reused);
+// Makes sequence seq hold exactly these spans, computing only what follows the prefix it shares with what it
+// already holds (the last row is always computed), and gives the last row's logits f32 [n_vocab]. On failure
+// the sequence holds the part computed so far. out_n_reused may be NULL.
+PYLLAVA_API pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans,
+                                           int32_t n_spans, float * out_logits, int32_t * out_n_reused);
 // The same without reuse, giving every row's logits: f32 [sum of n, n_vocab].
-PYLLAVA_API pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans, int32_t n_spans,
-                                          float * out_logits);
+PYLLAVA_API pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans,
+                                          int32_t n_spans, float * out_logits);
 // Appends token ids[i] to sequence seqs[i] (each at most once) in one step; logits f32 [n, n_vocab].
-PYLLAVA_API pyllava_status pyllava_decode(pyllava_session * session, const int32_t * seqs, const int32_t * ids, int32_t n,
-                                          float * out_logits);
+PYLLAVA_API pyllava_status pyllava_decode(pyllava_session * session, const int32_t * seqs,
+                                          const int32_t * ids, int32_t n, float * out_logits);
 
 PYLLAVA_API pyllava_status pyllava_seq_length(const pyllava_session * session, int32_t seq, int32_t * out_n);
-PYLLAVA_API pyllava_status pyllava_seq_trim(pyllava_session * session, int32_t seq, int32_t n);     // keep the first n
-PYLLAVA_API pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t to, int32_t n);  // shares cells
+PYLLAVA_API pyllava_status pyllava_seq_trim(pyllava_session * session, int32_t seq,
+                                            int32_t n); // keep the first n
+PYLLAVA_API pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t to,
+                                            int32_t n); // shares cells
 
-// ------------------------------------------------------------------------------------------------ sampler
+// ----------------------------------------------------------------------------------------- sampler
 
 typedef struct pyllava_sampler_params {
     float    temperature;                 // <= 0: greedy
@@ -210,10 +228,13 @@ typedef struct pyllava_sampler_params {
     uint64_t seed;
 } pyllava_sampler_params;
 
-PYLLAVA_API pyllava_status pyllava_sampler_create(const pyllava_sampler_params * params, pyllava_sampler ** out_sampler);
+PYLLAVA_API pyllava_status pyllava_sampler_create(const pyllava_sampler_params * params,
+                                                  pyllava_sampler ** out_sampler);
 PYLLAVA_API void           pyllava_sampler_free(pyllava_sampler * sampler);
-// Chooses from logits f32 [n_vocab] and remembers the choice for the repeat penalty. Greedy ties go to the lowest id.
-PYLLAVA_API pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, int32_t n_vocab, int32_t * out_id);
+// Chooses from logits f32 [n_vocab] and remembers the choice for the repeat penalty. Greedy ties go to the
+// lowest id.
+PYLLAVA_API pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, int32_t n_vocab,
+                                          int32_t * out_id);
 
 #ifdef __cplusplus
 }

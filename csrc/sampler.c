@@ -1,5 +1,5 @@
-// sampler.c - see sampler.h. The order is llama.cpp's: penalty, top-k, top-p, min-p, temperature, draw. Sorting by
-// (logit, id) makes every choice independent of how the candidates were found.
+// sampler.c - see sampler.h. The order is llama.cpp's: penalty, top-k, top-p, min-p, temperature, draw.
+// Sorting by (logit, id) makes every choice independent of how the candidates were found.
 #include "sampler.h"
 
 #include <math.h>
@@ -31,10 +31,13 @@ static double next_uniform(pyllava_sampler * s) {
 pyllava_status sampler_create(const pyllava_sampler_params * p, pyllava_sampler ** out) {
     if (!isfinite(p->temperature)) FAIL(PYLLAVA_ERR_ARGUMENT, "temperature: need a finite number");
     if (p->top_k < 0) FAIL(PYLLAVA_ERR_ARGUMENT, "top_k: found %d, need 0 (off) or more", p->top_k);
-    if (!(p->top_p >= 0.0f && p->top_p <= 1.0f)) FAIL(PYLLAVA_ERR_ARGUMENT, "top_p: found %g, need 0..1", p->top_p);
-    if (!(p->min_p >= 0.0f && p->min_p <= 1.0f)) FAIL(PYLLAVA_ERR_ARGUMENT, "min_p: found %g, need 0..1", p->min_p);
+    if (!(p->top_p >= 0.0f && p->top_p <= 1.0f))
+        FAIL(PYLLAVA_ERR_ARGUMENT, "top_p: found %g, need 0..1", p->top_p);
+    if (!(p->min_p >= 0.0f && p->min_p <= 1.0f))
+        FAIL(PYLLAVA_ERR_ARGUMENT, "min_p: found %g, need 0..1", p->min_p);
     if (!(p->repeat_penalty > 0.0f && isfinite(p->repeat_penalty))) {
-        FAIL(PYLLAVA_ERR_ARGUMENT, "repeat_penalty: found %g, need a number above 0 (1: off)", p->repeat_penalty);
+        FAIL(PYLLAVA_ERR_ARGUMENT, "repeat_penalty: found %g, need a number above 0 (1: off)",
+             p->repeat_penalty);
     }
     if (p->repeat_last_n < 0 || p->repeat_last_n > 1 << 20) {
         FAIL(PYLLAVA_ERR_ARGUMENT, "repeat_last_n: found %d, need 0..%d", p->repeat_last_n, 1 << 20);
@@ -107,14 +110,14 @@ static int32_t draw(pyllava_sampler * s, int32_t n) {
     choice * c = s->choices;
     qsort(c, (size_t) n, sizeof *c, by_logit);
     if (p->top_k > 0 && p->top_k < n) n = p->top_k;
-    if (p->top_p < 1.0f) {                                               // shortest prefix that holds top_p (Holtzman et al., 2020)
+    if (p->top_p < 1.0f) { // shortest prefix that holds top_p (Holtzman et al., 2020)
         softmax(c, n, 1.0f);
         double sum = 0.0;
         int32_t kept = 0;
         while (kept < n && (kept == 0 || sum < p->top_p)) sum += c[kept++].p;
         n = kept;
     }
-    if (p->min_p > 0.0f) {                                               // p >= min_p * max p (Nguyen et al., 2024)
+    if (p->min_p > 0.0f) { // p >= min_p * max p (Nguyen et al., 2024)
         const float least = c[0].logit + logf(p->min_p);
         while (n > 1 && c[n - 1].logit < least) n--;
     }

@@ -1,5 +1,6 @@
-// session.c - see session.h. A step is: rows of embeddings with their positions, cells and sequences are laid out in a
-// batch; a graph is built for its size, run, and the cells are committed to their sequences only if that went well.
+// session.c - see session.h. A step is: rows of embeddings with their positions, cells and sequences are laid
+// out in a batch; a graph is built for its size, run, and the cells are committed to their sequences only if
+// that went well.
 #include "session.h"
 
 #include "memory.h"
@@ -57,7 +58,9 @@ void session_progress(pyllava_session * s, pyllava_progress_fn fn, void * user) 
     s->progress_user = user;
 }
 
-static bool is_cancelled(void * session) { return atomic_load(&((pyllava_session *) session)->cancelled) != 0; }
+static bool is_cancelled(void * session) {
+    return atomic_load(&((pyllava_session *) session)->cancelled) != 0;
+}
 
 static pyllava_status cancelled_status(void) { FAIL(PYLLAVA_ERR_CANCELLED, "cancelled"); }
 
@@ -66,11 +69,11 @@ static pyllava_status report(pyllava_session * s, const char * stage, float frac
     return is_cancelled(s) ? cancelled_status() : PYLLAVA_OK;
 }
 
-// ------------------------------------------------------------------------------------------------ graphs
+// ------------------------------------------------------------------------------------------ graphs
 
 // Rows of one sequence (or view) cut into attention blocks.
-static int32_t add_blocks(attention_block * out, int32_t n_blocks, int32_t first, int32_t n, int32_t group, const int32_t * cells,
-                          int32_t first_row) {
+static int32_t add_blocks(attention_block * out, int32_t n_blocks, int32_t first, int32_t n, int32_t group,
+                          const int32_t * cells, int32_t first_row) {
     const int32_t step = KERNEL_QUERIES / group > 1 ? KERNEL_QUERIES / group : 1;
     for (int32_t i = 0; i < n; i += step) {
         out[n_blocks++] = (attention_block) { first + i, n - i < step ? n - i : step, cells, first_row };
@@ -78,7 +81,8 @@ static int32_t add_blocks(attention_block * out, int32_t n_blocks, int32_t first
     return n_blocks;
 }
 
-static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_views, tensor ** out_patches, tensor ** out_embd) {
+static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_views, tensor ** out_patches,
+                                   tensor ** out_embd) {
     const vit * v = &s->model->vit;
     const int64_t P = v->hparams.patch_size;
     TRY(graph_begin(g, &s->env, &s->attention, vit_n_nodes(v)));
@@ -87,7 +91,8 @@ static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_vie
     return graph_finish(g, *out_embd);
 }
 
-static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int32_t n_out, llama_input * in, tensor ** out_logits) {
+static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int32_t n_out, llama_input * in,
+                                 tensor ** out_logits) {
     const llama_hparams * h = &s->model->llama.hparams;
     TRY(graph_begin(g, &s->env, &s->attention, llama_n_nodes(&s->model->llama)));
     *in = (llama_input) {
@@ -102,8 +107,8 @@ static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int3
 }
 
 static bool is_intermediate(const struct ggml_tensor * t) {
-    return t->type == GGML_TYPE_F32 && t->name[0] && strncmp(t->name, "node_", 5) && strncmp(t->name, "leaf_", 5) &&
-           !strpbrk(t->name, " (#") && ggml_is_contiguous(t);
+    return t->type == GGML_TYPE_F32 && t->name[0] && strncmp(t->name, "node_", 5) &&
+           strncmp(t->name, "leaf_", 5) && !strpbrk(t->name, " (#") && ggml_is_contiguous(t);
 }
 
 static bool on_tensor(struct ggml_tensor * t, bool ask, void * session) {
@@ -128,7 +133,8 @@ void session_trace(pyllava_session * s, pyllava_trace_fn fn, void * user) {
 
 static pyllava_status allocate(pyllava_session * s, graph * g) {
     ggml_backend_sched_reset(s->sched);
-    if (!ggml_backend_sched_alloc_graph(s->sched, g->nodes)) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
+    if (!ggml_backend_sched_alloc_graph(s->sched, g->nodes))
+        FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
     return PYLLAVA_OK;
 }
 
@@ -136,27 +142,35 @@ static pyllava_status run(pyllava_session * s, graph * g) {
     enum ggml_status status = ggml_backend_sched_graph_compute(s->sched, g->nodes);
     if (is_cancelled(s) || status == GGML_STATUS_ABORTED) return cancelled_status();
     if (status == GGML_STATUS_ALLOC_FAILED) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
-    if (status != GGML_STATUS_SUCCESS) FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) status);
+    if (status != GGML_STATUS_SUCCESS)
+        FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) status);
     return PYLLAVA_OK;
 }
 
 static void put(tensor * t, const void * data) { ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t)); }
 
-// ------------------------------------------------------------------------------------------------ images
+// ------------------------------------------------------------------------------------------ images
 
-static pyllava_status encode_views(pyllava_session * s, graph * g, const float * pixels, int32_t n_views, float * out) {
+static pyllava_status encode_views(pyllava_session * s, graph * g, const float * pixels, int32_t n_views,
+                                   float * out) {
     const vit * v = &s->model->vit;
     const size_t S = (size_t) v->hparams.image_size, P = (size_t) v->hparams.patch_size;
     for (int32_t i = 0; i < n_views; i++) {
-        vit_unfold(&v->hparams, pixels + (size_t) i * 3 * S * S, s->patches + (size_t) i * (size_t) v->hparams.n_patch * 3 * P * P);
+        vit_unfold(&v->hparams, pixels + (size_t) i * 3 * S * S,
+                   s->patches + (size_t) i * (size_t) v->hparams.n_patch * 3 * P * P);
     }
     s->attention = (attention_env) {
-        .env = s->env, .n_head = v->hparams.n_head, .n_head_kv = v->hparams.n_head, .head_dim = v->hparams.n_embd / v->hparams.n_head,
-        .blocks = s->view_blocks, .n_visible = s->view_visible,
+        .env = s->env,
+        .n_head = v->hparams.n_head,
+        .n_head_kv = v->hparams.n_head,
+        .head_dim = v->hparams.n_embd / v->hparams.n_head,
+        .blocks = s->view_blocks,
+        .n_visible = s->view_visible,
     };
     for (int32_t i = 0; i < n_views; i++) {
         const int32_t first = i * v->n_pos;
-        s->attention.n_blocks = add_blocks(s->view_blocks, s->attention.n_blocks, first, v->n_pos, 1, NULL, first);
+        s->attention.n_blocks =
+            add_blocks(s->view_blocks, s->attention.n_blocks, first, v->n_pos, 1, NULL, first);
     }
     for (int32_t i = 0; i < n_views * v->n_pos; i++) s->view_visible[i] = v->n_pos;
     tensor * patches, * embd;
@@ -166,7 +180,8 @@ static pyllava_status encode_views(pyllava_session * s, graph * g, const float *
     TRY(run(s, g));
     ggml_backend_tensor_get(embd, out, 0, ggml_nbytes(embd));
     for (size_t i = 0; i < ggml_nbytes(embd) / sizeof *out; i++) {
-        if (!isfinite(out[i])) FAIL(PYLLAVA_ERR_NUMERIC, "image embeddings: entry %zu is not finite (bad weights or pixels)", i);
+        if (!isfinite(out[i]))
+            FAIL(PYLLAVA_ERR_NUMERIC, "image embeddings: entry %zu is not finite (bad weights or pixels)", i);
     }
     return PYLLAVA_OK;
 }
@@ -179,17 +194,19 @@ pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t
         TRY(report(s, "encode", (float) i / (float) n_views));
         const int32_t n = n_views - i < s->params.n_views ? n_views - i : s->params.n_views;
         graph g = { 0 };
-        pyllava_status status = encode_views(s, &g, pixels + (size_t) i * n_pixels, n, out_embd + (size_t) i * n_out);
+        pyllava_status status =
+            encode_views(s, &g, pixels + (size_t) i * n_pixels, n, out_embd + (size_t) i * n_out);
         graph_free(&g);
         TRY(status);
     }
     return report(s, "encode", 1.0f);
 }
 
-// ------------------------------------------------------------------------------------------------ batches
+// ----------------------------------------------------------------------------------------- batches
 
 // Adds row i of a span to the batch, as the next position of a sequence whose cells are reserved.
-static void batch_add(pyllava_session * s, const pyllava_span * span, int32_t i, int32_t position, int32_t cell, uint64_t content) {
+static void batch_add(pyllava_session * s, const pyllava_span * span, int32_t i, int32_t position,
+                      int32_t cell, uint64_t content) {
     batch * b = &s->batch;
     const size_t E = (size_t) s->model->llama.hparams.n_embd;
     float * row = b->embd + (size_t) b->n * E;
@@ -208,7 +225,7 @@ static pyllava_status batch_run(pyllava_session * s, graph * g, float * out_logi
         .env = s->env, .n_head = h->n_head, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim,
         .n_blocks = b->n_blocks, .blocks = b->blocks, .n_visible = b->n_visible,
     };
-    if (b->n_out == 0) b->out_rows[b->n_out++] = b->n - 1;               // a graph has an end; its logits are not read
+    if (b->n_out == 0) b->out_rows[b->n_out++] = b->n - 1; // a graph has an end; its logits are not read
     llama_input in;
     tensor * logits;
     TRY(build_text(s, g, b->n, b->n_out, &in, &logits));
@@ -222,7 +239,8 @@ static pyllava_status batch_run(pyllava_session * s, graph * g, float * out_logi
     if (!out_logits) return PYLLAVA_OK;
     ggml_backend_tensor_get(logits, out_logits, 0, ggml_nbytes(logits));
     for (size_t i = 0; i < ggml_nbytes(logits) / sizeof *out_logits; i++) {
-        if (!isfinite(out_logits[i])) FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
+        if (!isfinite(out_logits[i]))
+            FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
     }
     return PYLLAVA_OK;
 }
@@ -234,9 +252,10 @@ static pyllava_status batch_compute(pyllava_session * s, float * out_logits) {
     return status;
 }
 
-// ------------------------------------------------------------------------------------------------ prompts
+// ----------------------------------------------------------------------------------------- prompts
 
-// What a position holds, as one number: token ids, and a mix of key and row for pictures (odd constant: SplitMix64's).
+// What a position holds, as one number: token ids, and a mix of key and row for pictures (odd constant:
+// SplitMix64's).
 static uint64_t content_of(const pyllava_span * span, int32_t i) {
     if (span->tokens) return (uint64_t) (uint32_t) span->tokens[i];
     uint64_t x = span->key + 0x9E3779B97F4A7C15u * (uint64_t) (i + 1);
@@ -254,7 +273,8 @@ static int32_t shared_prefix(const kv_sequence * q, const pyllava_span * spans, 
     return n;
 }
 
-static pyllava_status check_spans(const pyllava_session * s, const pyllava_span * spans, int32_t n_spans, int32_t * out_n) {
+static pyllava_status check_spans(const pyllava_session * s, const pyllava_span * spans, int32_t n_spans,
+                                  int32_t * out_n) {
     int64_t n = 0;
     for (int32_t j = 0; j < n_spans; j++) {
         if (spans[j].n < 0 || (spans[j].n && !spans[j].tokens == !spans[j].embd)) {
@@ -262,14 +282,16 @@ static pyllava_status check_spans(const pyllava_session * s, const pyllava_span 
         }
         for (int32_t i = 0; spans[j].tokens && i < spans[j].n; i++) {
             if (spans[j].tokens[i] < 0 || spans[j].tokens[i] >= s->model->vocab.n) {
-                FAIL(PYLLAVA_ERR_ARGUMENT, "token %d: found %d, need 0..%d", i, spans[j].tokens[i], s->model->vocab.n - 1);
+                FAIL(PYLLAVA_ERR_ARGUMENT, "token %d: found %d, need 0..%d", i, spans[j].tokens[i],
+                     s->model->vocab.n - 1);
             }
         }
         n += spans[j].n;
     }
     if (n == 0) FAIL(PYLLAVA_ERR_ARGUMENT, "empty prompt");
     if (n > s->params.n_ctx) {
-        FAIL(PYLLAVA_ERR_CONTEXT, "prompt of %lld positions, n_ctx is %d: raise n_ctx or shorten the prompt", (long long) n, s->params.n_ctx);
+        FAIL(PYLLAVA_ERR_CONTEXT, "prompt of %lld positions, n_ctx is %d: raise n_ctx or shorten the prompt",
+             (long long) n, s->params.n_ctx);
     }
     *out_n = (int32_t) n;
     return PYLLAVA_OK;
@@ -295,7 +317,8 @@ static void prompt_skip(prompt * p, int32_t n) {
 
 static pyllava_status prompt_step(pyllava_session * s, prompt * p, float * out_logits) {
     batch * b = &s->batch;
-    const int32_t most = p->all_rows && s->params.n_batch > MAX_LOGIT_ROWS ? MAX_LOGIT_ROWS : s->params.n_batch;
+    const int32_t most =
+        p->all_rows && s->params.n_batch > MAX_LOGIT_ROWS ? MAX_LOGIT_ROWS : s->params.n_batch;
     const int32_t n = p->total - p->done < most ? p->total - p->done : most;
     const kv_sequence * q = &s->kv.sequences[p->seq];
     const bool last = p->done + n == p->total;
@@ -312,7 +335,8 @@ static pyllava_status prompt_step(pyllava_session * s, prompt * p, float * out_l
         batch_add(s, span, p->row, position, q->cells[position], content_of(span, p->row));
         p->row++;
     }
-    for (int32_t i = p->all_rows ? 0 : n - 1; (p->all_rows || last) && i < n; i++) b->out_rows[b->n_out++] = i;
+    for (int32_t i = p->all_rows ? 0 : n - 1; (p->all_rows || last) && i < n; i++)
+        b->out_rows[b->n_out++] = i;
     const int32_t group = s->model->llama.hparams.n_head / s->model->llama.hparams.n_head_kv;
     b->n_blocks = add_blocks(b->blocks, 0, 0, n, group, q->cells, 0);
     pyllava_status status = batch_compute(s, p->all_rows || last ? out_logits : NULL);
@@ -325,8 +349,8 @@ static pyllava_status prompt_step(pyllava_session * s, prompt * p, float * out_l
     return PYLLAVA_OK;
 }
 
-pyllava_status session_prefill(pyllava_session * s, int32_t seq, const pyllava_span * spans, int32_t n_spans, bool all_rows,
-                               float * out_logits, int32_t * out_n_reused) {
+pyllava_status session_prefill(pyllava_session * s, int32_t seq, const pyllava_span * spans, int32_t n_spans,
+                               bool all_rows, float * out_logits, int32_t * out_n_reused) {
     prompt p = { .spans = spans, .seq = seq, .all_rows = all_rows };
     TRY(check_spans(s, spans, n_spans, &p.total));
     int32_t n_shared = all_rows ? 0 : shared_prefix(&s->kv.sequences[seq], spans, n_spans);
@@ -343,14 +367,18 @@ pyllava_status session_prefill(pyllava_session * s, int32_t seq, const pyllava_s
     return report(s, "prefill", 1.0f);
 }
 
-// ------------------------------------------------------------------------------------------------ decoding
+// ---------------------------------------------------------------------------------------- decoding
 
-static pyllava_status check_decode(const pyllava_session * s, const int32_t * seqs, const int32_t * ids, int32_t n) {
+static pyllava_status check_decode(const pyllava_session * s, const int32_t * seqs, const int32_t * ids,
+                                   int32_t n) {
     for (int32_t i = 0; i < n; i++) {
-        if (seqs[i] < 0 || seqs[i] >= s->params.n_seq) FAIL(PYLLAVA_ERR_ARGUMENT, "sequence: found %d, need 0..%d", seqs[i], s->params.n_seq - 1);
-        if (ids[i] < 0 || ids[i] >= s->model->vocab.n) FAIL(PYLLAVA_ERR_ARGUMENT, "token: found %d, need 0..%d", ids[i], s->model->vocab.n - 1);
+        if (seqs[i] < 0 || seqs[i] >= s->params.n_seq)
+            FAIL(PYLLAVA_ERR_ARGUMENT, "sequence: found %d, need 0..%d", seqs[i], s->params.n_seq - 1);
+        if (ids[i] < 0 || ids[i] >= s->model->vocab.n)
+            FAIL(PYLLAVA_ERR_ARGUMENT, "token: found %d, need 0..%d", ids[i], s->model->vocab.n - 1);
         for (int32_t j = 0; j < i; j++) {
-            if (seqs[j] == seqs[i]) FAIL(PYLLAVA_ERR_ARGUMENT, "sequence %d stands twice in one step", seqs[i]);
+            if (seqs[j] == seqs[i])
+                FAIL(PYLLAVA_ERR_ARGUMENT, "sequence %d stands twice in one step", seqs[i]);
         }
         if (s->kv.sequences[seqs[i]].length >= s->params.n_ctx) {
             FAIL(PYLLAVA_ERR_CONTEXT, "sequence %d is full: n_ctx is %d", seqs[i], s->params.n_ctx);
@@ -359,7 +387,8 @@ static pyllava_status check_decode(const pyllava_session * s, const int32_t * se
     return PYLLAVA_OK;
 }
 
-static pyllava_status decode_step(pyllava_session * s, const int32_t * seqs, const int32_t * ids, int32_t n, float * out_logits) {
+static pyllava_status decode_step(pyllava_session * s, const int32_t * seqs, const int32_t * ids, int32_t n,
+                                  float * out_logits) {
     batch * b = &s->batch;
     b->n = b->n_out = b->n_blocks = 0;
     for (int32_t i = 0; i < n; i++) {
@@ -378,7 +407,8 @@ static pyllava_status decode_step(pyllava_session * s, const int32_t * seqs, con
     return status;
 }
 
-pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const int32_t * ids, int32_t n, float * out_logits) {
+pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const int32_t * ids, int32_t n,
+                              float * out_logits) {
     TRY(check_decode(s, seqs, ids, n));
     if (is_cancelled(s)) return cancelled_status();
     const int32_t most = s->batch.n_max < MAX_LOGIT_ROWS ? s->batch.n_max : MAX_LOGIT_ROWS;
@@ -389,22 +419,25 @@ pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const i
     return PYLLAVA_OK;
 }
 
-// ------------------------------------------------------------------------------------------------ creation
+// ---------------------------------------------------------------------------------------- creation
 
-static pyllava_status kv_type(const char * name, pyllava_precision precision, int32_t head_dim, const char * what, enum ggml_type * out) {
+static pyllava_status kv_type(const char * name, pyllava_precision precision, int32_t head_dim,
+                              const char * what, enum ggml_type * out) {
     if (!name) name = precision == PYLLAVA_EXACT ? "f32" : "f16";
-    static const enum ggml_type ALLOWED[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1,
-                                              GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0 };
+    static const enum ggml_type ALLOWED[] = {
+        GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0,
+        GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL
+    };
     for (size_t i = 0; i < sizeof ALLOWED / sizeof *ALLOWED; i++) {
         if (strcmp(name, ggml_type_name(ALLOWED[i]))) continue;
         if (head_dim % ggml_blck_size(ALLOWED[i])) {
-            FAIL(PYLLAVA_ERR_ARGUMENT, "%s: %s needs heads of a multiple of %d, the model's are %d", what, name,
-                 (int) ggml_blck_size(ALLOWED[i]), head_dim);
+            FAIL(PYLLAVA_ERR_ARGUMENT, "%s: %s needs heads of a multiple of %d, the model's are %d", what,
+                 name, (int) ggml_blck_size(ALLOWED[i]), head_dim);
         }
         *out = ALLOWED[i];
         return PYLLAVA_OK;
     }
-    FAIL(PYLLAVA_ERR_ARGUMENT, "%s: found '%s', need f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 or q4_0", what, name);
+    FAIL(PYLLAVA_ERR_ARGUMENT, "%s: found '%s', need f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 or iq4_nl", what, name);
 }
 
 static pyllava_status start_backend(pyllava_session * s) {
@@ -413,14 +446,20 @@ static pyllava_status start_backend(pyllava_session * s) {
     if (!s->backend) FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end could not be started");
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(cpu);
     struct ggml_threadpool * (*threads_new)(struct ggml_threadpool_params *) =
-        (struct ggml_threadpool * (*)(struct ggml_threadpool_params *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
+        (struct ggml_threadpool * (*)(struct ggml_threadpool_params *) )
+            ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
     void (*set_threads)(ggml_backend_t, struct ggml_threadpool *) =
-        (void (*)(ggml_backend_t, struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_backend_cpu_set_threadpool");
-    ggml_backend_set_n_threads_t set_n = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+        (void (*)(ggml_backend_t, struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(
+            reg, "ggml_backend_cpu_set_threadpool");
+    ggml_backend_set_n_threads_t set_n =
+        (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
     ggml_backend_set_abort_callback_t set_abort =
-        (ggml_backend_set_abort_callback_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_abort_callback");
-    s->threads_free = (void (*)(struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
-    if (!threads_new || !set_threads || !set_n || !set_abort || !s->threads_free) FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
+        (ggml_backend_set_abort_callback_t) ggml_backend_reg_get_proc_address(
+            reg, "ggml_backend_set_abort_callback");
+    s->threads_free =
+        (void (*)(struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
+    if (!threads_new || !set_threads || !set_n || !set_abort || !s->threads_free)
+        FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
     struct ggml_threadpool_params params = ggml_threadpool_params_default(s->params.n_threads);
     s->threads = threads_new(&params);
     if (!s->threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", s->params.n_threads);
@@ -434,7 +473,8 @@ static pyllava_status create_scratch(pyllava_session * s) {
     const llama_hparams * h = &s->model->llama.hparams;
     const vit_hparams * v = &s->model->vit.hparams;
     size_t size = linear_scratch_size(), text = attention_scratch_size(h->n_head, h->n_head_kv, h->head_dim);
-    size_t vision = s->model->has_vision ? attention_scratch_size(v->n_head, v->n_head, v->n_embd / v->n_head) : 0;
+    size_t vision =
+        s->model->has_vision ? attention_scratch_size(v->n_head, v->n_head, v->n_embd / v->n_head) : 0;
     size = size > text ? size : text;
     size = ((size > vision ? size : vision) + FILE_ALIGNMENT - 1) / FILE_ALIGNMENT * FILE_ALIGNMENT;
     s->env = (kernel_env) { &s->cancelled, aligned_new(size * (size_t) s->params.n_threads), size };
@@ -453,7 +493,8 @@ static pyllava_status create_batch(pyllava_session * s) {
     b->contents = malloc(n * sizeof *b->contents);
     b->out_rows = malloc(n * sizeof *b->out_rows);
     b->blocks = malloc(n * sizeof *b->blocks);
-    if (!b->embd || !b->positions || !b->cells || !b->n_visible || !b->contents || !b->out_rows || !b->blocks) {
+    if (!b->embd || !b->positions || !b->cells || !b->n_visible || !b->contents || !b->out_rows ||
+        !b->blocks) {
         FAIL(PYLLAVA_ERR_MEMORY, "out of memory for a batch of %d rows", b->n_max);
     }
     if (!s->model->has_vision) return PYLLAVA_OK;
@@ -462,7 +503,8 @@ static pyllava_status create_batch(pyllava_session * s) {
     s->view_visible = malloc(n_pos * sizeof *s->view_visible);
     s->view_blocks = malloc(n_pos * sizeof *s->view_blocks);
     s->patches = malloc(n_pos * 3 * P * P * sizeof *s->patches);
-    if (!s->view_visible || !s->view_blocks || !s->patches) FAIL(PYLLAVA_ERR_MEMORY, "out of memory for %d image views", s->params.n_views);
+    if (!s->view_visible || !s->view_blocks || !s->patches)
+        FAIL(PYLLAVA_ERR_MEMORY, "out of memory for %d image views", s->params.n_views);
     return PYLLAVA_OK;
 }
 
@@ -476,12 +518,14 @@ static pyllava_status measure(pyllava_session * s, bool reserve) {
     pyllava_status status = build_text(s, &g, s->batch.n_max, n_out, &in, &a);
     bool fits = true;
     if (status == PYLLAVA_OK && reserve) fits = ggml_backend_sched_reserve(s->sched, g.nodes);
-    if (status == PYLLAVA_OK && !reserve) ggml_backend_sched_reserve_size(s->sched, g.nodes, &size), s->plan.compute_size = size;
+    if (status == PYLLAVA_OK && !reserve)
+        ggml_backend_sched_reserve_size(s->sched, g.nodes, &size), s->plan.compute_size = size;
     graph_free(&g);
     if (status == PYLLAVA_OK && s->model->has_vision) {
         status = build_vision(s, &g, s->params.n_views, &a, &b);
         if (status == PYLLAVA_OK && reserve) fits = fits && ggml_backend_sched_reserve(s->sched, g.nodes);
-        if (status == PYLLAVA_OK && !reserve) ggml_backend_sched_reserve_size(s->sched, g.nodes, &size), s->plan.compute_size_vision = size;
+        if (status == PYLLAVA_OK && !reserve)
+            ggml_backend_sched_reserve_size(s->sched, g.nodes, &size), s->plan.compute_size_vision = size;
         graph_free(&g);
     }
     TRY(status);
@@ -490,23 +534,33 @@ static pyllava_status measure(pyllava_session * s, bool reserve) {
 }
 
 static pyllava_status check_plan(const pyllava_session * s, int32_t n_ctx) {
-    const uint64_t compute = s->plan.compute_size > s->plan.compute_size_vision ? s->plan.compute_size : s->plan.compute_size_vision;
+    const uint64_t compute = s->plan.compute_size > s->plan.compute_size_vision ? s->plan.compute_size
+                                                                                : s->plan.compute_size_vision;
     const uint64_t need = s->plan.kv_size + compute, have = memory_available();
     if (need > have) {
-        FAIL(PYLLAVA_ERR_MEMORY, "need %.2f GiB (KV cache %.2f for n_ctx %d, compute buffer %.2f), %.2f GiB are free: try a smaller n_ctx or an f16 cache",
-             (double) need / (1 << 30), (double) s->plan.kv_size / (1 << 30), n_ctx, (double) compute / (1 << 30), (double) have / (1 << 30));
+        FAIL(PYLLAVA_ERR_MEMORY,
+             "need %.2f GiB (KV cache %.2f for n_ctx %d, compute buffer %.2f), %.2f GiB are free: try a "
+             "smaller n_ctx or an f16 cache",
+             (double) need / (1 << 30), (double) s->plan.kv_size / (1 << 30), n_ctx,
+             (double) compute / (1 << 30), (double) have / (1 << 30));
     }
     return PYLLAVA_OK;
 }
 
 static pyllava_status check_params(const pyllava_model * m, pyllava_session_params * p) {
-    if (p->n_ctx < 1 || p->n_ctx > 1 << 24) FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx: found %d, need 1..%d", p->n_ctx, 1 << 24);
-    if (p->n_batch < 1 || p->n_batch > 2048) FAIL(PYLLAVA_ERR_ARGUMENT, "n_batch: found %d, need 1..2048", p->n_batch);
+    if (p->n_ctx < 1 || p->n_ctx > 1 << 24)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx: found %d, need 1..%d", p->n_ctx, 1 << 24);
+    if (p->n_batch < 1 || p->n_batch > 2048)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_batch: found %d, need 1..2048", p->n_batch);
     if (p->n_seq < 1 || p->n_seq > 256) FAIL(PYLLAVA_ERR_ARGUMENT, "n_seq: found %d, need 1..256", p->n_seq);
-    if (p->n_views < 1 || p->n_views > 64) FAIL(PYLLAVA_ERR_ARGUMENT, "n_views: found %d, need 1..64", p->n_views);
-    if (p->n_threads < 0 || p->n_threads > MAX_THREADS) FAIL(PYLLAVA_ERR_ARGUMENT, "n_threads: found %d, need 0..%d", p->n_threads, MAX_THREADS);
-    if (p->precision != PYLLAVA_EXACT && p->precision != PYLLAVA_FAST) FAIL(PYLLAVA_ERR_ARGUMENT, "precision: found %d", (int) p->precision);
-    if ((int64_t) p->n_ctx * p->n_seq > INT32_MAX) FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx %d times n_seq %d is too large", p->n_ctx, p->n_seq);
+    if (p->n_views < 1 || p->n_views > 64)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_views: found %d, need 1..64", p->n_views);
+    if (p->n_threads < 0 || p->n_threads > MAX_THREADS)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_threads: found %d, need 0..%d", p->n_threads, MAX_THREADS);
+    if (p->precision != PYLLAVA_EXACT && p->precision != PYLLAVA_FAST)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "precision: found %d", (int) p->precision);
+    if ((int64_t) p->n_ctx * p->n_seq > INT32_MAX)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx %d times n_seq %d is too large", p->n_ctx, p->n_seq);
     if (p->n_threads == 0) p->n_threads = cpu_count();
     if (p->n_threads > MAX_THREADS) p->n_threads = MAX_THREADS;
     if (p->n_batch > p->n_ctx) p->n_batch = p->n_ctx;
@@ -517,7 +571,10 @@ static pyllava_status check_params(const pyllava_model * m, pyllava_session_para
 static pyllava_status create(pyllava_session * s) {
     const llama_hparams * h = &s->model->llama.hparams;
     TRY(check_params(s->model, &s->params));
-    kv_params kv = { .n_layer = h->n_layer, .n_embd = h->n_head_kv * h->head_dim, .n_ctx = s->params.n_ctx, .n_seq = s->params.n_seq };
+    kv_params kv = { .n_layer = h->n_layer,
+                     .n_embd = h->n_head_kv * h->head_dim,
+                     .n_ctx = s->params.n_ctx,
+                     .n_seq = s->params.n_seq };
     TRY(kv_type(s->params.type_k, s->params.precision, h->head_dim, "type_k", &kv.type_k));
     TRY(kv_type(s->params.type_v, s->params.precision, h->head_dim, "type_v", &kv.type_v));
     s->plan.kv_size = kv_cache_size(&kv);
@@ -527,15 +584,18 @@ static pyllava_status create(pyllava_session * s) {
     TRY(kv_cache_create(&s->kv, &kv, where));
     TRY(create_scratch(s));
     TRY(create_batch(s));
-    const int32_t n_text = llama_n_nodes(&s->model->llama), n_vision = s->model->has_vision ? vit_n_nodes(&s->model->vit) : 0;
-    s->sched = ggml_backend_sched_new(&s->backend, &where, 1, (size_t) (n_text > n_vision ? n_text : n_vision), false, false);
+    const int32_t n_text = llama_n_nodes(&s->model->llama),
+                  n_vision = s->model->has_vision ? vit_n_nodes(&s->model->vit) : 0;
+    s->sched = ggml_backend_sched_new(&s->backend, &where, 1,
+                                      (size_t) (n_text > n_vision ? n_text : n_vision), false, false);
     if (!s->sched) FAIL(PYLLAVA_ERR_DEVICE, "the scheduler could not be started");
     TRY(measure(s, false));
     TRY(check_plan(s, kv.n_ctx));
     return measure(s, true);
 }
 
-pyllava_status session_create(const pyllava_model * model, const pyllava_session_params * params, pyllava_session ** out) {
+pyllava_status session_create(const pyllava_model * model, const pyllava_session_params * params,
+                              pyllava_session ** out) {
     pyllava_session * s = calloc(1, sizeof *s);
     TRY_ALLOC(s, sizeof *s);
     s->model = model;

@@ -1,7 +1,8 @@
-// tokenizer_spm.c - see tokenizer_spm.h. A text is cut at special tokens; each piece between them gets a leading space,
-// spaces become U+2581, and from single characters on the neighbouring pair whose union has the best score is merged until
-// none is left (ties: the leftmost). A priority queue holds the candidates; one whose parts have changed since is stale and
-// is known by its length. Characters that are no token become bytes.
+// tokenizer_spm.c - see tokenizer_spm.h. A text is cut at special tokens; each piece between them gets a
+// leading space, spaces become U+2581, and from single characters on the neighbouring pair whose union has
+// the best score is merged until none is left (ties: the leftmost). A priority queue holds the candidates;
+// one whose parts have changed since is stale and is known by its length. Characters that are no token become
+// bytes.
 #include "tokenizer_spm.h"
 
 #include <stdlib.h>
@@ -37,7 +38,7 @@ static void emit(output * out, int32_t id) {
     out->n++;
 }
 
-// ------------------------------------------------------------------------------------------------ priority queue
+// ---------------------------------------------------------------------------------- priority queue
 
 static bool better(const candidate * a, const candidate * b) {
     return a->score != b->score ? a->score > b->score : a->left < b->left;
@@ -64,12 +65,15 @@ static candidate heap_pop(spm * s) {
     return top;
 }
 
-// ------------------------------------------------------------------------------------------------ merging
+// ----------------------------------------------------------------------------------------- merging
 
 // Only these kinds come from text; "<s>" typed by a user stays letters.
 static int32_t mergeable(const vocab * v, const char * text, int32_t size) {
     int32_t id = vocab_find(v, text, (uint64_t) size);
-    return id >= 0 && (v->kinds[id] == TOKEN_NORMAL || v->kinds[id] == TOKEN_USER || v->kinds[id] == TOKEN_UNUSED) ? id : -1;
+    return id >= 0 && (v->kinds[id] == TOKEN_NORMAL || v->kinds[id] == TOKEN_USER ||
+                       v->kinds[id] == TOKEN_UNUSED)
+               ? id
+               : -1;
 }
 
 static void propose(spm * s, int32_t left, int32_t right) {
@@ -97,7 +101,8 @@ static int32_t char_size(uint8_t b) { return b < 0x80 ? 1 : b < 0xE0 ? 2 : b < 0
 
 static pyllava_status encode(const vocab * v, const char * text, int32_t size, output * out) {
     // each symbol is proposed once with its right neighbour, each merge at most twice more
-    spm s = { v, text, malloc((size_t) size * sizeof(symbol)), malloc((size_t) size * 3 * sizeof(candidate)), 0 };
+    spm s = { v, text, malloc((size_t) size * sizeof(symbol)), malloc((size_t) size * 3 * sizeof(candidate)),
+              0 };
     if (!s.symbols || !s.heap) {
         free(s.symbols);
         free(s.heap);
@@ -122,10 +127,12 @@ static pyllava_status encode(const vocab * v, const char * text, int32_t size, o
     return PYLLAVA_OK;
 }
 
-// A stretch without special tokens: spaces made visible, one more in front if it follows a special token or nothing.
+// A stretch without special tokens: spaces made visible, one more in front if it follows a special token or
+// nothing.
 static pyllava_status encode_fragment(const vocab * v, const char * text, uint64_t size, output * out) {
     if (size == 0) return PYLLAVA_OK;
-    if (size > (uint64_t) 64 << 20) FAIL(PYLLAVA_ERR_ARGUMENT, "text of %llu bytes, need at most 64 MiB", (unsigned long long) size);
+    if (size > (uint64_t) 64 << 20)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "text of %llu bytes, need at most 64 MiB", (unsigned long long) size);
     char * visible = malloc((size_t) size * 3 + 3);
     TRY_ALLOC(visible, size * 3 + 3);
     int32_t n = 0;
@@ -142,8 +149,8 @@ static pyllava_status encode_fragment(const vocab * v, const char * text, uint64
     return status;
 }
 
-pyllava_status spm_tokenize(const vocab * v, gguf_text text, const pyllava_range * plain, uint64_t n_plain, bool add_bos,
-                            int32_t * out_ids, uint64_t n_max, uint64_t * out_n) {
+pyllava_status spm_tokenize(const vocab * v, gguf_text text, const pyllava_range * plain, uint64_t n_plain,
+                            bool add_bos, int32_t * out_ids, uint64_t n_max, uint64_t * out_n) {
     output out = { out_ids, 0, n_max };
     if (add_bos) emit(&out, v->bos);
     uint64_t begin = 0;

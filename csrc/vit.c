@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ------------------------------------------------------------------------------------------------ weights
+// ----------------------------------------------------------------------------------------- weights
 
 int32_t vit_n_tensors(const vit_hparams * h) { return 8 + 16 * h->n_layer_run; }
 
@@ -23,7 +23,8 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     l->ln2        = weights_vector(w, D,    "v.blk.%d.ln2.weight", i);
     l->ln2_b      = weights_vector(w, D,    "v.blk.%d.ln2.bias", i);
 
-    // Files of the legacy converter call the expanding layer ffn_down; newer ones call it ffn_up. The shape tells.
+    // Files of the legacy converter call the expanding layer ffn_down; newer ones call it ffn_up. The shape
+    // tells.
     char name[GGML_MAX_NAME];
     snprintf(name, sizeof name, "v.blk.%d.ffn_down.weight", i);
     const gguf_tensor * down = weights_find(w, name, NULL);
@@ -43,7 +44,8 @@ pyllava_status vit_bind(vit * v, weights * w) {
     v->layers = calloc((size_t) h->n_layer_run + 1, sizeof *v->layers);
     TRY_ALLOC(v->layers, sizeof *v->layers * (size_t) h->n_layer_run);
 
-    v->patch_embd    = weights_unfolded(w, D, 3 * (int64_t) h->patch_size * h->patch_size, "v.patch_embd.weight");
+    v->patch_embd =
+        weights_unfolded(w, D, 3 * (int64_t) h->patch_size * h->patch_size, "v.patch_embd.weight");
     if (weights_has(w, "v.patch_embd.bias")) v->patch_embd_b = weights_vector(w, D, "v.patch_embd.bias");
     if (has_class) v->class_embd = weights_vector(w, D, "v.class_embd");
     v->position_embd = weights_table(w, v->n_pos, D, "v.position_embd.weight");
@@ -51,7 +53,7 @@ pyllava_status vit_bind(vit * v, weights * w) {
     if (has_pre_ln) v->pre_ln_b = weights_vector(w, D, "v.pre_ln.bias");
     for (int i = 0; i < h->n_layer_run; i++) bind_layer(&v->layers[i], w, h, i);
 
-    for (int i = h->n_layer_run; i < h->n_layer; i++) {                  // behind the hidden state that is read
+    for (int i = h->n_layer_run; i < h->n_layer; i++) { // behind the hidden state that is read
         char prefix[32];
         snprintf(prefix, sizeof prefix, "v.blk.%d.", i);
         weights_ignore(w, prefix);
@@ -67,7 +69,7 @@ void vit_free(vit * v) {
     v->layers = NULL;
 }
 
-// ------------------------------------------------------------------------------------------------ network
+// ----------------------------------------------------------------------------------------- network
 
 int32_t vit_n_nodes(const vit * v) { return 64 + 40 * v->hparams.n_layer_run; }
 
@@ -83,7 +85,8 @@ void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
     }
 }
 
-// Patch embeddings with the class token in front of each view, plus position embeddings: [n_views * n_pos, D].
+// Patch embeddings with the class token in front of each view, plus position embeddings: [n_views * n_pos,
+// D].
 static tensor * embed(graph * g, const vit * v, tensor * patches, int32_t n_views) {
     const int64_t D = v->hparams.n_embd;
     tensor * x = nn_name(g, nn_linear(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");

@@ -1,5 +1,5 @@
-// vit.h - the CLIP vision tower (Radford et al., 2021; ViT of Dosovitskiy et al., 2020), up to the hidden state that
-// LLaVA reads.
+// vit.h - the CLIP vision tower (Radford et al., 2021; ViT of Dosovitskiy et al., 2020), up to the hidden
+// state that LLaVA reads.
 #pragma once
 
 #include "hparams.h"
@@ -8,7 +8,7 @@
 
 typedef struct vit_layer {                // D = n_embd, F = n_ff
     tensor * ln1, * ln1_b;                // [D]
-    tensor * attn_q, * attn_q_b, * attn_k, * attn_k_b, * attn_v, * attn_v_b, * attn_out, * attn_out_b;   // [D, D], [D]
+    tensor *attn_q, *attn_q_b, *attn_k, *attn_k_b, *attn_v, *attn_v_b, *attn_out, *attn_out_b; // [D, D], [D]
     tensor * ln2, * ln2_b;                // [D]
     tensor * fc1, * fc1_b, * fc2, * fc2_b;                               // [F, D], [F], [D, F], [D]
 } vit_layer;
@@ -28,7 +28,9 @@ pyllava_status vit_bind(vit * v, weights * w);
 void           vit_free(vit * v);
 
 int32_t  vit_n_nodes(const vit * v);
-// patches f32 [n_views * n_patch, 3 * patch_size^2] (channel, row, column) to features [n_views * n_patch, D].
+// patches f32 [n_views * n_patch, 3 * patch_size^2] (channel, row, column) to features [n_views * n_patch,
+// D].
 tensor * vit_features(graph * g, const vit * v, tensor * patches, int32_t n_views);
-// Pixels f32 [3, image_size, image_size] of one view to its patches f32 [n_patch, 3 * patch_size^2], row by row.
+// Pixels f32 [3, image_size, image_size] of one view to its patches f32 [n_patch, 3 * patch_size^2], row by
+// row.
 void     vit_unfold(const vit_hparams * h, const float * pixels, float * out_patches);

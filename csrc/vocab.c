@@ -10,9 +10,10 @@
 #define SPACE     "\xE2\x96\x81"          // U+2581, SentencePiece's visible space
 
 // Texts that end an answer whatever the file says of them.
-static const char * const END_TEXTS[] = { "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>" };
+static const char * const END_TEXTS[] = { "<|eot_id|>",    "<|im_end|>", "<|end|>", "<end_of_turn>",
+                                          "<|endoftext|>", "<|eom_id|>", "<EOT>" };
 
-// ------------------------------------------------------------------------------------------------ hash table
+// -------------------------------------------------------------------------------------- hash table
 
 static uint32_t hash(const char * text, uint64_t size) {                 // FNV-1a
     uint32_t h = 2166136261u;
@@ -24,11 +25,14 @@ static uint32_t slot_of(const vocab * v, const char * text, uint64_t size) {
     uint32_t slot = hash(text, size) & v->table_mask;
     for (;; slot = (slot + 1) & v->table_mask) {
         int32_t id = v->table[slot];
-        if (id < 0 || (v->texts[id].size == size && !memcmp(v->texts[id].data, text, (size_t) size))) return slot;
+        if (id < 0 || (v->texts[id].size == size && !memcmp(v->texts[id].data, text, (size_t) size)))
+            return slot;
     }
 }
 
-int32_t vocab_find(const vocab * v, const char * text, uint64_t size) { return size ? v->table[slot_of(v, text, size)] : -1; }
+int32_t vocab_find(const vocab * v, const char * text, uint64_t size) {
+    return size ? v->table[slot_of(v, text, size)] : -1;
+}
 
 static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
     uint32_t size = 1024;
@@ -39,33 +43,43 @@ static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
     v->table_mask = size - 1;
     for (int32_t id = 0; id < v->n; id++) {
         gguf_text t = v->texts[id];
-        if (t.size > MAX_TOKEN) FAIL(PYLLAVA_ERR_FILE, "%s: token %d has %llu bytes, need at most %d [CAP]", f->path, id, (unsigned long long) t.size, MAX_TOKEN);
+        if (t.size > MAX_TOKEN)
+            FAIL(PYLLAVA_ERR_FILE, "%s: token %d has %llu bytes, need at most %d [CAP]", f->path, id,
+                 (unsigned long long) t.size, MAX_TOKEN);
         if (t.size == 0) continue;
         uint32_t slot = slot_of(v, t.data, t.size);
-        if (v->table[slot] >= 0) FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokens %d and %d have the same text", f->path, v->table[slot], id);
+        if (v->table[slot] >= 0)
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokens %d and %d have the same text", f->path, v->table[slot],
+                 id);
         v->table[slot] = id;
     }
     return PYLLAVA_OK;
 }
 
-// ------------------------------------------------------------------------------------------------ reading
+// ----------------------------------------------------------------------------------------- reading
 
 static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
     const gguf_key * scores = NULL, * kinds = NULL;
     TRY(gguf_get_array(f, "tokenizer.ggml.scores", GGUF_F32, &scores));
     if (scores && scores->n != (uint64_t) v->n) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: %llu entries, need %d [ARR-LEN]", f->path, (unsigned long long) scores->n, v->n);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: %llu entries, need %d [ARR-LEN]", f->path,
+             (unsigned long long) scores->n, v->n);
     }
     if (scores) memcpy(v->scores, scores->data, (size_t) v->n * sizeof *v->scores);
     TRY(gguf_get_array(f, "tokenizer.ggml.token_type", GGUF_I32, &kinds));
     if (kinds && kinds->n != (uint64_t) v->n) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: %llu entries, need %d [ARR-LEN]", f->path, (unsigned long long) kinds->n, v->n);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: %llu entries, need %d [ARR-LEN]", f->path,
+             (unsigned long long) kinds->n, v->n);
     }
     for (int32_t id = 0; id < v->n; id++) {
         int32_t kind = TOKEN_NORMAL;
         if (kinds) memcpy(&kind, (const char *) kinds->data + (size_t) id * 4, 4);
-        if (kind < 0 || kind > TOKEN_BYTE) FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: entry %d is %d, need 0..6 [RANGE]", f->path, id, kind);
-        if (!isfinite(v->scores[id])) FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: entry %d is not finite [FINITE]", f->path, id);
+        if (kind < 0 || kind > TOKEN_BYTE)
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: entry %d is %d, need 0..6 [RANGE]",
+                 f->path, id, kind);
+        if (!isfinite(v->scores[id]))
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: entry %d is not finite [FINITE]", f->path,
+                 id);
         gguf_text t = v->texts[id];
         // Chat markers that converters of SentencePiece files wrote as ordinary pieces (Yi).
         bool marker = t.size > 4 && !memcmp(t.data, "<|", 2) && !memcmp(t.data + t.size - 2, "|>", 2);
@@ -74,7 +88,8 @@ static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status read_special_id(const vocab * v, const pyllava_gguf * f, const char * key, int32_t * out) {
+static pyllava_status read_special_id(const vocab * v, const pyllava_gguf * f, const char * key,
+                                      int32_t * out) {
     return gguf_get_int(f, key, false, (gguf_range) { 0, v->n - 1 }, out);
 }
 
@@ -105,7 +120,8 @@ static pyllava_status read_bytes(vocab * v, const pyllava_gguf * f) {
         char text[8];
         snprintf(text, sizeof text, "<0x%02X>", b);
         v->byte_ids[b] = vocab_find(v, text, 6);
-        if (v->byte_ids[b] < 0) FAIL(PYLLAVA_ERR_MISMATCH, "%s: the vocabulary has no token %s for a single byte", f->path, text);
+        if (v->byte_ids[b] < 0)
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: the vocabulary has no token %s for a single byte", f->path, text);
         v->kinds[v->byte_ids[b]] = TOKEN_BYTE;
     }
     return PYLLAVA_OK;
@@ -149,7 +165,8 @@ static pyllava_status collect_specials(vocab * v) {
         FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
     }
     for (int32_t id = 0; id < v->n; id++) {
-        bool is_special = v->kinds[id] == TOKEN_CONTROL || v->kinds[id] == TOKEN_UNKNOWN || v->kinds[id] == TOKEN_USER;
+        bool is_special =
+            v->kinds[id] == TOKEN_CONTROL || v->kinds[id] == TOKEN_UNKNOWN || v->kinds[id] == TOKEN_USER;
         if (is_special && v->texts[id].size) found[v->n_specials++] = (special) { v->texts[id].size, id };
     }
     qsort(found, (size_t) v->n_specials, sizeof *found, longest_first);
@@ -165,12 +182,13 @@ pyllava_status vocab_read(vocab * v, const pyllava_gguf * f) {
     gguf_text model = { 0 };
     TRY(gguf_get_text(f, "tokenizer.ggml.model", true, &model));
     if (!gguf_text_is(model, "llama")) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: tokenizer '%.*s', this version runs 'llama' (SentencePiece)", f->path,
-             (int) (model.size < 64 ? model.size : 64), model.data);
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: tokenizer '%.*s', this version runs 'llama' (SentencePiece)",
+             f->path, (int) (model.size < 64 ? model.size : 64), model.data);
     }
     const gguf_key * tokens = NULL;
     TRY(gguf_get_array(f, "tokenizer.ggml.tokens", GGUF_STRING, &tokens));
-    if (!tokens || !tokens->n) FAIL(PYLLAVA_ERR_MISMATCH, "%s: key tokenizer.ggml.tokens is missing or empty", f->path);
+    if (!tokens || !tokens->n)
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: key tokenizer.ggml.tokens is missing or empty", f->path);
     v->n = (int32_t) tokens->n;
     v->texts = tokens->strings;
     v->pieces = calloc((size_t) v->n, sizeof *v->pieces);
@@ -197,7 +215,7 @@ void vocab_free(vocab * v) {
     memset(v, 0, sizeof *v);
 }
 
-// ------------------------------------------------------------------------------------------------ special tokens
+// ---------------------------------------------------------------------------------- special tokens
 
 static bool touches(uint64_t begin, uint64_t end, const pyllava_range * plain, uint64_t n_plain) {
     for (uint64_t i = 0; i < n_plain; i++) {
@@ -206,7 +224,8 @@ static bool touches(uint64_t begin, uint64_t end, const pyllava_range * plain, u
     return false;
 }
 
-int32_t vocab_special_at(const vocab * v, gguf_text text, uint64_t at, const pyllava_range * plain, uint64_t n_plain) {
+int32_t vocab_special_at(const vocab * v, gguf_text text, uint64_t at, const pyllava_range * plain,
+                         uint64_t n_plain) {
     if (!v->starts_special[(uint8_t) text.data[at]]) return -1;
     for (int32_t i = 0; i < v->n_specials; i++) {
         int32_t id = v->specials[i];

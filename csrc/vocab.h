@@ -1,4 +1,5 @@
-// vocab.h - the token table of a model: texts, scores, kinds, special ids, and how a text is cut at special tokens.
+// vocab.h - the token table of a model: texts, scores, kinds, special ids, and how a text is cut at special
+// tokens.
 #pragma once
 
 #include "gguf.h"
@@ -28,6 +29,7 @@ typedef struct vocab {
 pyllava_status vocab_read(vocab * v, const pyllava_gguf * file);
 void           vocab_free(vocab * v);
 int32_t        vocab_find(const vocab * v, const char * text, uint64_t size);        // -1 where there is none
-// The longest special token that begins at text[at], or -1. Control tokens are not seen where they touch a plain range.
-int32_t        vocab_special_at(const vocab * v, gguf_text text, uint64_t at, const pyllava_range * plain, uint64_t n_plain);
-
+// The longest special token that begins at text[at], or -1. Control tokens are not seen where they touch a
+// plain range.
+int32_t vocab_special_at(const vocab * v, gguf_text text, uint64_t at, const pyllava_range * plain,
+                         uint64_t n_plain);

@@ -9,7 +9,7 @@
 
 #define ENGINE_ALIGNMENT 32               // what ggml's CPU buffers ask of a tensor's address
 
-// ------------------------------------------------------------------------------------------------ files
+// ------------------------------------------------------------------------------------------- files
 
 // "<prefix>-00001-of-00003.gguf" -> the name of file i, or false where the name is of another form.
 static bool split_name(const char * first, int32_t i, int32_t n, char * out, size_t out_size) {
@@ -17,7 +17,8 @@ static bool split_name(const char * first, int32_t i, int32_t n, char * out, siz
     snprintf(tail, sizeof tail, "-%05d-of-%05d.gguf", 1, n);
     size_t length = strlen(first), tail_length = strlen(tail);
     if (length < tail_length || strcmp(first + length - tail_length, tail)) return false;
-    return (size_t) snprintf(out, out_size, "%.*s-%05d-of-%05d.gguf", (int) (length - tail_length), first, i + 1, n) < out_size;
+    return (size_t) snprintf(out, out_size, "%.*s-%05d-of-%05d.gguf", (int) (length - tail_length), first,
+                             i + 1, n) < out_size;
 }
 
 static pyllava_status check_split(const weights * w, int32_t n) {
@@ -31,17 +32,19 @@ static pyllava_status check_split(const weights * w, int32_t n) {
     int32_t need = (int32_t) n_tensors;
     TRY(gguf_get_int(w->files[0], "split.tensors.count", false, (gguf_range) { 0, INT32_MAX }, &need));
     if ((uint64_t) need != n_tensors) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: split.tensors.count is %d, the %d files hold %llu [SPLIT]", w->files[0]->path, need, n,
-             (unsigned long long) n_tensors);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: split.tensors.count is %d, the %d files hold %llu [SPLIT]",
+             w->files[0]->path, need, n, (unsigned long long) n_tensors);
     }
     return PYLLAVA_OK;
 }
 
-static pyllava_status open_rest(weights * w, const char * path, int32_t n, bool use_mmap, const logger * log) {
+static pyllava_status open_rest(weights * w, const char * path, int32_t n, bool use_mmap,
+                                const logger * log) {
     for (int32_t i = 1; i < n; i++) {
         char name[4096];
         if (!split_name(path, i, n, name, sizeof name)) {
-            FAIL(PYLLAVA_ERR_MISMATCH, "%s: first of %d files, its name must end in -00001-of-%05d.gguf [SPLIT]", path, n, n);
+            FAIL(PYLLAVA_ERR_MISMATCH,
+                 "%s: first of %d files, its name must end in -00001-of-%05d.gguf [SPLIT]", path, n, n);
         }
         TRY(gguf_open(&w->files[i], name, use_mmap, NULL, log));
         w->n_files = i + 1;
@@ -49,7 +52,8 @@ static pyllava_status open_rest(weights * w, const char * path, int32_t n, bool 
     return n > 1 ? check_split(w, n) : PYLLAVA_OK;
 }
 
-pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pyllava_progress_fn progress, const logger * log) {
+pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pyllava_progress_fn progress,
+                            const logger * log) {
     pyllava_gguf * first = NULL;
     TRY(gguf_open(&first, path, use_mmap, progress, log));
     int32_t n = 1;
@@ -67,14 +71,16 @@ pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pylla
 
 static ggml_backend_buffer_t wrap(const void * data, size_t size) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    ggml_backend_buffer_t buffer = ggml_backend_dev_buffer_from_host_ptr(cpu, (void *) (uintptr_t) data, size, size);
+    ggml_backend_buffer_t buffer =
+        ggml_backend_dev_buffer_from_host_ptr(cpu, (void *) (uintptr_t) data, size, size);
     if (buffer) ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     return buffer;
 }
 
 pyllava_status weights_prepare(weights * w, int32_t n_max) {
     w->n_max = n_max;
-    w->ctx = ggml_init((struct ggml_init_params) { .mem_size = ggml_tensor_overhead() * (size_t) (n_max + 1), .no_alloc = true });
+    w->ctx = ggml_init((struct ggml_init_params) { .mem_size = ggml_tensor_overhead() * (size_t) (n_max + 1),
+                                                   .no_alloc = true });
     TRY_ALLOC(w->ctx, ggml_tensor_overhead() * (size_t) n_max);
     w->buffers = calloc((size_t) (w->n_files + n_max), sizeof *w->buffers);
     w->blocks = calloc((size_t) n_max, sizeof *w->blocks);
@@ -84,14 +90,16 @@ pyllava_status weights_prepare(weights * w, int32_t n_max) {
         w->used[i] = calloc((size_t) w->files[i]->n_tensors + 1, 1);
         TRY_ALLOC(w->used[i], w->files[i]->n_tensors);
         w->buffers[i] = wrap(w->files[i]->file.data, w->files[i]->file.size);
-        if (!w->buffers[i]) FAIL(PYLLAVA_ERR_DEVICE, "%s: no CPU back end to hold the weights", w->files[i]->path);
+        if (!w->buffers[i])
+            FAIL(PYLLAVA_ERR_DEVICE, "%s: no CPU back end to hold the weights", w->files[i]->path);
     }
     return PYLLAVA_OK;
 }
 
 void weights_close(weights * w) {
     ggml_free(w->ctx);
-    for (int32_t i = 0; w->buffers && i < w->n_files + w->n_blocks; i++) ggml_backend_buffer_free(w->buffers[i]);
+    for (int32_t i = 0; w->buffers && i < w->n_files + w->n_blocks; i++)
+        ggml_backend_buffer_free(w->buffers[i]);
     for (int32_t i = 0; i < w->n_blocks; i++) aligned_free(w->blocks[i]);
     for (int32_t i = 0; w->used && i < w->n_files; i++) free(w->used[i]);
     for (int32_t i = 0; i < w->n_files; i++) gguf_close(w->files[i]);
@@ -102,7 +110,7 @@ void weights_close(weights * w) {
     memset(w, 0, sizeof *w);
 }
 
-// ------------------------------------------------------------------------------------------------ binding
+// ----------------------------------------------------------------------------------------- binding
 
 const gguf_tensor * weights_find(const weights * w, const char * name, int32_t * out_file) {
     for (int32_t i = 0; i < w->n_files; i++) {
@@ -147,14 +155,15 @@ static pyllava_status check(const request * r, const gguf_tensor * t, const char
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: shape %s, need %s", path, r->name, found, need);
     }
     if (type != GGML_TYPE_F32 && !ggml_get_type_traits(type)->to_float) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: %s: type %s cannot hold weights", path, r->name, ggml_type_name(type));
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: %s: type %s cannot hold weights", path, r->name,
+             ggml_type_name(type));
     }
     return PYLLAVA_OK;
 }
 
 // Copies a tensor into memory of our own, widened to f32 where asked for.
-static pyllava_status own(weights * w, const gguf_tensor * t, const uint8_t * from, bool f32, ggml_backend_buffer_t * out_buffer,
-                          void ** out_data) {
+static pyllava_status own(weights * w, const gguf_tensor * t, const uint8_t * from, bool f32,
+                          ggml_backend_buffer_t * out_buffer, void ** out_data) {
     int64_t n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
     size_t size = f32 ? (size_t) n * sizeof(float) : (size_t) t->size;
     void * aligned = NULL, * data = aligned_new(size);
@@ -166,7 +175,7 @@ static pyllava_status own(weights * w, const gguf_tensor * t, const uint8_t * fr
         memcpy(data, from, size);
         return PYLLAVA_OK;
     }
-    if ((uintptr_t) from % ENGINE_ALIGNMENT) {                           // quantised blocks are read as structures
+    if ((uintptr_t) from % ENGINE_ALIGNMENT) { // quantised blocks are read as structures
         aligned = aligned_new((size_t) t->size);
         TRY_ALLOC(aligned, t->size);
         memcpy(aligned, from, (size_t) t->size);
@@ -181,7 +190,8 @@ static pyllava_status bind(weights * w, const request * r, struct ggml_tensor **
     const gguf_tensor * t = weights_find(w, r->name, &file);
     if (!t) FAIL(PYLLAVA_ERR_MISMATCH, "%s: missing tensor %s", w->files[0]->path, r->name);
     TRY(check(r, t, w->files[file]->path));
-    if (w->n_bound == w->n_max) FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: more than %d tensors", w->files[0]->path, w->n_max);
+    if (w->n_bound == w->n_max)
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: more than %d tensors", w->files[0]->path, w->n_max);
     w->n_bound++;
     w->used[file][t - w->files[file]->tensors] = true;
 
@@ -191,7 +201,8 @@ static pyllava_status bind(weights * w, const request * r, struct ggml_tensor **
     bool widen = r->f32 && t->type != GGML_TYPE_F32;
     if (widen || (uintptr_t) from % ENGINE_ALIGNMENT) TRY(own(w, t, from, widen, &buffer, &data));
     enum ggml_type type = widen ? GGML_TYPE_F32 : (enum ggml_type) t->type;
-    struct ggml_tensor * tensor = r->n_out ? ggml_new_tensor_2d(w->ctx, type, r->n_in, r->n_out) : ggml_new_tensor_1d(w->ctx, type, r->n_in);
+    struct ggml_tensor * tensor = r->n_out ? ggml_new_tensor_2d(w->ctx, type, r->n_in, r->n_out)
+                                           : ggml_new_tensor_1d(w->ctx, type, r->n_in);
     ggml_set_name(tensor, r->name);
     if (ggml_backend_tensor_alloc(buffer, tensor, data) != GGML_STATUS_SUCCESS) {
         FAIL(PYLLAVA_ERR_DEVICE, "%s: the back end refused its memory", r->name);
@@ -209,18 +220,20 @@ static struct ggml_tensor * ask(weights * w, request r, const char * format, va_
     return tensor;
 }
 
-#define ASK(...)                                                                                                       \
-    va_list args;                                                                                                      \
-    va_start(args, format);                                                                                            \
-    struct ggml_tensor * tensor = ask(w, (request) { __VA_ARGS__ }, format, args);                                     \
-    va_end(args);                                                                                                      \
+#define ASK(...)                                                                                             \
+    va_list args;                                                                                            \
+    va_start(args, format);                                                                                  \
+    struct ggml_tensor * tensor = ask(w, (request) { __VA_ARGS__ }, format, args);                           \
+    va_end(args);                                                                                            \
     return tensor
 
 struct ggml_tensor * weights_matrix(weights * w, int64_t n_out, int64_t n_in, const char * format, ...) {
     ASK(.n_out = n_out, .n_in = n_in);
 }
 
-struct ggml_tensor * weights_vector(weights * w, int64_t n, const char * format, ...) { ASK(.n_in = n, .f32 = true); }
+struct ggml_tensor * weights_vector(weights * w, int64_t n, const char * format, ...) {
+    ASK(.n_in = n, .f32 = true);
+}
 
 struct ggml_tensor * weights_table(weights * w, int64_t n_rows, int64_t n, const char * format, ...) {
     ASK(.n_out = n_rows, .n_in = n, .f32 = true);
@@ -239,7 +252,7 @@ bool weights_has(const weights * w, const char * format, ...) {
     return weights_find(w, name, NULL) != NULL;
 }
 
-// ------------------------------------------------------------------------------------------------ closing the books
+// ------------------------------------------------------------------------------- closing the books
 
 void weights_ignore(weights * w, const char * prefix) {
     for (int32_t i = 0; i < w->n_files; i++) {
@@ -261,8 +274,8 @@ pyllava_status weights_finish(weights * w) {
         }
     }
     if (n) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %llu tensors unused, such as %s: the metadata describe another model", w->files[0]->path,
-             (unsigned long long) n, example);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %llu tensors unused, such as %s: the metadata describe another model",
+             w->files[0]->path, (unsigned long long) n, example);
     }
     return PYLLAVA_OK;
 }

@@ -1,6 +1,6 @@
-// weights.h - binds the tensors of GGUF files to the names and shapes a model asks for. The calls that ask are the model's
-// specification: each states type, shape and name once. Matrices stay in the file's bytes (any ggml type, no copy);
-// vectors and tables that are not f32 are widened to f32 in memory of our own.
+// weights.h - binds the tensors of GGUF files to the names and shapes a model asks for. The calls that ask
+// are the model's specification: each states type, shape and name once. Matrices stay in the file's bytes
+// (any ggml type, no copy); vectors and tables that are not f32 are widened to f32 in memory of our own.
 #pragma once
 
 #include "gguf.h"
@@ -14,7 +14,7 @@ typedef struct weights {
     bool **         used;                 // [n_files][n_tensors]
     struct ggml_context * ctx;            // tensor headers only
     int32_t         n_bound, n_max;
-    ggml_backend_buffer_t * buffers;      // [n_files] over the files' bytes, then one for each block of our own
+    ggml_backend_buffer_t * buffers; // [n_files] over the files' bytes, then one for each block of our own
     void **         blocks;
     int32_t         n_blocks;
     uint64_t        size;                 // bytes bound
@@ -22,18 +22,23 @@ typedef struct weights {
 } weights;
 
 // Takes over the first file and opens the rest of a split model beside it.
-pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pyllava_progress_fn progress, const logger * log);
+pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pyllava_progress_fn progress,
+                            const logger * log);
 // Room for n_max tensors; after the hyper-parameters are known.
 pyllava_status weights_prepare(weights * w, int32_t n_max);
 void           weights_close(weights * w);
 
 // A linear layer's matrix [n_out, n_in].
-struct ggml_tensor * weights_matrix(weights * w, int64_t n_out, int64_t n_in, const char * format, ...) PYLLAVA_PRINTF(4, 5);
+struct ggml_tensor * weights_matrix(weights * w, int64_t n_out, int64_t n_in, const char * format, ...)
+    PYLLAVA_PRINTF(4, 5);
 // f32 [n] and f32 [n_rows, n].
 struct ggml_tensor * weights_vector(weights * w, int64_t n, const char * format, ...) PYLLAVA_PRINTF(3, 4);
-struct ggml_tensor * weights_table(weights * w, int64_t n_rows, int64_t n, const char * format, ...) PYLLAVA_PRINTF(4, 5);
-// A convolution kernel as the f32 matrix [n_out, n_in] it is on unfolded patches; n_in = product of its other dimensions.
-struct ggml_tensor * weights_unfolded(weights * w, int64_t n_out, int64_t n_in, const char * format, ...) PYLLAVA_PRINTF(4, 5);
+struct ggml_tensor * weights_table(weights * w, int64_t n_rows, int64_t n, const char * format, ...)
+    PYLLAVA_PRINTF(4, 5);
+// A convolution kernel as the f32 matrix [n_out, n_in] it is on unfolded patches; n_in = product of its other
+// dimensions.
+struct ggml_tensor * weights_unfolded(weights * w, int64_t n_out, int64_t n_in, const char * format, ...)
+    PYLLAVA_PRINTF(4, 5);
 bool                 weights_has(const weights * w, const char * format, ...) PYLLAVA_PRINTF(2, 3);
 const gguf_tensor *  weights_find(const weights * w, const char * name, int32_t * out_file);
 void                 weights_ignore(weights * w, const char * prefix);      // these may stay unused

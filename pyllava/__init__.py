@@ -1,9 +1,9 @@
 """pyllava: ask LLaVA models about images, from GGUF files, without PyTorch.
 
-    import pyllava
+import pyllava
 
-    with pyllava.Llava() as m:                       # the small demo model inside the package
-        print(m.ask("scene.png", "What is in the picture?"))
+with pyllava.Llava() as m:                       # the small demo model inside the package
+    print(m.ask("scene.png", "What is in the picture?"))
 """
 
 from ._version import __version__

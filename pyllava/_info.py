@@ -141,6 +141,8 @@ def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str
 def _short(value: Any) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= _TEXT_SHOWN else value[:_TEXT_SHOWN] + "...")
+    if isinstance(value, float):
+        return f"{value:.7g}"  # f32 in the file
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, Sequence):

@@ -479,7 +479,7 @@ class ModelHandle:
         """Token ids; special tokens are recognised except in the byte ranges `plain`."""
         encoded = text.encode()
         ids, n = np.empty(len(encoded) + 2, np.int32), _U64()
-        ranges = (_Range * len(plain))(*plain) if plain else None
+        ranges = (_Range * len(plain))(*(_Range(*r) for r in plain)) if plain else None
         status = lib.pyllava_tokenize(
             self.address,
             encoded,

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
+from PIL import Image
+
 from . import _options
 from ._info import info
 from ._options import DEFAULT_PROMPT, PROGRAM
@@ -175,9 +177,13 @@ def _say_what_is_inert(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run(
-    model: Llava, images: list[ImageSource], request: Request, options: argparse.Namespace, console: Console
+    model: Llava,
+    pictures: list[Image.Image],
+    request: Request,
+    options: argparse.Namespace,
+    console: Console,
 ) -> Answer:
-    """Ask about `images` in one prompt and stream the answer to stdout."""
+    """Ask about `pictures` in one prompt and stream the answer to stdout."""
     if options.verbose_prompt:
         _show_prompt(model, pictures, request, options, console)
     stream = model.ask(
@@ -204,7 +210,7 @@ def _run(
 
 
 def _show_prompt(
-    model: Llava, pictures: list[Any], request: Request, options: argparse.Namespace, console: Console
+    model: Llava, pictures: list[Image.Image], request: Request, options: argparse.Namespace, console: Console
 ) -> None:
     tokens = model.prompt_tokens(pictures, request.prompt, raw=request.raw, system=options.system)
     console.note(f"prompt: {request.prompt!r}")
@@ -213,7 +219,7 @@ def _show_prompt(
         if isinstance(token, ImageMark):
             console.note(f"{'image':>6} -> {token.index}")
         else:
-            console.note(f"{token:6d} -> {model.detokenize([token])!r}")
+            console.note(f"{token:6d} -> {model.token_text(token)!r}")
 
 
 def _timings(answers: list[Answer]) -> str:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from .answer import Answer, FinishReason, Stream, Timings, Transcript, Usage
 from .errors import ContextOverflowError, PyllavaError, UnsupportedModelError
 from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess
 from .templates import ImageMark, Message, Part, Template, Text
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -50,6 +53,20 @@ class ImageEmbedding:
         return len(self.array)
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``ask`` that say how an answer is made; defaults and meaning in `Sampling`."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    seed: int | None
+    stop: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen and when an answer ends."""
@@ -65,17 +82,19 @@ class Sampling:
     stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise TypeError("stop: found a text, need a list of texts")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
 
-    def sampler(self) -> _lib.SamplerHandle:
+    def sampler(self, n_ctx: int) -> _lib.SamplerHandle:
         return _lib.SamplerHandle(
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
             repeat_penalty=self.repeat_penalty,
-            repeat_last_n=self.repeat_last_n,
+            repeat_last_n=n_ctx if self.repeat_last_n < 0 else self.repeat_last_n,
             seed=secrets.randbits(64) if self.seed is None else self.seed,
         )
 
@@ -268,6 +287,10 @@ class Llava:
         text = b"".join(self._model.piece(token) for token in ids).decode(errors="replace")
         return text.removeprefix(" ")
 
+    def token_text(self, token: int) -> str:
+        """One token as people may read it, control tokens by their names; incomplete UTF-8 is replaced."""
+        return self._model.piece(token, with_special=True).decode(errors="replace")
+
     def prompt_tokens(
         self, images: Images, prompt: str, *, raw: bool | None = None, system: str | None = None
     ) -> list[int | ImageMark]:
@@ -334,7 +357,9 @@ class Llava:
             if known is not None:
                 self._embeddings.move_to_end(key)
                 return known
-            views = preprocess(image, ImageSpec(self.info.image_size, self.info.image_mean, self.info.image_std))
+            views = preprocess(
+                image, ImageSpec(self.info.image_size, self.info.image_mean, self.info.image_std)
+            )
             rows = self._compute(lambda: self._session.encode(views.pixels))
             array = rows.reshape(-1, self.info.n_embd)
             array.flags.writeable = False
@@ -349,7 +374,9 @@ class Llava:
 
     # ------------------------------------------------------------------------------------------ answers
 
-    def _prepare(self, parts: Sequence[Part], images: Sequence[ImageSource | ImageEmbedding], stop: Sequence[str]) -> _Prompt:
+    def _prepare(
+        self, parts: Sequence[Part], images: Sequence[ImageSource | ImageEmbedding], stop: Sequence[str]
+    ) -> _Prompt:
         started = time.perf_counter()
         seen = [i if isinstance(i, ImageEmbedding) else self.encode_image(i) for i in images]
         seconds = time.perf_counter() - started
@@ -373,12 +400,26 @@ class Llava:
 
     @overload
     def ask(
-        self, images: Images, prompt: str, *, stream: Literal[False] = ..., raw: bool | None = ..., system: str | None = ..., **options: Any
+        self,
+        images: Images,
+        prompt: str,
+        *,
+        stream: Literal[False] = ...,
+        raw: bool | None = ...,
+        system: str | None = ...,
+        **options: Unpack[Options],
     ) -> Answer: ...
 
     @overload
     def ask(
-        self, images: Images, prompt: str, *, stream: Literal[True], raw: bool | None = ..., system: str | None = ..., **options: Any
+        self,
+        images: Images,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        raw: bool | None = ...,
+        system: str | None = ...,
+        **options: Unpack[Options],
     ) -> Stream: ...
 
     def ask(
@@ -389,7 +430,7 @@ class Llava:
         stream: bool = False,
         raw: bool | None = None,
         system: str | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Answer | Stream:
         """Asks about one image, several in one prompt, or none (None: text only).
 
@@ -397,7 +438,7 @@ class Llava:
         ``<image>`` mark for each image, instead of through the model's template; by default it is where it holds such a
         mark and images are given. `system` replaces the template's system message. `stream`: True gives a Stream of pieces
         instead of the whole Answer. Options, with their defaults: max_tokens=512, temperature=0.0 (greedy), top_k=0,
-        top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=64, seed=None (random), stop=().
+        top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=64 (-1: all), seed=None (random), stop=().
 
         Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a wrong
         argument, GenerationCancelled after cancel().
@@ -427,7 +468,7 @@ class Llava:
         return result[0]
 
     def _generate(self, prompt: _Prompt, sampling: Sampling, result: list[Answer]) -> Iterator[str]:
-        sampler, transcript = sampling.sampler(), Transcript(prompt.stop)
+        sampler, transcript = sampling.sampler(self.n_ctx), Transcript(prompt.stop)
         me, tokens = object(), list[int]()
         started = time.perf_counter()
         with self._lock:
@@ -453,13 +494,16 @@ class Llava:
         timings = Timings(
             self.load_seconds, prompt.encode_seconds, prefilled - started, time.perf_counter() - prefilled
         )
-        result.append(Answer(transcript.text, prompt.usage(cached, len(tokens)), timings, reason, tuple(tokens)))
+        result.append(
+            Answer(transcript.text, prompt.usage(cached, len(tokens)), timings, reason, tuple(tokens))
+        )
 
     def _step(self, prompt: _Prompt, tokens: list[int], me: object) -> FloatArray:
         """Logits after the last token; if another answer has used the sequence since, this one is put back first."""
         with self._lock:
             if self._owner is me:
-                return self._compute(lambda: self._session.decode(tokens[-1:], seqs=[0]))[0]
+                rows = self._compute(lambda: self._session.decode(tokens[-1:], seqs=[0]))
+                return rows.reshape(-1)
             spans = [*prompt.spans, _lib.Tokens(tokens)]
             logits, _ = self._compute(lambda: self._session.prefill(spans))
             self._owner = me
@@ -493,12 +537,18 @@ class Chat:
         self._images: list[ImageEmbedding] = []
 
     @overload
-    def ask(self, prompt: str, images: Images = ..., *, stream: Literal[False] = ..., **options: Any) -> Answer: ...
+    def ask(
+        self, prompt: str, images: Images = ..., *, stream: Literal[False] = ..., **options: Unpack[Options]
+    ) -> Answer: ...
 
     @overload
-    def ask(self, prompt: str, images: Images = ..., *, stream: Literal[True], **options: Any) -> Stream: ...
+    def ask(
+        self, prompt: str, images: Images = ..., *, stream: Literal[True], **options: Unpack[Options]
+    ) -> Stream: ...
 
-    def ask(self, prompt: str, images: Images = None, *, stream: bool = False, **options: Any) -> Answer | Stream:
+    def ask(
+        self, prompt: str, images: Images = None, *, stream: bool = False, **options: Unpack[Options]
+    ) -> Answer | Stream:
         """The next question, with or without new images; options as in ``Llava.ask``.
 
         The question and its answer become part of the conversation when the answer is complete.

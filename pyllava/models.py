@@ -33,7 +33,9 @@ def find(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | 
         folder = Path(__file__).parent / "models"
         files = ModelFiles(folder / "demo-q8_0.gguf", folder / "demo-mmproj-q8_0.gguf", is_demo=True)
         if not files.model.is_file():
-            raise FileNotFoundError(f"the demo model is not in this installation ({folder}): name a model file")
+            raise FileNotFoundError(
+                f"the demo model is not in this installation ({folder}): name a model file"
+            )
         return ModelFiles(files.model, Path(mmproj) if mmproj else files.mmproj, is_demo=True)
     path = Path(model)
     if path.is_dir():

@@ -272,10 +272,7 @@ def _check_roles(messages: Sequence[Message]) -> None:
 
 
 def _system_parts(template: Template, system: str | None) -> list[Part]:
-    if system is None:
-        words = Text(template.system)
-    else:
-        words = Text(system, special=False)
+    words = Text(template.system) if system is None else Text(system, special=False)
     if not words.text:
         return []
     return [Text(template.system_prefix), words, Text(template.system_suffix)]

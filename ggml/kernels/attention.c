@@ -1,7 +1,7 @@
-// attention.c - scaled dot-product attention over rows of a KV cache (or of an image), tiled, with a running softmax
-// (Milakov and Gimelshein, "Online normalizer calculation for softmax"). A task is one block of query tokens and one
-// key/value head, so the heads that share it (GQA) pass together. Keys come in tiles of 32, counted from position 0: what
-// one query computes does not depend on the queries beside it.
+// attention.c - scaled dot-product attention over rows of a KV cache (or of an image), tiled, with a running
+// softmax (Milakov and Gimelshein, "Online normalizer calculation for softmax"). A task is one block of query
+// tokens and one key/value head, so the heads that share it (GQA) pass together. Keys come in tiles of 32,
+// counted from position 0: what one query computes does not depend on the queries beside it.
 #include "tile.h"
 
 #include <math.h>
@@ -43,7 +43,8 @@ static void lay_out(attention_task * t, float * scratch) {
     t->unpacked = t->values + (size_t) KEYS * t->dp;
 }
 
-static const float * cache_row(const attention_task * t, const struct ggml_tensor * cache, int position, float * to) {
+static const float * cache_row(const attention_task * t, const struct ggml_tensor * cache, int position,
+                               float * to) {
     const attention_block * b = t->block;
     int64_t row = b->cells ? b->cells[position] : b->first_row + position;
     size_t head = (size_t) (t->head_kv * t->d) / ggml_blck_size(cache->type) * ggml_type_size(cache->type);
@@ -53,7 +54,8 @@ static const float * cache_row(const attention_task * t, const struct ggml_tenso
 
 static void load_tile(attention_task * t, int p0, int n_keys) {
     const float * rows[KEYS];
-    for (int j = 0; j < KEYS; j++) rows[j] = cache_row(t, t->k, p0 + (j < n_keys ? j : 0), t->unpacked + j * t->d);
+    for (int j = 0; j < KEYS; j++)
+        rows[j] = cache_row(t, t->k, p0 + (j < n_keys ? j : 0), t->unpacked + j * t->d);
     for (int c = 0; c < t->d; c++) {
         for (int j = 0; j < KEYS; j++) t->key_panel[c * KEYS + j] = rows[j][c];
     }
@@ -79,7 +81,9 @@ static void fold_scores(attention_task * t, int r, int n_seen) {
     for (int c = 0; c < t->dp; c++) t->out[r * t->dp + c] *= rescale;
 }
 
-static int visible(const attention_task * t, int r) { return t->env->n_visible[t->block->first + r / t->group]; }
+static int visible(const attention_task * t, int r) {
+    return t->env->n_visible[t->block->first + r / t->group];
+}
 
 static void run_tile(attention_task * t, int p0, int n_keys) {
     load_tile(t, p0, n_keys);
@@ -119,8 +123,14 @@ static void run_task(attention_task * t) {
 void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     const attention_env * env = userdata;
     attention_task t = {
-        .env = env, .k = dst->src[1], .v = dst->src[2], .group = env->n_head / env->n_head_kv, .d = env->head_dim,
-        .dp = padded(env->head_dim), .q = dst->src[0]->data, .y = dst->data,
+        .env = env,
+        .k = dst->src[1],
+        .v = dst->src[2],
+        .group = env->n_head / env->n_head_kv,
+        .d = env->head_dim,
+        .dp = padded(env->head_dim),
+        .q = dst->src[0]->data,
+        .y = dst->data,
     };
     lay_out(&t, (float *) (env->env.scratch + ith * env->env.scratch_size));
     for (int64_t task = ith; task < (int64_t) env->n_blocks * env->n_head_kv; task += nth) {

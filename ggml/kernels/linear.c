@@ -1,7 +1,7 @@
-// linear.c - y = W x + b with weights of any ggml type and f32 activations.
-// Many tokens: 32 rows of W and 512 inputs at a time are unpacked to an f32 panel [512][32] that stays in the cache while
-// all tokens pass (tile.h). Few tokens: rows are unpacked one by one and multiplied as dot products, since then reading
-// W decides and transposing it would cost more than it saves.
+// linear.c - y = W x + b with weights of any ggml type and f32 activations. Many tokens: 32 rows of W and 512
+// inputs at a time are unpacked to an f32 panel [512][32] that stays in the cache while all tokens pass
+// (tile.h). Few tokens: rows are unpacked one by one and multiplied as dot products, since then reading W
+// decides and transposing it would cost more than it saves.
 #include "tile.h"
 
 #define BLOCK_K 512                       // a multiple of every type's block; 32 * 512 * 4 = 64 KiB of panel
@@ -53,9 +53,11 @@ static void many_tokens(const linear_args * a, int64_t r0, int n_rows) {
                 tile(n, y, a->n_out, x, a->x_stride, a->panel, KERNEL_PANEL, n_k);
                 continue;
             }
-            for (int i = 0; i < n; i++) memcpy(a->edge + i * KERNEL_PANEL, y + i * a->n_out, n_rows * sizeof *y);
+            for (int i = 0; i < n; i++)
+                memcpy(a->edge + i * KERNEL_PANEL, y + i * a->n_out, n_rows * sizeof *y);
             tile(n, a->edge, KERNEL_PANEL, x, a->x_stride, a->panel, KERNEL_PANEL, n_k);
-            for (int i = 0; i < n; i++) memcpy(y + i * a->n_out, a->edge + i * KERNEL_PANEL, n_rows * sizeof *y);
+            for (int i = 0; i < n; i++)
+                memcpy(y + i * a->n_out, a->edge + i * KERNEL_PANEL, n_rows * sizeof *y);
         }
     }
 }
@@ -77,11 +79,22 @@ void kernel_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) 
     const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * b = dst->src[2];
     float * scratch = (float *) (env->scratch + ith * env->scratch_size);
     linear_args a = {
-        .w = w->data, .type = w->type, .to_float = ggml_get_type_traits(w->type)->to_float,
-        .row_size = w->nb[1], .type_size = ggml_type_size(w->type), .block = ggml_blck_size(w->type),
-        .n_in = w->ne[0], .n_out = w->ne[1], .n_tokens = x->ne[1] * x->ne[2] * x->ne[3],
-        .x = x->data, .x_stride = x->nb[1] / sizeof(float), .b = b ? b->data : NULL, .y = dst->data,
-        .panel = scratch, .row = scratch + KERNEL_PANEL * BLOCK_K, .edge = scratch + 2 * KERNEL_PANEL * BLOCK_K,
+        .w = w->data,
+        .type = w->type,
+        .to_float = ggml_get_type_traits(w->type)->to_float,
+        .row_size = w->nb[1],
+        .type_size = ggml_type_size(w->type),
+        .block = ggml_blck_size(w->type),
+        .n_in = w->ne[0],
+        .n_out = w->ne[1],
+        .n_tokens = x->ne[1] * x->ne[2] * x->ne[3],
+        .x = x->data,
+        .x_stride = x->nb[1] / sizeof(float),
+        .b = b ? b->data : NULL,
+        .y = dst->data,
+        .panel = scratch,
+        .row = scratch + KERNEL_PANEL * BLOCK_K,
+        .edge = scratch + 2 * KERNEL_PANEL * BLOCK_K,
     };
     int64_t n_tasks = (a.n_out + KERNEL_PANEL - 1) / KERNEL_PANEL;
     for (int64_t task = ith; task < n_tasks; task += nth) {

@@ -1,5 +1,5 @@
-// tile.h - the one inner loop of all our kernels, and the vector arithmetic around it. GCC and Clang vector types: the
-// compiler turns them into whatever the target has.
+// tile.h - the one inner loop of all our kernels, and the vector arithmetic around it. GCC and Clang vector
+// types: the compiler turns them into whatever the target has.
 #pragma once
 
 #include "kernels.h"
@@ -22,7 +22,8 @@ INLINE float v16_sum(v16 x) {
     return s;
 }
 
-// e^x, relative error below 2e-7; 0 below -87. Range reduction to |r| <= ln2 / 2 and a Taylor polynomial of degree 7.
+// e^x, relative error below 2e-7; 0 below -87. Range reduction to |r| <= ln2 / 2 and a Taylor polynomial of
+// degree 7.
 INLINE v16 v16_exp(v16 x) {
     vi16 alive = x > -87.0f;
     x = (v16) ((vi16) x & alive);
@@ -39,9 +40,10 @@ INLINE v16 v16_exp(v16 x) {
     return (v16) ((vi16) (p * (v16) power) & alive);
 }
 
-// out[i][0..32) += sum over k of x[i][k] * panel[k][0..32), i < n <= 8: 16 accumulators, two panel vectors a step.
-INLINE void tile_n(const int n, float * out, size_t out_stride, const float * x, size_t x_stride, const float * panel,
-                   size_t panel_stride, int n_k) {
+// out[i][0..32) += sum over k of x[i][k] * panel[k][0..32), i < n <= 8: 16 accumulators, two panel vectors a
+// step.
+INLINE void tile_n(const int n, float * out, size_t out_stride, const float * x, size_t x_stride,
+                   const float * panel, size_t panel_stride, int n_k) {
     v16 lo[8], hi[8];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
@@ -67,12 +69,14 @@ INLINE void tile_n(const int n, float * out, size_t out_stride, const float * x,
 // The same for any n: an output's arithmetic does not depend on which others are computed with it.
 INLINE void tile(int n, float * out, size_t out_stride, const float * x, size_t x_stride, const float * panel,
                  size_t panel_stride, int n_k) {
-    for (; n >= 8; n -= 8, out += 8 * out_stride, x += 8 * x_stride) tile_n(8, out, out_stride, x, x_stride, panel, panel_stride, n_k);
+    for (; n >= 8; n -= 8, out += 8 * out_stride, x += 8 * x_stride)
+        tile_n(8, out, out_stride, x, x_stride, panel, panel_stride, n_k);
     if (n >= 4) {
         tile_n(4, out, out_stride, x, x_stride, panel, panel_stride, n_k);
         n -= 4, out += 4 * out_stride, x += 4 * x_stride;
     }
-    for (; n > 0; n--, out += out_stride, x += x_stride) tile_n(1, out, out_stride, x, x_stride, panel, panel_stride, n_k);
+    for (; n > 0; n--, out += out_stride, x += x_stride)
+        tile_n(1, out, out_stride, x, x_stride, panel, panel_stride, n_k);
 }
 
 INLINE float dot(const float * a, const float * b, int n) {
@@ -90,16 +94,18 @@ INLINE float dot(const float * a, const float * b, int n) {
     return s;
 }
 
-// n elements (whole blocks) of a ggml type to f32; a pointer to the elements themselves where they are f32 already.
-INLINE const float * unpack(const void * from, enum ggml_type type, ggml_to_float_t to_float, float * to, int64_t n) {
+// n elements (whole blocks) of a ggml type to f32; a pointer to the elements themselves where they are f32
+// already.
+INLINE const float * unpack(const void * from, enum ggml_type type, ggml_to_float_t to_float, float * to,
+                            int64_t n) {
     if (type == GGML_TYPE_F32) return from;
-    if (type == GGML_TYPE_F16) {                                        // by shifting the fields; ggml's own row function is scalar
+    if (type == GGML_TYPE_F16) { // by shifting the fields; ggml's own row function is scalar
         const uint16_t * h = from;
         for (int64_t i = 0; i < n; i++) {
             uint32_t bits = (uint32_t) (h[i] & 0x7FFF) << 13, sign = (uint32_t) (h[i] & 0x8000) << 16;
             float scaled, two112 = 0x1p112f;
             memcpy(&scaled, &bits, 4);
-            scaled *= two112;                                           // re-biases the exponent, denormals included
+            scaled *= two112; // re-biases the exponent, denormals included
             memcpy(&bits, &scaled, 4);
             bits |= sign | ((h[i] & 0x7C00) == 0x7C00 ? 0x7F800000u : 0u);
             memcpy(&to[i], &bits, 4);

@@ -1,0 +1,32 @@
+# Each verb is one line of real work. PYTHON is the interpreter of the environment to use.
+PYTHON ?= python3
+BUILD  ?= build/dev
+
+help:            ## what there is
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+build:           ## the library, into build/dev and the source tree's package
+	cmake -S . -B $(BUILD) -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build $(BUILD) -j2 && mkdir -p pyllava/lib && cp $(BUILD)/libpyllava.* pyllava/lib/
+
+test: build      ## the default test suite, and the C tests of the kernels
+	$(BUILD)/tests/c/test-kernels && $(PYTHON) -m pytest -q -m "not slow and not reference"
+
+reference: build ## against torch and transformers, which must be installed
+	PYLLAVA_REQUIRE_REFERENCE=1 $(PYTHON) -m pytest -q -m reference
+
+slow: build      ## the tests that take minutes
+	$(PYTHON) -m pytest -q -m slow
+
+golden:          ## writes tests/goldens again; needs transformers
+	$(PYTHON) -m tests.reference.write_goldens
+
+fmt:             ## formats Python and C
+	ruff format . && ruff check --fix . && clang-format -i csrc/*.[ch] ggml/kernels/*.[ch]
+
+lint:            ## ruff and mypy --strict
+	ruff check . && ruff format --check . && mypy
+
+vendor:          ## ggml's pinned sources into ggml/upstream, for source distributions and offline builds
+	cmake -DPYLLAVA_VENDOR=ON -P ggml/fetch.cmake
+
+.PHONY: help build test reference slow golden fmt lint vendor

@@ -1,0 +1,586 @@
+"""Pictures: every kind decodes to what it shows or fails with one line; pixels equal the reference's."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import runpy
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from pyllava.errors import ImageError, PyllavaError
+from pyllava.images import (
+    ImageSpec,
+    content_hash,
+    decode_data_url,
+    load_image,
+    pad,
+    preprocess,
+)
+
+GOLDEN_SCRIPT = Path(__file__).parent / "data/images/make_goldens.py"
+G = runpy.run_path(str(GOLDEN_SCRIPT))
+drawn, on_square = G["drawn"], G["on_square"]
+
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def png(
+    width: int, height: int, depth: int, color_type: int, rows: bytes, *chunks: tuple[bytes, bytes]
+) -> bytes:
+    """A PNG written by hand: kinds that Pillow cannot write, headers that promise too much."""
+    head = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def first_pixel(source: Any, **options: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in pixels(load_image(source, **options))[0, 0])
+
+
+# --- sources and formats ---
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_from_path_bytes_and_data_url(tmp_path: Path, format: str) -> None:
+    data = saved(drawn(31, 17), format)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    path = tmp_path / "picture.without-a-telling-name"
+    path.write_bytes(data)
+    url = f"data:image/x;base64,{base64.b64encode(data).decode()}"
+    for source in (path, str(path), data, bytearray(data), memoryview(data), url):
+        assert np.array_equal(pixels(load_image(source)), expected)
+
+
+def test_pil_image_is_not_changed() -> None:
+    picture = drawn(9, 5)
+    before = picture.copy()
+    loaded = load_image(picture)
+    loaded.putpixel((0, 0), (1, 2, 3))
+    assert picture == before
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(format: str) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, GREEN, BLUE)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert first_pixel(data) == RED
+
+
+def test_wrong_type() -> None:
+    for source in (None, 7, [1, 2], io.BytesIO(saved(drawn(2, 2)))):
+        with pytest.raises(TypeError, match="need a path, bytes, a PIL image or a NumPy array"):
+            load_image(source)  # type: ignore[arg-type]
+
+
+# --- modes ---
+
+
+def test_grey_palette_and_bits() -> None:
+    grey = np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5)
+    three = np.repeat(grey[:, :, None], 3, axis=2)
+    assert np.array_equal(pixels(load_image(saved(Image.fromarray(grey)))), three)
+    assert np.array_equal(pixels(load_image(saved(Image.fromarray(grey), "TIFF"))), three)
+    bits = Image.fromarray(grey > 120)
+    assert bits.mode == "1"
+    for format in ("PNG", "TIFF", "BMP", "GIF"):
+        assert np.array_equal(pixels(load_image(saved(bits, format))), (three > 120) * np.uint8(255))
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    assert pixels(load_image(saved(palette))).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"), [(0, (255, 255, 255)), (255, (200, 100, 0)), (128, (227, 177, 127))]
+)
+def test_alpha_over_white(alpha: int, expected: tuple[int, int, int]) -> None:
+    picture = Image.new("RGBA", (3, 2), (200, 100, 0, alpha))
+    for source in (picture, saved(picture), saved(picture, "TIFF"), np.asarray(picture)):
+        assert np.allclose(first_pixel(source), expected, atol=1)
+    grey = Image.new("LA", (3, 2), (200, alpha))
+    assert np.allclose(first_pixel(saved(grey)), [255 + (200 - 255) * alpha / 255] * 3, atol=1)
+    assert np.allclose(first_pixel(picture.convert("RGBa")), expected, atol=2)
+
+
+def test_background() -> None:
+    assert first_pixel(Image.new("RGBA", (1, 1), (9, 9, 9, 0)), background=BLUE) == BLUE
+
+
+def test_palette_with_transparency() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    for format in ("PNG", "GIF"):
+        data = saved(palette, format, transparency=0)
+        assert pixels(load_image(data)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    half = saved(palette, "PNG", transparency=bytes([255, 0]))
+    assert pixels(load_image(half)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_one_transparent_colour() -> None:
+    rgb = png(2, 1, 8, 2, b"\0" + bytes([1, 2, 3, 4, 5, 6]), (b"tRNS", bytes([0, 1, 0, 2, 0, 3])))
+    assert pixels(load_image(rgb)).tolist() == [[[255, 255, 255], [4, 5, 6]]]
+
+
+def test_cmyk_and_ycck_as_pillow_converts_them() -> None:
+    cmyk = drawn(24, 16).convert("CMYK")
+    jpeg = saved(cmyk, "JPEG", quality=95)
+    adobe = jpeg.index(b"Adobe")
+    ycck = jpeg[: adobe + 11] + b"\x02" + jpeg[adobe + 12 :]
+    assert ycck != jpeg
+    for data in (jpeg, ycck, saved(cmyk, "TIFF")):
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.mode == "CMYK"
+            assert np.array_equal(pixels(load_image(data)), np.asarray(image.convert("RGB")))
+    assert np.abs(pixels(load_image(jpeg)).astype(int) - np.asarray(cmyk.convert("RGB"))).mean() < 20
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 256, 257, 1000, 32896, 65535]], np.uint16)
+    expected = [0, 1, 1, 4, 128, 255]
+    picture = Image.fromarray(values)
+    assert picture.mode == "I;16"
+    for source in (picture, saved(picture), saved(picture, "TIFF"), Image.fromarray(values.astype(np.int32))):
+        assert pixels(load_image(source))[0, :, 0].tolist() == expected
+    big_endian = Image.frombytes("I;16B", picture.size, values.astype(">u2").tobytes())
+    assert pixels(load_image(big_endian))[0, :, 0].tolist() == expected
+
+
+def test_16_bit_colour() -> None:
+    data = png(1, 1, 16, 2, b"\0" + struct.pack(">HHH", 65535, 32896, 0))
+    assert first_pixel(data) == (255, 128, 0)
+    data = png(1, 1, 16, 6, b"\0" + struct.pack(">HHHH", 65535, 32896, 0, 0))
+    assert first_pixel(data) == WHITE
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0, 1e6])
+def test_float_tiff(white: float) -> None:
+    values = (np.array([[0, 0.25, 0.5, 1]]) * white).astype(np.float32)
+    data = saved(Image.fromarray(values), "TIFF")
+    assert pixels(load_image(data))[0, :, 0].tolist() == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_float_tiff_without_a_meaning(value: float) -> None:
+    data = saved(Image.fromarray(np.array([[0.5, value]], np.float32)), "TIFF")
+    with pytest.raises(ImageError, match=r"TIFF image: grey values .* need finite ones from 0 up"):
+        load_image(data)
+
+
+def test_32_bit_integers() -> None:
+    values = np.array([[0, 500_000, 1_000_000]], np.int32)
+    assert pixels(load_image(Image.fromarray(values)))[0, :, 0].tolist() == [0, 128, 255]
+
+
+# --- EXIF ---
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(format: str, orientation: int) -> None:
+    upright = np.kron(
+        np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[0, 0, 0], [250] * 3, [120] * 3]]),
+        np.ones((16, 16, 1)),
+    )
+    stored = {  # the rows and columns of the file for an upright picture: what the EXIF standard defines
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: upright.swapaxes(0, 1)[::-1],
+        7: upright.swapaxes(0, 1)[::-1, ::-1],
+        8: upright.swapaxes(0, 1)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+    data = saved(Image.fromarray(stored.astype(np.uint8)), format, exif=exif, **options)
+    loaded = pixels(load_image(data))
+    assert loaded.shape == upright.shape
+    assert np.abs(loaded - upright).max() <= 12
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(pixels(load_image(image)), loaded)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_unknown_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert load_image(saved(drawn(4, 3), exif=exif)) == load_image(saved(drawn(4, 3)))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + b"\xff" * 99]
+)
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")
+def test_broken_exif_is_ignored(exif: bytes) -> None:
+    plain = saved(drawn(16, 8), "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    assert load_image(plain[:2] + segment + plain[2:]) == load_image(plain)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"x", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
+        (b"just some text, long enough", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
+        (b"<!doctype html><html></html>", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
+        (b"%PDF-1.7\n", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
+    ],
+)
+def test_not_an_image(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    assert str(caught.value) == f"{path}: {message}"
+    assert isinstance(caught.value, PyllavaError)
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(ImageError, match=message):
+        load_image(data)
+
+
+@pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PDF", "EPS"])
+def test_formats_that_are_not_offered(format: str) -> None:
+    with pytest.raises(ImageError):
+        load_image(saved(drawn(16, 16), format))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("GIF", {}),
+    ],
+)
+def test_cut_at_every_byte(format: str, options: dict[str, Any]) -> None:
+    data = saved(drawn(20, 19), format, **options)
+    enough = len(data) - 2 if format == "GIF" else len(data)  # a GIF is whole without its last two bytes
+    for n_bytes in range(enough):
+        with pytest.raises(ImageError):
+            load_image(data[:n_bytes])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(FORMATS), st.integers(0, 10_000), st.integers(0, 255))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_changed_byte_is_an_image_or_an_image_error(format: str, where: int, value: int) -> None:
+    data = bytearray(saved(drawn(12, 10), format))
+    data[where % len(data)] = value
+    with contextlib.suppress(ImageError):
+        assert load_image(bytes(data)).mode == "RGB"
+
+
+def test_bad_checksum() -> None:
+    data = bytearray(saved(drawn(12, 10)))
+    data[data.index(b"IDAT") + 6] ^= 1
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(20_000, 20_000), (10_000_000, 10_000_000), (2**31 - 1, 1), (70_000, 1)]
+)
+def test_too_large_is_refused_from_the_header(width: int, height: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError) as caught:
+            load_image(png(width, height, 1, 0, b""))
+    assert f"{width} x {height}" in str(caught.value)
+    assert "178,956,970" in str(caught.value) or "65,535" in str(caught.value)
+
+
+def test_large_picture_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match="damaged"):  # 100 Mpx are allowed, but there are no rows
+            load_image(png(10_000, 10_000, 1, 0, b""))
+
+
+def test_zlib_bomb_in_a_text_chunk() -> None:
+    bomb = (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9))
+    with pytest.raises(ImageError):
+        load_image(png(1, 1, 8, 0, b"\0\0", bomb))
+
+
+def test_ten_thousand_scans() -> None:
+    data = saved(drawn(64, 64), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    bomb = data[:last] + data[last:-2] * 10_000 + data[-2:]
+    with pytest.raises(ImageError, match=r"JPEG of 10,\d\d\d scans, at most 100"):
+        load_image(bomb)
+    noise = b"\xff\xe5\x10\x02" + b"\xff\xda" * 0x800  # the same bytes, but only metadata
+    assert load_image(data[:2] + noise + data[2:]) == load_image(data)
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        load_image(tmp_path / "missing.png")
+    with pytest.raises(ImageError, match="a folder, not an image file"):
+        load_image(tmp_path)
+    with pytest.raises(ValueError, match="null byte"):
+        load_image("a\0b.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_fifo_and_device_do_not_hang(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.png"
+    os.mkfifo(fifo)
+    for path in (fifo, "/dev/zero"):
+        with pytest.raises(ImageError, match="not a regular file"):
+            load_image(path)
+
+
+def test_closed_pil_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    drawn(3, 3).save(path)
+    image = Image.open(path)
+    image.close()
+    with pytest.raises(ImageError, match="PIL image"):
+        load_image(image)
+
+
+def test_pillow_is_left_as_it_was(tmp_path: Path) -> None:
+    state = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters), list(Image.ID))
+    data = saved(drawn(50, 40), "JPEG")
+    threads = [threading.Thread(target=lambda: [load_image(data) for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert state == (
+        Image.MAX_IMAGE_PIXELS,
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        list(warnings.filters),
+        list(Image.ID),
+    )
+
+
+# --- data: URLs ---
+
+
+@pytest.mark.parametrize(
+    "url", ["data:image/png,abc", "data:image/png;base64", "image/png;base64,QUJD", "", "data:;base64x,QUJD"]
+)
+def test_no_data_url(url: str) -> None:
+    with pytest.raises(ImageError, match="not a base64 data: URL"):
+        decode_data_url(url)
+
+
+@pytest.mark.parametrize("body", ["QUJ", "QU=D", "Q\u00e9==", "####"])
+def test_bad_base64(body: str) -> None:
+    with pytest.raises(ImageError, match="invalid base64"):
+        decode_data_url(f"data:image/png;base64,{body}")
+
+
+def test_data_url() -> None:
+    assert decode_data_url("data:image/jpeg;base64,QUJD\n REVG") == b"ABCDEF"
+    with pytest.raises(ImageError, match="image in a data: URL: empty"):
+        load_image("data:image/png;base64,")
+
+
+# --- arrays ---
+
+
+def test_arrays() -> None:
+    rgb = np.asarray(drawn(7, 5))
+    grey = rgb[:, :, 0]
+    grey_rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    read_only = rgb.copy()
+    read_only.flags.writeable = False
+    cases = [
+        (rgb, rgb),
+        (read_only, rgb),
+        (np.asfortranarray(rgb), rgb),
+        (rgb[::-1, ::-1], rgb[::-1, ::-1]),
+        (rgb[::2, 1::2], rgb[::2, 1::2]),
+        (rgb[:, :, ::-1], rgb[:, :, ::-1]),
+        (grey, grey_rgb),
+        (grey[:, :, None], grey_rgb),
+        (rgb / 255, rgb),
+        ((rgb / 255).astype(np.float32), rgb),
+        (grey / 255, grey_rgb),
+    ]
+    for array, expected in cases:
+        before = array.copy()
+        assert np.array_equal(pixels(load_image(array)), expected)
+        assert np.array_equal(array, before)
+    with_alpha = np.dstack([rgb, np.zeros((5, 7), np.uint8)])
+    assert (pixels(load_image(with_alpha)) == 255).all()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2), (2, 2, 5), (3, 8, 8), (1, 2, 2, 3)])
+def test_array_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"need \[H, W\]"):
+        load_image(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.int8, np.bool_, np.complex64, object, "U3"])
+def test_array_types(dtype: Any) -> None:
+    with pytest.raises(TypeError, match=r"need uint8, or floats in 0\.\.1"):
+        load_image(np.zeros((2, 2, 3), dtype))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.5, 255.0])
+def test_float_array_range(value: float) -> None:
+    array = np.zeros((2, 2, 3))
+    array[1, 1, 1] = value
+    with pytest.raises(ValueError, match=r"need 0\.\.1"):
+        load_image(array)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0)])
+def test_empty_array(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match="no pixels"):
+        load_image(np.zeros(shape, np.uint8))
+
+
+# --- content hash ---
+
+
+def test_content_hash() -> None:
+    picture = drawn(30, 100)
+    same_bytes = Image.frombytes("RGB", (100, 30), picture.tobytes())
+    assert len(content_hash(picture)) == 16
+    assert content_hash(picture) == content_hash(load_image(saved(picture)))
+    assert content_hash(picture) != content_hash(same_bytes)
+
+
+# --- preprocessing ---
+
+
+def u8_of(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    (view,) = pad(image, spec)
+    return np.asarray(view).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "golden", json.loads(G["GOLDENS"].read_text()), ids=lambda row: "x".join(map(str, row["size"]))
+)
+def test_goldens(golden: dict[str, Any]) -> None:
+    picture, spec = drawn(*golden["size"]), ImageSpec(golden["image_size"])
+    views = preprocess(picture, spec)
+    assert views.pixels.shape == (1, 3, spec.image_size, spec.image_size)
+    assert views.pixels.dtype == np.float32
+    assert views.pixels.flags.c_contiguous
+    assert views.size == tuple(golden["size"])
+    assert G["digest"](u8_of(picture, spec)) == golden["u8"]
+    values = views.pixels.flat[G["sample_indices"](views.pixels.size)]
+    assert np.abs(values - golden["values"]).max() <= 1e-6
+
+
+sides = st.integers(1, 40) | st.integers(1, 700)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.sampled_from([336, 224, 112, 57]), st.integers(0, 2**32 - 1))
+@example(1, 1, 336, 0)
+@example(2, 3000, 336, 1)
+@example(3000, 2, 336, 2)
+@example(336, 336, 336, 3)
+@example(336, 42, 336, 4)
+@example(42, 336, 336, 5)
+@example(1200, 1600, 336, 6)
+def test_same_bytes_as_the_whole_square(width: int, height: int, image_size: int, seed: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for array in (noise, (noise > 127) * np.uint8(255)):
+        picture = Image.fromarray(array)
+        whole = on_square(picture).resize((image_size, image_size), Image.Resampling.BICUBIC)
+        assert np.array_equal(u8_of(picture, ImageSpec(image_size)), np.asarray(whole).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (52_800, 44), (44, 20_000), (1, 65_535)])
+def test_very_long_pictures(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size, RED)
+    centre = preprocess(picture, ImageSpec(336)).pixels
+    assert np.isfinite(centre).all()
+    assert centre.shape == (1, 3, 336, 336)
+
+
+def test_other_mean_and_std() -> None:
+    spec = ImageSpec(8, (0.5, 0.25, 0.999), (0.5, 0.1, 2.0))
+    assert spec.pad_color == (127, 63, 254)
+    views = preprocess(Image.new("RGB", (4, 8), (0, 51, 255)), spec).pixels[0]
+    assert np.allclose(views[:, 4, 4], [-1.0, -0.5, 0.0005], atol=1e-6)
+    assert np.allclose(
+        views[:, 4, 0], [(127 / 255 - 0.5) / 0.5, (63 / 255 - 0.25) / 0.1, (254 / 255 - 0.999) / 2], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("options", [{"std": (1.0, 0.0, 1.0)}, {"mean": (0.5,)}, {"image_size": 0}])
+def test_bad_spec(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need a positive size"):
+        ImageSpec(**{"image_size": 336, **options})
+
+
+def test_preprocess_needs_rgb() -> None:
+    with pytest.raises(ValueError, match="need RGB"):
+        preprocess(Image.new("L", (4, 4)), ImageSpec(336))
+
+
+@pytest.mark.reference
+@settings(max_examples=40, deadline=None)
+@given(sides, sides, st.sampled_from([336, 224, 112]), st.integers(0, 2**32 - 1))
+@example(640, 480, 336, 0)
+@example(1, 1, 336, 0)
+def test_equal_to_transformers(width: int, height: int, image_size: int, seed: int) -> None:
+    pytest.importorskip("transformers")
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture, spec = Image.fromarray(noise), ImageSpec(image_size)
+    u8, normalised = G["reference"](picture, image_size)
+    assert np.array_equal(u8_of(picture, spec), u8)
+    assert np.abs(preprocess(picture, spec).pixels[0] - normalised).max() <= 1e-6
+
+
+@pytest.mark.reference
+def test_goldens_are_what_transformers_gives() -> None:
+    pytest.importorskip("transformers")
+    for golden in json.loads(G["GOLDENS"].read_text()):
+        u8, _ = G["reference"](drawn(*golden["size"]), golden["image_size"])
+        assert G["digest"](u8) == golden["u8"]

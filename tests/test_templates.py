@@ -1,0 +1,344 @@
+"""Prompts: the exact texts the models were trained with, and words that stay words."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyllava.templates import (
+    TEMPLATES,
+    ImageMark,
+    Message,
+    Part,
+    Text,
+    by_name,
+    guess,
+    prompt_text,
+    raw,
+    render,
+    unescape,
+)
+
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LLAVA = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content "
+    "that the user provides, and assist the user with a variety of tasks using natural language."
+)
+MPT = (
+    "A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+YI = "<|im_start|>system\nAnswer the questions.<|im_end|>"
+
+ONE_TURN = {
+    "vicuna_v1": VICUNA + " USER: <image>\nQ1 ASSISTANT:",
+    "llava_v1": LLAVA + " USER: <image>\nQ1 ASSISTANT:",
+    "llava_v0": LLAVA + "###Human: <image>\nQ1###Assistant:",
+    "mistral_instruct": "[INST] <image>\nQ1 [/INST]",
+    "chatml_direct": YI + "<|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\n",
+    "llava_llama_2": "[INST] <<SYS>>\n" + LLAMA_2 + "\n<</SYS>>\n\n<image>\nQ1 [/INST]",
+    "plain": "<image>Q1",
+    "mpt": "<|im_start|>system\n"
+    + MPT
+    + "<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\n",
+}
+THREE_TURNS = {
+    "vicuna_v1": VICUNA + " USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>USER: Q3 ASSISTANT:",
+    "llava_v1": LLAVA + " USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>USER: Q3 ASSISTANT:",
+    "llava_v0": LLAVA
+    + "###Human: <image>\nQ1###Assistant: A1###Human: Q2###Assistant: A2###Human: Q3###Assistant:",
+    "mistral_instruct": "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST] A2 </s>[INST] Q3 [/INST]",
+    "chatml_direct": YI + "<|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\nA1<|im_end|>"
+    "<|im_start|>user\nQ2<|im_end|><|im_start|>assistant\nA2<|im_end|><|im_start|>user\nQ3<|im_end|><|im_start|>assistant\n",
+    "llava_llama_2": "[INST] <<SYS>>\n"
+    + LLAMA_2
+    + "\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST] A2 </s>[INST] Q3 [/INST]",
+    "plain": "<image>Q1A1\nQ2A2\nQ3",
+    "mpt": "<|im_start|>system\n"
+    + MPT
+    + "<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\nA1<|im_end|>"
+    "<|im_start|>user\nQ2<|im_end|><|im_start|>assistant\nA2<|im_end|><|im_start|>user\nQ3<|im_end|><|im_start|>assistant\n",
+}
+STOP = {
+    "vicuna_v1": ("</s>",),
+    "llava_v1": ("</s>",),
+    "llava_v0": ("###",),
+    "mistral_instruct": ("</s>",),
+    "chatml_direct": ("<|im_end|>",),
+    "llava_llama_2": ("</s>",),
+    "plain": ("\n",),
+    "mpt": ("<|im_end|>",),
+}
+CONVERSATION = [
+    Message("user", "Q1", images=1),
+    Message("assistant", " A1\n"),
+    Message("user", "Q2"),
+    Message("assistant", "A2"),
+    Message("user", "Q3"),
+]
+
+names = pytest.mark.parametrize("name", sorted(TEMPLATES))
+vicuna = TEMPLATES["vicuna_v1"]
+
+
+def test_every_template_is_listed() -> None:
+    assert set(TEMPLATES) == set(ONE_TURN) == set(THREE_TURNS) == set(STOP)
+    assert all(template.name == name for name, template in TEMPLATES.items())
+
+
+@names
+def test_one_turn(name: str) -> None:
+    assert prompt_text(render(TEMPLATES[name], CONVERSATION[:1])) == ONE_TURN[name]
+
+
+@names
+def test_three_turns(name: str) -> None:
+    assert prompt_text(render(TEMPLATES[name], CONVERSATION)) == THREE_TURNS[name]
+
+
+@names
+def test_stop(name: str) -> None:
+    assert TEMPLATES[name].stop == STOP[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vicuna_v1", "Be brief. USER: Hi ASSISTANT:"),
+        ("llava_v0", "Be brief.###Human: Hi###Assistant:"),
+        ("mistral_instruct", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"),
+        (
+            "chatml_direct",
+            "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nHi<|im_end|><|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_own_system_message(name: str, expected: str) -> None:
+    parts = render(TEMPLATES[name], [Message("user", "Hi")], system="Be brief.")
+    assert prompt_text(parts) == expected
+    assert Text("Be brief.", special=False) in parts
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vicuna_v1", "USER: Hi ASSISTANT:"),
+        ("llava_v0", "###Human: Hi###Assistant:"),
+        ("llava_llama_2", "[INST] Hi [/INST]"),
+        ("chatml_direct", "<|im_start|>user\nHi<|im_end|><|im_start|>assistant\n"),
+    ],
+)
+def test_no_system_message(name: str, expected: str) -> None:
+    assert prompt_text(render(TEMPLATES[name], [Message("user", "Hi")], system="")) == expected
+
+
+def test_parts() -> None:
+    assert render(vicuna, CONVERSATION[:3]) == [
+        Text(VICUNA + " USER: "),
+        ImageMark(0),
+        Text("\n"),
+        Text("Q1", special=False),
+        Text(" ASSISTANT: "),
+        Text("A1", special=False),
+        Text("</s>USER: "),
+        Text("Q2", special=False),
+        Text(" ASSISTANT:"),
+    ]
+
+
+def turn(text: str, images: int) -> str:
+    prompt = prompt_text(render(TEMPLATES["mistral_instruct"], [Message("user", text, images)]))
+    return prompt.removeprefix("[INST] ").removesuffix(" [/INST]")
+
+
+def test_where_images_go() -> None:
+    assert turn("Compare.", 3) == "<image>\n<image>\n<image>\nCompare."
+    assert turn("Is <image> like <image>?", 2) == "Is <image> like <image>?"
+    assert render(TEMPLATES["plain"], [Message("user", "Is <image> like <image>?", 2)]) == [
+        Text("Is ", special=False),
+        ImageMark(0),
+        Text(" like ", special=False),
+        ImageMark(1),
+        Text("?", special=False),
+    ]
+    later = [Message("user", "a", 2), Message("assistant", "b"), Message("user", "<image>c", 1)]
+    marks = [part.index for part in render(vicuna, later) if isinstance(part, ImageMark)]
+    assert marks == [0, 1, 2]
+
+
+def test_a_mark_without_an_image_is_text() -> None:
+    parts = render(vicuna, [Message("user", "What does <image> mean?")])
+    assert Text("What does <image> mean?", special=False) in parts
+    assert not any(isinstance(part, ImageMark) for part in parts)
+
+
+@pytest.mark.parametrize(("text", "images"), [("<image> <image>", 1), ("<image>", 2)])
+def test_marks_and_images_must_agree(text: str, images: int) -> None:
+    n_marks = text.count("<image>")
+    for make in (lambda: render(vicuna, [Message("user", text, images)]), lambda: raw(text, images)):
+        with pytest.raises(ValueError, match=rf"has {n_marks} <image> marks?, images given: {images}"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [Message("assistant", "a")],
+        [Message("user", "q"), Message("assistant", "a")],
+        [Message("user", "q"), Message("user", "q"), Message("user", "q")],
+        [Message("user", "q"), Message("assistant", "a", images=1), Message("user", "q")],
+        [Message("user", "q", images=-1)],
+    ],
+)
+def test_wrong_conversations(messages: list[Message]) -> None:
+    with pytest.raises(ValueError, match="message"):
+        render(vicuna, messages)
+
+
+def test_raw() -> None:
+    assert raw("<image>\nUSER:\nHi.\nASSISTANT:\n", 1) == [ImageMark(0), Text("\nUSER:\nHi.\nASSISTANT:\n")]
+    assert raw("a<image>b<image></s>", 2) == [Text("a"), ImageMark(0), Text("b"), ImageMark(1), Text("</s>")]
+    assert raw("a <image> b", 0) == [Text("a <image> b")]
+    assert raw("", 0) == []
+    with pytest.raises(ValueError, match="has 0 <image> marks, images given: 1"):
+        raw("no mark", 1)
+
+
+# --- properties ---
+
+words = st.lists(
+    st.sampled_from(
+        [
+            "</s>",
+            "<s>",
+            "<image>",
+            "<|im_end|>",
+            "<|im_start|>",
+            "[INST]",
+            "###",
+            "USER:",
+            "<unk>",
+            " ",
+            "\n",
+            "é",
+        ]
+    )
+    | st.text(max_size=5),
+    max_size=6,
+).map("".join)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    messages = []
+    for _ in range(draw(st.integers(0, 2))):
+        messages += [Message("user", draw(words), draw(st.integers(0, 2))), Message("assistant", draw(words))]
+    return [*messages, Message("user", draw(words), draw(st.integers(0, 2)))]
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), conversations(), st.none() | words)
+def test_words_never_become_special(name: str, messages: list[Message], system: str | None) -> None:
+    if any(m.images and m.text.count("<image>") not in (0, m.images) for m in messages):
+        with pytest.raises(ValueError, match="images given"):
+            render(TEMPLATES[name], messages, system=system)
+        return
+    parts = render(TEMPLATES[name], messages, system=system)
+    spaced = render(TEMPLATES[name], [Message(m.role, "", m.images) for m in messages], system=system and "-")
+    assert special_text(parts, "<image>\n") == special_text(spaced, "<image>\n")
+    marks = [part.index for part in parts if isinstance(part, ImageMark)]
+    assert marks == list(range(sum(m.images for m in messages)))
+    assert all(isinstance(part, ImageMark) or part.text for part in parts)
+    assert all(
+        not (isinstance(a, Text) and isinstance(b, Text) and a.special == b.special)
+        for a, b in itertools.pairwise(parts)
+    )
+
+
+def special_text(parts: list[Part], line_of_an_image: str) -> str:
+    """What the tokenizer may find special tokens in, without the newlines that follow images."""
+    text = "".join("<image>" if isinstance(p, ImageMark) else p.text if p.special else "" for p in parts)
+    return text.replace(line_of_an_image, "").replace("<image>", "")
+
+
+@given(words, st.integers(0, 3))
+def test_raw_keeps_every_character(text: str, n_images: int) -> None:
+    if n_images and text.count("<image>") != n_images:
+        with pytest.raises(ValueError, match="images given"):
+            raw(text, n_images)
+        return
+    parts = raw(text, n_images)
+    assert prompt_text(parts) == text
+    assert sum(isinstance(part, ImageMark) for part in parts) == n_images
+    assert all(isinstance(part, ImageMark) or part.special for part in parts)
+
+
+# --- choosing a template ---
+
+
+@pytest.mark.parametrize(
+    ("general_name", "file_name", "expected"),
+    [
+        (None, None, "vicuna_v1"),
+        ("llava-v1.5-7b", "ggml-model-q4_k.gguf", "vicuna_v1"),
+        ("LLaMA v2", "ggml-model-f16.gguf", "vicuna_v1"),
+        ("llava-v1.6-vicuna-13b", "llava-v1.6-vicuna-13b.Q4_K_M.gguf", "vicuna_v1"),
+        ("llava-v1.6-mistral-7b", None, "mistral_instruct"),
+        (None, "LLaVA-v1.6-Mistral-7b.Q3_K_XS.gguf", "mistral_instruct"),
+        ("models", "llava-v1.6-34b.Q4_K_M.gguf", "chatml_direct"),
+        ("llava-llama-2-13b-chat-lightning-preview", None, "llava_llama_2"),
+        ("BakLLaVA-1", "ggml-model-f16.gguf", "vicuna_v1"),
+    ],
+)
+def test_guess_by_names(general_name: str | None, file_name: str | None, expected: str) -> None:
+    assert guess(None, general_name, file_name).name == expected
+
+
+def test_guess_by_metadata() -> None:
+    assert guess("plain", "llava-v1.6-34b", "mistral.gguf").name == "plain"
+    with pytest.raises(ValueError, match="template 'gpt9': need one of vicuna_v1, "):
+        guess("gpt9", None, None)
+    with pytest.raises(ValueError, match="'auto'"):
+        by_name("auto")
+
+
+# --- escapes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"a\nb\rc\td", "a\nb\rc\td"),
+        (r"\'\"\\", "'\"\\"),
+        (r"\\n", r"\n"),
+        (r"\x41\x0a\x7e", "A\n~"),
+        (r"\xc3\xa9", "é"),
+        (r"é\xE2\x82\xac", "é€"),
+        (r"\q \x4 \xg1 \x", r"\q \x4 \xg1 \x"),
+        ("end\\", "end\\"),
+        (r"\x4", r"\x4"),
+        ("", ""),
+    ],
+)
+def test_unescape(text: str, expected: str) -> None:
+    assert unescape(text) == expected
+
+
+def test_unescape_to_no_text() -> None:
+    with pytest.raises(ValueError, match=r"\\xff is not UTF-8"):
+        unescape(r"a\xff")
+
+
+@given(st.text())
+def test_unescape_undoes_doubled_backslashes(text: str) -> None:
+    assert unescape(text.replace("\\", "\\\\")) == text
