@@ -20,7 +20,13 @@ from PIL import Image
 from . import _lib, models, templates
 from ._worker import Worker
 from .answer import Answer, FinishReason, Stream, Timings, Transcript, Usage
-from .errors import ContextOverflowError, PyllavaError, UnsupportedModelError
+from .errors import (
+    ClosedError,
+    ContextOverflowError,
+    GenerationCancelled,
+    PyllavaError,
+    UnsupportedModelError,
+)
 from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess
 from .templates import ImageMark, Message, Part, Template, Text
 
@@ -121,6 +127,14 @@ class _Prompt:
         return Usage(self.n_image, self.n_text, cached, completion, tuple(map(len, self.images)))
 
 
+@dataclass(eq=False)
+class _Run:
+    """An answer in the making."""
+
+    cancelled: bool = False
+    seconds: float = 0.0  # spent on decoding
+
+
 class Llava:
     """A LLaVA model on this machine.
 
@@ -176,7 +190,7 @@ class Llava:
         self.n_ctx = n_ctx if n_ctx is not None else min(self.info.n_ctx_train, _DEFAULT_CTX)
         self.precision = precision
         self.devices = ["cpu"]
-        self._session = self._run(
+        self._session = self._worker.run(
             lambda: _lib.SessionHandle(
                 self._model,
                 n_ctx=self.n_ctx,
@@ -191,7 +205,9 @@ class Llava:
         )
         self._session.set_progress(progress)
         self._embeddings: OrderedDict[int, ImageEmbedding] = OrderedDict()
-        self._owner: object = None  # the answer whose tokens sequence 0 holds
+        self._runs: set[_Run] = set()
+        self._owner: _Run | None = None  # the answer whose tokens sequence 0 holds
+        self._closing = False
         self.load_seconds = time.perf_counter() - started
 
     # ------------------------------------------------------------------------------------------ life
@@ -233,8 +249,9 @@ class Llava:
         )
 
     def close(self) -> None:
-        """Frees the model; a call that is running in another thread is cancelled first. A second call does nothing."""
-        self._session.cancel()
+        """Frees the model; a call that runs in another thread is ended first. A second call does nothing."""
+        self._closing = True
+        self.cancel()
         with self._lock:
             self._session.close()
             self._model.close()
@@ -250,24 +267,26 @@ class Llava:
         self.close()
 
     def cancel(self) -> None:
-        """Ends the call that is running in another thread with GenerationCancelled (or does nothing)."""
+        """Ends what other threads are doing with this model, unfinished streams too, with GenerationCancelled."""
+        for run in list(self._runs):
+            run.cancelled = True
         if self._lock.acquire(blocking=False):
-            self._lock.release()  # nothing runs, or only in this thread
-            return
-        self._session.cancel()
-
-    def _run(self, call: Callable[[], T], cancel: Callable[[bool], None] | None = None) -> T:
-        return self._worker.run(call, cancel or self._session.cancel)
+            self._lock.release()  # no call is being computed
+        else:
+            self._session.cancel()
 
     def _compute(self, call: Callable[[], T]) -> T:
-        """One step of the session, which Ctrl-C and cancel() can end."""
-        _ = self._session.address  # ClosedError or ForkError before a thread is asked
+        """One step of the session, under the lock, which Ctrl-C, cancel() and close() can end."""
+        if self._closing:
+            raise ClosedError("the model was closed")
+        _ = self._session.address  # ForkError before a thread is asked
+        self._session.cancel(False)  # one that came too late for the call before
         try:
-            return self._run(call)
-        except PyllavaError:
+            return self._worker.run(call, self._session.cancel)
+        except BaseException as error:
             self._owner = None
-            if not self._session._handle.closed:
-                self._session.cancel(False)
+            if self._closing and isinstance(error, GenerationCancelled):
+                raise ClosedError("the model was closed") from error
             raise
 
     # ------------------------------------------------------------------------------------------ text
@@ -468,15 +487,24 @@ class Llava:
         return result[0]
 
     def _generate(self, prompt: _Prompt, sampling: Sampling, result: list[Answer]) -> Iterator[str]:
+        run = _Run()
+        self._runs.add(run)
+        try:
+            yield from self._generate_as(run, prompt, sampling, result)
+        finally:
+            self._runs.discard(run)
+
+    def _generate_as(
+        self, run: _Run, prompt: _Prompt, sampling: Sampling, result: list[Answer]
+    ) -> Iterator[str]:
         sampler, transcript = sampling.sampler(self.n_ctx), Transcript(prompt.stop)
-        me, tokens = object(), list[int]()
         started = time.perf_counter()
-        with self._lock:
-            logits, cached = self._compute(lambda: self._session.prefill(prompt.spans))
-            self._owner = me
-        prefilled = time.perf_counter()
+        logits, cached = self._prefill(run, prompt.spans)
+        prefill_seconds = time.perf_counter() - started
+        room = min(sampling.max_tokens, self.n_ctx - len(prompt))
+        tokens: list[int] = []
         reason: FinishReason = "length"
-        for _ in range(min(sampling.max_tokens, self.n_ctx - len(prompt))):
+        while len(tokens) < room:
             token = sampler.sample(logits)
             if self._model.is_end(token):
                 reason = "stop"
@@ -487,27 +515,32 @@ class Llava:
             if transcript.stopped:
                 reason = "stop"
                 break
-            if len(tokens) < sampling.max_tokens and len(prompt) + len(tokens) < self.n_ctx:
-                logits = self._step(prompt, tokens, me)
+            if len(tokens) < room:
+                logits = self._step(run, prompt, tokens)
         if piece := transcript.finish():
             yield piece
-        timings = Timings(
-            self.load_seconds, prompt.encode_seconds, prefilled - started, time.perf_counter() - prefilled
-        )
-        result.append(
-            Answer(transcript.text, prompt.usage(cached, len(tokens)), timings, reason, tuple(tokens))
-        )
+        timings = Timings(self.load_seconds, prompt.encode_seconds, prefill_seconds, run.seconds)
+        usage = prompt.usage(cached, len(tokens))
+        result.append(Answer(transcript.text, usage, timings, reason, tuple(tokens)))
 
-    def _step(self, prompt: _Prompt, tokens: list[int], me: object) -> FloatArray:
-        """Logits after the last token; if another answer has used the sequence since, this one is put back first."""
+    def _prefill(self, run: _Run, spans: Sequence[_lib.Span]) -> tuple[FloatArray, int]:
         with self._lock:
-            if self._owner is me:
-                rows = self._compute(lambda: self._session.decode(tokens[-1:], seqs=[0]))
-                return rows.reshape(-1)
-            spans = [*prompt.spans, _lib.Tokens(tokens)]
-            logits, _ = self._compute(lambda: self._session.prefill(spans))
-            self._owner = me
-            return logits
+            if run.cancelled and not self._closing:
+                raise GenerationCancelled("cancelled")
+            computed = self._compute(lambda: self._session.prefill(spans))
+            self._owner = run
+            return computed
+
+    def _step(self, run: _Run, prompt: _Prompt, tokens: list[int]) -> FloatArray:
+        """Logits after the last token; if another answer has used the sequence, this one is put back first."""
+        started = time.perf_counter()
+        with self._lock:
+            if self._owner is run and not run.cancelled:
+                logits = self._compute(lambda: self._session.decode(tokens[-1:], seqs=[0])).reshape(-1)
+            else:
+                logits, _ = self._prefill(run, [*prompt.spans, _lib.Tokens(tokens)])
+        run.seconds += time.perf_counter() - started
+        return logits
 
     def logits(
         self, images: Images, prompt: str, *, raw: bool | None = None, system: str | None = None
@@ -561,7 +594,7 @@ class Chat:
         seen = [*self._images, *new]
         answer = self._llava._answer(parts, seen, template.stop, sampling, stream)
         if isinstance(answer, Stream):
-            answer._pieces = self._remembered(answer, question, seen)
+            answer._pieces = self._remembered(answer, answer._pieces, question, seen)
             return answer
         self._remember(question, seen, answer)
         return answer
@@ -574,8 +607,10 @@ class Chat:
         self.messages += [question, Message("assistant", answer.text)]
         self._images = images
 
-    def _remembered(self, stream: Stream, question: Message, images: list[ImageEmbedding]) -> Iterator[str]:
-        yield from stream._pieces
+    def _remembered(
+        self, stream: Stream, pieces: Iterator[str], question: Message, images: list[ImageEmbedding]
+    ) -> Iterator[str]:
+        yield from pieces
         self._remember(question, images, stream.answer)
 
 

@@ -1,0 +1,306 @@
+"""The Python API on a tiny random model: answers, streams, chats, embeddings, logits, finding files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_gguf
+from PIL import Image
+from tiny import TinySpec
+from tiny_gguf import Files
+
+import pyllava
+from pyllava import templates
+from pyllava.answer import Transcript
+
+QUESTION = "What is in the picture?"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return tiny_gguf.convert(tmp_path_factory.mktemp("model"), TinySpec(n_ctx=1024))
+
+
+@pytest.fixture(scope="module")
+def m(files: Files) -> Iterator[pyllava.Llava]:
+    with pyllava.Llava(files.model, files.mmproj, n_threads=2) as model:
+        yield model
+
+
+def picture(seed: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    rng = np.random.RandomState(seed)
+    return Image.fromarray(rng.randint(0, 256, (size[1], size[0], 3)).astype(np.uint8))
+
+
+def test_every_kind_of_image_gives_the_same_embedding(m: pyllava.Llava, tmp_path: Path) -> None:
+    image = picture(0)
+    path = tmp_path / "a.png"
+    image.save(path)
+    found = [
+        m.encode_image(source).array
+        for source in (path, str(path), path.read_bytes(), image, np.asarray(image))
+    ]
+    assert found[0].shape == (m.info.n_image_tokens, m.n_embd)
+    assert found[0].dtype == np.float32
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+def test_answer(m: pyllava.Llava) -> None:
+    answer = m.ask(picture(1), QUESTION, max_tokens=12)
+    assert str(answer) == answer.text == answer.text.strip()
+    assert answer.usage.image_tokens == m.info.n_image_tokens
+    assert answer.usage.prompt_tokens == len(m.logits(picture(1), QUESTION))
+    assert answer.usage.completion_tokens == len(answer.tokens) <= 12
+    assert answer.finish_reason == ("length" if len(answer.tokens) == 12 else "stop")
+    assert min(answer.timings.encode, answer.timings.prefill, answer.timings.decode, answer.timings.load) > 0
+
+
+def test_the_answer_is_the_greedy_one(m: pyllava.Llava) -> None:
+    """The first token is the likeliest after the prompt, the second after prompt and first token."""
+    answer = m.ask(picture(1), QUESTION, max_tokens=2)
+    rows = m.logits(picture(1), QUESTION)
+    assert answer.tokens[0] == int(rows[-1].argmax())
+
+
+def test_a_stream_is_the_answer_in_pieces(m: pyllava.Llava) -> None:
+    whole = m.ask(picture(2), QUESTION, max_tokens=24)
+    stream = m.ask(picture(2), QUESTION, max_tokens=24, stream=True)
+    assert stream.usage.image_tokens_each == (m.info.n_image_tokens,)
+    with pytest.raises(ValueError, match="not finished"):
+        _ = stream.answer
+    assert "".join(stream) == whole.text == stream.answer.text
+    assert stream.answer.tokens == whole.tokens
+
+
+def test_two_streams_may_take_turns(m: pyllava.Llava) -> None:
+    expected = [m.ask(picture(i), QUESTION, max_tokens=12).text for i in (3, 4)]
+    streams = [m.ask(picture(i), QUESTION, max_tokens=12, stream=True) for i in (3, 4)]
+    found = ["", ""]
+    for _ in range(14):
+        for i, stream in enumerate(streams):
+            found[i] += next(stream, "")
+    assert found == expected
+
+
+def test_seeds_and_sampling(m: pyllava.Llava) -> None:
+    def texts(seed: int | None) -> list[str]:
+        return [
+            m.ask(None, "Say.", max_tokens=16, temperature=1.5, top_k=50, seed=seed).text for _ in range(3)
+        ]
+
+    assert len(set(texts(7))) == 1
+    assert texts(7) == texts(7)
+    assert len({*texts(7), *texts(8), *texts(9)}) > 1
+    assert len(set(texts(None))) > 1
+
+
+def test_stop_strings_end_the_answer_before_them(m: pyllava.Llava) -> None:
+    whole = m.ask(picture(5), QUESTION, max_tokens=32).text
+    stop = whole[len(whole) // 2 :][:2]
+    answer = m.ask(picture(5), QUESTION, max_tokens=32, stop=[stop])
+    assert answer.text == whole[: whole.index(stop)].rstrip()
+    assert answer.finish_reason == "stop"
+    with pytest.raises(TypeError, match="list of texts"):
+        m.ask(None, "x", stop="###")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens: found 0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": -1}, "top_k: found -1"),
+        ({"top_p": 1.5}, "top_p: found 1.5"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"repeat_penalty": 0.0}, "repeat_penalty: found 0"),
+    ],
+)
+def test_wrong_options_are_named(m: pyllava.Llava, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        m.ask(None, "x", **options)
+
+
+def test_several_images_and_raw_prompts(m: pyllava.Llava) -> None:
+    both = m.ask([picture(6), picture(7)], "Compare.", max_tokens=4)
+    assert both.usage.image_tokens_each == (m.info.n_image_tokens,) * 2
+    raw = "<s>USER: <image> and <image>\nASSISTANT:"
+    assert m.ask([picture(6), picture(7)], raw, max_tokens=4).usage.image_tokens == both.usage.image_tokens
+    with pytest.raises(ValueError, match="2 <image> marks, images given: 1"):
+        m.ask(picture(6), raw)
+    ids = m.prompt_tokens(None, "what is <image> ?")
+    assert not any(isinstance(i, templates.ImageMark) for i in ids), "an <image> without an image is text"
+
+
+def test_special_tokens_of_a_user_are_plain_text(m: pyllava.Llava) -> None:
+    eos = m.info.eos_id
+    assert eos not in m.prompt_tokens(None, "say </s> now")
+    assert eos in m.prompt_tokens(None, "say </s> now", raw=True)
+    assert m.tokenize("a</s>")[-1] == eos
+    assert eos not in m.tokenize("a</s>", parse_special=False)
+    assert m.tokenize("a", add_bos=True)[0] == m.info.bos_id
+
+
+def test_chat_computes_only_what_is_new(m: pyllava.Llava) -> None:
+    chat = m.chat()
+    first = chat.ask("What is this?", picture(8), max_tokens=6)
+    second = chat.ask("And the background?", max_tokens=6)
+    assert second.usage.image_tokens == m.info.n_image_tokens
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens
+    assert second.timings.encode < first.timings.encode
+    stream = chat.ask("Again?", max_tokens=6, stream=True)
+    text = "".join(stream)
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 3
+    assert chat.messages[-1].text == text == stream.answer.text
+    chat.clear()
+    assert chat.messages == []
+
+
+def test_asking_again_reuses_the_prompt(m: pyllava.Llava) -> None:
+    m.ask(picture(9), QUESTION, max_tokens=2)
+    again = m.ask(picture(9), "What is in front?", max_tokens=2)
+    assert again.usage.cached_tokens > m.info.n_image_tokens
+
+
+def test_context_overflow_comes_before_any_computing(files: Files) -> None:
+    with pyllava.Llava(files.model, files.mmproj, n_ctx=100) as small:
+        with pytest.raises(pyllava.ContextOverflowError, match=r"16 of images.*n_ctx=100"):
+            small.ask(picture(0), "x " * 100)
+        answer = small.ask(picture(0), "x", raw=False, system="", max_tokens=500)
+        assert answer.usage.prompt_tokens + answer.usage.completion_tokens <= 100
+
+
+def test_files_are_found_beside_each_other(files: Files, tmp_path: Path) -> None:
+    shutil.copy(files.model, tmp_path / "model.gguf")
+    shutil.copy(files.mmproj, tmp_path / "mmproj.gguf")
+    for model in (tmp_path, tmp_path / "model.gguf"):
+        with pyllava.Llava(model) as found:
+            assert found.info.has_vision
+    shutil.copy(files.mmproj, tmp_path / "mmproj-2.gguf")
+    with pytest.raises(pyllava.ModelMismatchError, match="2 projector"):
+        pyllava.Llava(tmp_path)
+    (tmp_path / "mmproj-2.gguf").unlink()
+    shutil.copy(files.model, tmp_path / "other.gguf")
+    with pytest.raises(pyllava.ModelMismatchError, match="2 language models"):
+        pyllava.Llava(tmp_path)
+
+
+def test_an_image_that_cannot_reach_the_model_is_an_error(files: Files) -> None:
+    with pyllava.Llava(files.model) as blind:
+        assert blind.ask(None, "Hello.", max_tokens=2).usage.image_tokens == 0
+        with pytest.raises(pyllava.PyllavaError, match="no projector"):
+            blind.ask(picture(0), QUESTION)
+
+
+def test_progress_and_cancel_from_its_callback(files: Files) -> None:
+    seen: list[tuple[str, float]] = []
+    wanted = [True]
+
+    def progress(stage: str, fraction: float) -> bool:
+        seen.append((stage, fraction))
+        return wanted[0]
+
+    with pyllava.Llava(files.model, files.mmproj, progress=progress, n_batch=16) as model:
+        expected = model.ask(picture(0), QUESTION, max_tokens=4).text
+        assert {stage for stage, _ in seen} == {"load", "encode", "prefill"}
+        assert all(0 <= fraction <= 1 for _, fraction in seen)
+        wanted[0] = False
+        with pytest.raises(pyllava.GenerationCancelled):
+            model.ask(picture(1), QUESTION)
+        wanted[0] = True
+        assert model.ask(picture(0), QUESTION, max_tokens=4).text == expected
+    wanted[0] = False
+    with pytest.raises(pyllava.GenerationCancelled):
+        pyllava.Llava(files.model, files.mmproj, progress=progress)
+
+
+def test_an_exception_of_the_callback_arrives(files: Files) -> None:
+    fail = [False]
+
+    def progress(stage: str, fraction: float) -> None:
+        if fail[0]:
+            raise KeyError("mine")
+
+    with pyllava.Llava(files.model, files.mmproj, progress=progress) as model:
+        fail[0] = True
+        with pytest.raises(KeyError, match="mine"):
+            model.ask(None, "x", max_tokens=2)
+        fail[0] = False
+        model.ask(None, "x", max_tokens=2)
+
+
+def test_cancel_ends_a_stream(m: pyllava.Llava) -> None:
+    stream = m.ask(picture(1), QUESTION, max_tokens=200, stream=True)
+    next(stream)
+    m.cancel()
+    with pytest.raises(pyllava.GenerationCancelled):
+        list(stream)
+    m.ask(picture(1), QUESTION, max_tokens=2)
+
+
+def test_templates_are_chosen(files: Files) -> None:
+    with pyllava.Llava(files.model, template="mistral_instruct") as model:
+        assert model.template.name == "mistral_instruct"
+    with pytest.raises(ValueError, match="need one of"):
+        pyllava.Llava(files.model, template="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precision": "wild"}, ValueError, "precision"),
+        ({"device": "cuda"}, ValueError, "this build has 'cpu'"),
+        ({"n_ctx": 0}, ValueError, "n_ctx: found 0"),
+        ({"n_batch": 0}, ValueError, "n_batch: found 0"),
+        ({"n_seq": 0}, ValueError, "n_seq: found 0"),
+        ({"n_threads": 10_000}, ValueError, "n_threads: found 10000"),
+        ({"type_k": "q9"}, ValueError, "type_k: found 'q9'"),
+        ({"type_v": "q8_0"}, ValueError, "heads of a multiple of 32"),
+        ({"n_ctx": 1 << 24, "n_seq": 100}, pyllava.ModelMemoryError, "GiB.*try"),
+    ],
+)
+def test_wrong_parameters_are_named(
+    files: Files, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pyllava.Llava(files.model, files.mmproj, **options)  # type: ignore[arg-type]
+
+
+def test_precision_from_the_environment(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLLAVA_PRECISION", "fast")
+    with pyllava.Llava(files.model) as model:
+        assert model.precision == "fast"
+
+
+def test_closed(files: Files) -> None:
+    model = pyllava.Llava(files.model, files.mmproj)
+    stream = model.ask(None, "x", max_tokens=50, stream=True)
+    next(stream)
+    model.close()
+    model.close()
+    with pytest.raises(pyllava.ClosedError):
+        model.ask(None, "x")
+    with pytest.raises(pyllava.ClosedError):
+        list(stream)
+
+
+def test_transcript_holds_back_what_is_uncertain() -> None:
+    t = Transcript(["###", "USER:"])
+    euro = "€".encode()
+    pieces = [
+        t.push(p) for p in (b" ", b" a", euro[:1], euro[1:], b" ", b"b#", b"#c US", b"ER", b" x ##", b"# y")
+    ]
+    assert pieces == ["", "a", "", "€", "", " b", "##c", "", " USER x", ""]
+    assert t.stopped
+    assert t.finish() == ""
+    assert t.text == "a€ b##c USER x"
+
+
+def test_transcript_replaces_broken_utf8_at_the_end() -> None:
+    t = Transcript([])
+    assert t.push(b"ok \xe2\x82") == "ok"
+    assert t.finish() == " \ufffd"
