@@ -414,7 +414,10 @@ pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const i
     const int32_t most = s->batch.n_max < MAX_LOGIT_ROWS ? s->batch.n_max : MAX_LOGIT_ROWS;
     for (int32_t i = 0; i < n; i += most) {
         const size_t at = (size_t) i * (size_t) s->model->vocab.n;
-        TRY(decode_step(s, seqs + i, ids + i, n - i < most ? n - i : most, out_logits + at));
+        pyllava_status status = decode_step(s, seqs + i, ids + i, n - i < most ? n - i : most, out_logits + at);
+        if (status == PYLLAVA_OK) continue;
+        while (i-- > 0) kv_trim(&s->kv, seqs[i], s->kv.sequences[seqs[i]].length - 1);       // all or none
+        return status;
     }
     return PYLLAVA_OK;
 }
