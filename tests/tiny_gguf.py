@@ -98,7 +98,9 @@ class Gguf:
 
     def renamed(self, rename: Callable[[str], str | None]) -> Gguf:
         """Tensors under new names; None drops one."""
-        return replace(self, tensors={new: t for k, t in self.tensors.items() if (new := rename(k)) is not None})
+        return replace(
+            self, tensors={new: t for k, t in self.tensors.items() if (new := rename(k)) is not None}
+        )
 
 
 def f32(array: npt.NDArray[Any]) -> Tensor:

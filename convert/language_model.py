@@ -1,0 +1,218 @@
+"""The language model of a LLaVA (or plain LLaMA-family) checkpoint as a GGUF file of architecture `llama`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import Checkpoint, checkpoint_files, summary
+from .console import log
+from .dtypes import F16, F32, Q8_0, FloatArray, GgmlType
+from .errors import CheckpointError, shown
+from .gguf_out import Metadata, OutTensor, matrix_or_f32, write_gguf
+from .llama_params import LlamaParams, read_llama_params, special_id
+from .names import (
+    LLAMA,
+    LLAMA_BLOCK,
+    LLAMA_DERIVED,
+    LLAMA_HEAD,
+    META,
+    META_BLOCK,
+    Rule,
+    language_prefix,
+    shape_of,
+)
+from .tensor import Tensor
+from .vocabulary import SPECIAL, read_vocabulary
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of the script; defaults as there."""
+
+    outfile: Path | None = None
+    kind: GgmlType = F16
+    vocab_only: bool = False
+    vocab_dir: Path | None = None
+    vocab_types: tuple[str, ...] = ("spm", "hfft")
+    pad_vocab: bool = False
+    skip_unknown: bool = False
+    n_ctx: int | None = None
+    model_name: str | None = None
+
+
+def folder_of(model: Path) -> Path:
+    """The folder that holds the config of `model`, a folder or a file."""
+    return model if model.is_dir() else model.parent
+
+
+def default_outfile(model: Path, options: Options) -> Path:
+    name = "ggml-vocab.gguf" if options.vocab_only else f"ggml-model-{options.kind.name}.gguf"
+    return options.outfile or folder_of(model) / name
+
+
+def convert(model: Path, options: Options) -> Path:
+    """Write the GGUF file; returns its path. Raises CheckpointError, OutputError, OSError."""
+    folder = folder_of(model)
+    files = [] if options.vocab_only else checkpoint_files(model)
+    outfile = default_outfile(model, options)
+    with Checkpoint(files) as checkpoint:
+        params, config = read_llama_params(folder, checkpoint, options.n_ctx)
+        config_ids = {name: special_id(config, f"{name}_token_id") for name in SPECIAL}
+        vocabulary = read_vocabulary(options.vocab_dir or folder, options.vocab_types, config_ids)
+        tensors = (
+            []
+            if options.vocab_only
+            else language_tensors(checkpoint, params, options.kind, options.skip_unknown)
+        )
+        n_vocab = tensors[0].shape[0] if tensors else (params.n_vocab or len(vocabulary))
+        if params.n_vocab not in (None, n_vocab):
+            log.info(
+                "config.json says vocab_size %s, token_embd has %d rows: rows count", params.n_vocab, n_vocab
+            )
+        vocabulary = vocabulary.fitted(n_vocab, pad=options.pad_vocab, drop_added=options.skip_unknown)
+        meta = language_metadata(
+            options.model_name or folder_of(model.resolve()).name, params, n_vocab, options.kind
+        )
+        vocabulary.describe(meta)
+        write_gguf(outfile, meta, tensors, inputs=checkpoint.files)
+    return outfile
+
+
+def language_tensors(
+    checkpoint: Mapping[str, Tensor], params: LlamaParams, kind: GgmlType, skip_unknown: bool
+) -> list[OutTensor]:
+    """All tensors of the language model, each demanded by name and shape (CONTRACT 1.6, 4.1)."""
+    plan = _plan(checkpoint, params)
+    sizes = {
+        "d": params.n_embd,
+        "q": params.n_head * params.head_dim,
+        "k": params.n_head_kv * params.head_dim,
+        "f": params.n_ff,
+    }
+    unknown = [name for name in checkpoint if name not in plan and not LLAMA_DERIVED.fullmatch(name)]
+    meta_layout = "tok_embeddings.weight" in plan
+    tensors, n_needed = [], 0
+    for name, rule in plan.items():
+        n_needed += not rule.optional
+        tensor = checkpoint.get(name)
+        if tensor is None and rule.optional:
+            continue
+        if tensor is None:
+            raise CheckpointError(f"{shown(name)} is missing; the checkpoint holds: {summary(checkpoint)}")
+        sizes.setdefault("V", tensor.n_rows)  # token_embd comes first
+        shape = shape_of(rule, sizes)
+        if tensor.shape != shape:
+            raise CheckpointError(f"{shown(name)}: shape {list(tensor.shape)}, need {list(shape)}")
+        tensors.append(_out(tensor, rule, params, kind, meta_layout))
+    _check_unknown(unknown, skip_unknown)
+    if sum("bias" not in tensor.name for tensor in tensors) != n_needed:
+        raise CheckpointError(f"{len(tensors)} tensors of the language model, need {n_needed}")
+    return tensors
+
+
+def _plan(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Rule]:
+    """Checkpoint name -> rule: 3 + 9 n_layer needed tensors, one fewer where the output is tied."""
+    if "tok_embeddings.weight" in checkpoint:
+        ends, block, layer, prefix, head = META, META_BLOCK, "layers", "", "output.weight"
+    else:
+        found = language_prefix(checkpoint)
+        if found is None:
+            raise CheckpointError(f"no language model (embed_tokens.weight) among: {summary(checkpoint)}")
+        ends, block, layer, prefix = LLAMA, LLAMA_BLOCK, "layers", found
+        heads = (
+            prefix.removesuffix("model.") + "lm_head.weight",
+            "lm_head.weight",
+            prefix + "lm_head.weight",
+        )
+        head = next((name for name in heads if name in checkpoint), heads[0])
+    plan = {prefix + name: rule for name, rule in ends.items()}
+    for i in range(params.n_layer):
+        for name, rule in block.items():
+            plan[f"{prefix}{layer}.{i}.{name}"] = rule._replace(name=f"blk.{i}.{rule.name}")
+    # A tied model computes with token_embd even where a stale lm_head lies beside it, as transformers does.
+    plan[head] = LLAMA_HEAD
+    if params.tied:
+        del plan[head]
+        if head in checkpoint:
+            log.info("%s is left out: the output is tied to token_embd", head)
+    return plan
+
+
+def _out(tensor: Tensor, rule: Rule, params: LlamaParams, kind: GgmlType, meta_layout: bool) -> OutTensor:
+    target = matrix_or_f32(tensor.shape, kind)
+    if target is not F32 and target is not kind:
+        log.info(
+            "%s: rows of %d do not divide into %s blocks, kept as f16", rule.name, tensor.shape[-1], kind.name
+        )
+    if meta_layout or not rule.name.endswith(
+        ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
+    ):
+        return OutTensor(rule.name, tensor, tensor.shape, target)
+    return OutTensor(rule.name, tensor, tensor.shape, target, interleave(params.head_dim), params.head_dim)
+
+
+def interleave(head_dim: int) -> Callable[[FloatArray], FloatArray]:
+    """Rows of q and k from Hugging Face's order to that of `llama` in GGUF, one head at a time.
+
+    HF rotates the pairs (i, i + head_dim/2), GGUF the pairs (2i, 2i + 1): row i of the first half goes to 2i,
+    row i of the second half to 2i + 1. Works on any whole number of heads: [n * head_dim, n_embd]. (CONTRACT 4.1)
+    """
+
+    def reorder(x: FloatArray) -> FloatArray:
+        halves = x.reshape(-1, 2, head_dim // 2, x.shape[-1])
+        paired: FloatArray = halves.swapaxes(1, 2).reshape(x.shape)
+        return paired
+
+    return reorder
+
+
+def _check_unknown(unknown: list[str], skip: bool) -> None:
+    if not unknown:
+        return
+    if not skip:
+        raise CheckpointError(
+            f"Unexpected tensor name: {shown(unknown[0])} (and {len(unknown) - 1} more). "
+            f"Use --skip-unknown to ignore it (e.g. LLaVA)"
+        )
+    log.info("skipped %d tensors that are not the language model's: %s", len(unknown), summary(unknown))
+
+
+def language_metadata(name: str, params: LlamaParams, n_vocab: int, kind: GgmlType) -> Metadata:
+    """The keys of CONTRACT 1.5 but for the tokenizer's."""
+    meta = Metadata("llama")
+    meta.text("general.type", "model")
+    meta.text("general.name", name)
+    meta.u32("general.file_type", kind.file_type)
+    if kind is Q8_0:
+        meta.u32("general.quantization_version", 2)
+    meta.u32("llama.vocab_size", n_vocab)
+    meta.u32("llama.context_length", params.n_ctx)
+    meta.u32("llama.embedding_length", params.n_embd)
+    meta.u32("llama.block_count", params.n_layer)
+    meta.u32("llama.feed_forward_length", params.n_ff)
+    meta.u32("llama.rope.dimension_count", params.head_dim)
+    meta.u32("llama.attention.head_count", params.n_head)
+    meta.u32("llama.attention.head_count_kv", params.n_head_kv)
+    if params.head_dim * params.n_head != params.n_embd:
+        meta.u32("llama.attention.key_length", params.head_dim)
+        meta.u32("llama.attention.value_length", params.head_dim)
+    meta.f32("llama.attention.layer_norm_rms_epsilon", params.eps)
+    meta.f32("llama.rope.freq_base", params.rope_theta)
+    if params.rope_scaling is not None:
+        scaling, factor, original = params.rope_scaling
+        meta.text("llama.rope.scaling.type", scaling)
+        meta.f32("llama.rope.scaling.factor", factor)
+        if original is not None:
+            meta.u32("llama.rope.scaling.original_context_length", original)
+    return meta
+
+
+def dump(model: Path) -> Sequence[str]:
+    """One line per tensor of a checkpoint: name, type, shape, file."""
+    with Checkpoint(checkpoint_files(model)) as checkpoint:
+        return [
+            f"{shown(t.name, 200)[1:-1]:<60} {t.dtype:<5} {list(t.shape)} {t.file.path.name}"
+            for t in checkpoint.values()
+        ]

@@ -1,0 +1,189 @@
+"""Hyper-parameters of a LLaMA-family language model, from the config of any of its layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError, shown
+from .json_file import Config, read_json
+from .tensor import Tensor
+
+# What transformers assumes for a key that a nested text_config leaves out (LlamaConfig, MistralConfig).
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+_MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+FAMILIES = ("llama", "llava", "mistral", "yi")
+
+
+@dataclass(frozen=True)
+class LlamaParams:
+    """`rope_scaling` is (type, factor, original context) or None; `tied`: the output shares token_embd."""
+
+    n_vocab: int | None  # as the config says; the rows of token_embd decide
+    n_ctx: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    head_dim: int
+    eps: float
+    rope_theta: float
+    rope_scaling: tuple[str, float, int | None] | None
+    tied: bool
+
+
+def read_llama_params(
+    folder: Path, tensors: Mapping[str, Tensor], n_ctx: int | None
+) -> tuple[LlamaParams, Config]:
+    """From config.json (LLaMA, LLaVA, nested text_config), else Meta's params.json; `n_ctx` overrides."""
+    if (folder / "config.json").exists():
+        config = Config(str(folder / "config.json"), read_json(folder / "config.json"))
+        nested = config.sub("text_config")
+        if nested is not None:
+            nested.defaults = _MISTRAL if nested.table.get("model_type") == "mistral" else _LLAMA
+            if "tie_word_embeddings" in config.table:
+                nested.defaults = {
+                    **nested.defaults,
+                    "tie_word_embeddings": config.table["tie_word_embeddings"],
+                }
+            config = nested
+        _check_family(config)
+        return _from_config(config, n_ctx), config
+    if (folder / "params.json").exists():
+        config = Config(str(folder / "params.json"), read_json(folder / "params.json"))
+        return _from_params(config, tensors, n_ctx), config
+    raise CheckpointError(f"{folder}: neither config.json nor params.json, the hyper-parameters are unknown")
+
+
+def _check_family(config: Config) -> None:
+    names = config.get("architectures")
+    kinds = [config.get("model_type"), *(names if isinstance(names, list) else ())]
+    text = " ".join(str(kind).lower() for kind in kinds if kind is not None)
+    if any(other in text for other in ("qwen", "phi", "mpt", "gemma", "mixtral", "stablelm")) or (
+        text and not any(family in text for family in FAMILIES)
+    ):
+        raise CheckpointError(
+            f"{config.where}: a model of type {shown(text)}; only the LLaMA family is supported"
+        )
+    experts = config.get("num_local_experts", "num_experts")
+    if experts not in (None, 0, 1):
+        raise CheckpointError(
+            f"{config.where}: {shown(experts)} experts; mixtures of experts are not supported"
+        )
+
+
+def _from_config(config: Config, n_ctx: int | None) -> LlamaParams:
+    n_embd, n_head = (
+        config.integer("hidden_size", high=1 << 20),
+        config.integer("num_attention_heads", high=4096),
+    )
+    n_head_kv = n_head if config.get("num_key_value_heads") is None else config.integer("num_key_value_heads")
+    if config.get("head_dim") is None and n_embd % n_head:
+        raise CheckpointError(f"{config.where}: hidden_size {n_embd} does not divide by {n_head} heads")
+    head_dim = n_embd // n_head if config.get("head_dim") is None else config.integer("head_dim", high=65536)
+    return LlamaParams(
+        n_vocab=config.integer("vocab_size") if config.get("vocab_size") is not None else None,
+        n_ctx=n_ctx or _context(config),
+        n_embd=n_embd,
+        n_layer=config.integer("num_hidden_layers", high=512),
+        n_head=n_head,
+        n_head_kv=_check_heads(config, n_head, n_head_kv, head_dim),
+        n_ff=config.integer("intermediate_size", high=1 << 22),
+        head_dim=head_dim,
+        eps=config.number("rms_norm_eps", high=1.0),
+        rope_theta=_rope_theta(config),
+        rope_scaling=_rope_scaling(config),
+        tied=config.get("tie_word_embeddings") is True,
+    )
+
+
+def _check_heads(config: Config, n_head: int, n_head_kv: int, head_dim: int) -> int:
+    if n_head % n_head_kv:
+        raise CheckpointError(f"{config.where}: {n_head} heads do not divide by {n_head_kv} key-value heads")
+    if head_dim % 2:
+        raise CheckpointError(
+            f"{config.where}: head dimension {head_dim} is odd, rotary positions need pairs"
+        )
+    return n_head_kv
+
+
+def _context(config: Config) -> int:
+    if config.get("max_sequence_length", "max_position_embeddings") is None:
+        raise CheckpointError(f"{config.where}: the context length is unknown, give it with --ctx")
+    return config.integer("max_sequence_length", "max_position_embeddings")
+
+
+def _rope(config: Config) -> Config:
+    """transformers 5 keeps theta and scaling in one table, rope_parameters."""
+    return config.sub("rope_parameters") or Config(config.where, {})
+
+
+def _rope_theta(config: Config) -> float:
+    if _rope(config).get("rope_theta") is not None:
+        return _rope(config).number("rope_theta")
+    return 10000.0 if config.get("rope_theta") is None else config.number("rope_theta")
+
+
+def _rope_scaling(config: Config) -> tuple[str, float, int | None] | None:
+    table = config.sub("rope_scaling") or _rope(config)
+    kind = table.get("type", "rope_type")
+    if kind in (None, "default"):
+        return None
+    if kind not in ("linear", "yarn"):
+        raise CheckpointError(
+            f"{table.where}: positions scaled by {shown(kind)}, only linear and yarn are supported"
+        )
+    original = table.get("original_max_position_embeddings")
+    return (
+        kind,
+        table.number("factor"),
+        None if original is None else table.integer("original_max_position_embeddings"),
+    )
+
+
+def _from_params(config: Config, tensors: Mapping[str, Tensor], n_ctx: int | None) -> LlamaParams:
+    """Meta's layout: the feed-forward width is read off the tensors, the context length must be given."""
+    if n_ctx is None:
+        raise CheckpointError(
+            f"{config.where}: holds no context length, give it with --ctx (4096 for LLaMA 2)"
+        )
+    first = tensors.get("layers.0.feed_forward.w1.weight")
+    if first is None:
+        raise CheckpointError(
+            f"{config.where}: no layers.0.feed_forward.w1.weight to read the feed-forward width from"
+        )
+    n_embd, n_head = config.integer("dim", high=1 << 20), config.integer("n_heads", high=4096)
+    if n_embd % n_head:
+        raise CheckpointError(f"{config.where}: dim {n_embd} does not divide by {n_head} heads")
+    n_head_kv = n_head if config.get("n_kv_heads") is None else config.integer("n_kv_heads")
+    return LlamaParams(
+        n_vocab=None,  # params.json says -1
+        n_ctx=n_ctx,
+        n_embd=n_embd,
+        n_layer=config.integer("n_layers", high=512),
+        n_head=n_head,
+        n_head_kv=_check_heads(config, n_head, n_head_kv, n_embd // n_head),
+        n_ff=first.n_rows,
+        head_dim=n_embd // n_head,
+        eps=config.number("norm_eps", high=1.0),
+        rope_theta=_rope_theta(config),
+        rope_scaling=None,
+        tied=False,
+    )
+
+
+def special_id(config: Config, key: str) -> Any:
+    """`bos_token_id` and its like: one number, or the first of a list, or None."""
+    value = config.get(key)
+    return value[0] if isinstance(value, list) and value else value

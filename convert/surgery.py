@@ -1,0 +1,93 @@
+"""Finds the projector and the vision tower in a LLaVA checkpoint and writes them on their own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .atomic_file import replacing
+from .checkpoint import Checkpoint, checkpoint_files, summary
+from .console import log
+from .dtypes import FLOATS, STORED
+from .errors import CheckpointError, NoCheckpoint, shown
+from .names import projector_name, tower_name
+from .safetensors_file import check_safetensors, write_safetensors
+from .tensor import Tensor
+
+# Files of pre-training and LoRA releases that hold a projector on its own, looked at when the shards hold
+# none.
+PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin", "non_lora_trainables.bin")
+
+TOWER_HINT = "copy it to CLIP_DIR/model.safetensors, beside the config.json of the CLIP model"
+
+
+def split_off(model: Path, folder: Path) -> list[Path]:
+    """Write `llava.projector` (f32) and, if there is a tower, `llava.clip` (as stored); returns the paths."""
+    if not model.is_dir():
+        raise CheckpointError(f"{model}: not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(Checkpoint(_files(model)))
+        projector = _renamed(checkpoint, projector_name)
+        for name in PROJECTOR_FILES:
+            if _has_weights(projector) or not (model / name).exists():
+                continue
+            log.info("no projector in the checkpoint itself, taking the one in %s", name)
+            beside = stack.enter_context(Checkpoint([model / name]))
+            projector.update(_renamed(beside, projector_name))
+        if not _has_weights(projector):
+            raise CheckpointError(
+                f"{model}: no projector (model.mm_projector.*) among {len(checkpoint)} tensors: "
+                f"{summary(checkpoint)}; is this a LLaVA model?"
+            )
+        written = [_write(folder / "llava.projector", projector, "f32", checkpoint.files)]
+        tower = _renamed(checkpoint, tower_name)
+        if tower:
+            written.append(_write(folder / "llava.clip", tower, None, checkpoint.files))
+            log.info("the vision tower was trained too, it is in %s: %s", written[-1].name, TOWER_HINT)
+    log.info("now convert the language model with --skip-unknown, and the CLIP folder with --llava-projector")
+    return written
+
+
+def _files(model: Path) -> list[Path]:
+    """The checkpoint's files; none where only a projector file was released."""
+    try:
+        return checkpoint_files(model)
+    except NoCheckpoint:
+        if any((model / name).exists() for name in PROJECTOR_FILES):
+            return []
+        raise
+
+
+def _renamed(checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """The tensors that `rename` knows, by their new names."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in checkpoint.items():
+        new = rename(name)
+        if new is None:
+            continue
+        if new in found:
+            raise CheckpointError(f"{shown(name)} and {shown(found[new].name)} are both {shown(new)}")
+        found[new] = tensor
+    return found
+
+
+def _has_weights(projector: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("model.mm_projector.") for name in projector)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], dtype: str | None, inputs: list[Path]) -> Path:
+    if dtype is not None:
+        for name, tensor in tensors.items():
+            if tensor.dtype not in FLOATS:
+                raise CheckpointError(f"{shown(name)}: type {tensor.dtype}, need one of {', '.join(FLOATS)}")
+    pairs = sorted(tensors.items())
+    item = STORED[dtype].itemsize if dtype else 8
+    n_bytes = sum(tensor.n_rows * tensor.row_elements * item for _, tensor in pairs)
+    with replacing(path, n_bytes=n_bytes + (1 << 20), inputs=inputs) as part:
+        with open(part, "wb") as out:
+            write_safetensors(out, pairs, dtype)
+        check_safetensors(part, pairs, dtype)
+    log.info("%s: %d tensors, %.1f MB", path, len(pairs), path.stat().st_size / 1e6)
+    return path

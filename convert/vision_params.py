@@ -1,0 +1,206 @@
+"""What the projector file says about the vision tower: from the CLIP folder's configs and LLaVA's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import checkpoint_files
+from .errors import CheckpointError, shown
+from .json_file import Config, read_json, read_json_if_there
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# What transformers' CLIPVisionConfig assumes for a key that config.json leaves out.
+CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "silu": "silu",
+}
+MAX_PINPOINTS = 16  # pairs: older readers stop at 32 numbers
+
+
+@dataclass(frozen=True)
+class VisionParams:
+    """The tower. `mean` and `std` are per colour, of pixels in 0..1."""
+
+    image_size: int
+    patch_size: int
+    n_embd: int
+    n_ff: int
+    n_layer: int
+    n_head: int
+    projection_dim: int
+    eps: float
+    activation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LlavaFacts:
+    """How LLaVA uses the tower. `feature_layer` counts hidden states, 0 = input of the first layer."""
+
+    feature_layer: int
+    aspect_ratio: str | None
+    projector_text: str | None  # mm_projector_type
+    pinpoints: tuple[int, ...]  # w, h, w, h, ...; empty unless the model is of the 1.6 kind
+    merge_type: str | None
+    crop_resolution: int | None
+    split_resolution: int | None
+
+
+def read_vision_params(
+    folder: Path, *, layout: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> VisionParams:
+    """`layout`: "vision" (config.json is the tower's own), "clip" (it holds vision_config), None (either)."""
+    config = _vision_config(folder, layout)
+    image, patch = config.integer("image_size", high=8192), config.integer("patch_size", high=8192)
+    if image % patch:
+        raise CheckpointError(f"{config.where}: image_size {image} is not a multiple of patch_size {patch}")
+    n_embd, n_head = (
+        config.integer("hidden_size", high=65536),
+        config.integer("num_attention_heads", high=4096),
+    )
+    if n_embd % n_head:
+        raise CheckpointError(f"{config.where}: hidden_size {n_embd} does not divide by {n_head} heads")
+    activation = config.text("hidden_act")
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{config.where}: hidden_act {shown(activation)}, need one of {', '.join(ACTIVATIONS)}"
+        )
+    channels = config.get("num_channels")
+    if channels not in (None, 3):
+        raise CheckpointError(f"{config.where}: num_channels is {shown(channels)}, need 3")
+    pixels = read_json_if_there(folder / "preprocessor_config.json")
+    return VisionParams(
+        image_size=image,
+        patch_size=patch,
+        n_embd=n_embd,
+        n_ff=config.integer("intermediate_size", high=1 << 20),
+        n_layer=config.integer("num_hidden_layers", high=512),
+        n_head=n_head,
+        projection_dim=config.integer("projection_dim"),
+        eps=config.number("layer_norm_eps", high=1.0),
+        activation=ACTIVATIONS[activation],
+        mean=_three("image_mean", mean, pixels.get("image_mean"), CLIP_MEAN, low=-10.0),
+        std=_three("image_std", std, pixels.get("image_std"), CLIP_STD, low=0.0),
+    )
+
+
+def _vision_config(folder: Path, layout: str | None) -> Config:
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder}: no config.json; need the folder of the CLIP model")
+    table = read_json(path)
+    whole = Config(str(path), table)
+    nested = whole.sub("vision_config", CLIP_DEFAULTS)
+    if layout == "vision" or (layout is None and nested is None):
+        if "hidden_size" in table and ("image_size" in table or "patch_size" in table):
+            return Config(str(path), table, CLIP_DEFAULTS)
+        raise CheckpointError(
+            f"{path}: neither a CLIP model (vision_config) nor a vision tower (image_size, patch_size)"
+        )
+    if nested is None:
+        raise CheckpointError(
+            f"{path}: no vision_config; drop --clip-model-is-openclip or give a full CLIP folder"
+        )
+    nested.defaults = {
+        **CLIP_DEFAULTS,
+        **({"projection_dim": whole.get("projection_dim")} if "projection_dim" in table else {}),
+    }
+    return nested
+
+
+def _three(
+    name: str, chosen: Sequence[float] | None, found: Any, default: tuple[float, ...], low: float
+) -> tuple[float, ...]:
+    """Three numbers above `low`: chosen by the user, else found in the preprocessor config, else CLIP's."""
+    values = chosen if chosen is not None else found if found is not None else default
+    right = isinstance(values, (list, tuple)) and len(values) == 3
+    if not right or not all(type(v) in (int, float) and low < v < 100.0 for v in values):
+        raise CheckpointError(f"{name}: need three numbers above {low:g}, found {shown(str(values))}")
+    return tuple(float(value) for value in values)
+
+
+def read_llava_facts(projector: Path, clip_folder: Path, n_layer: int) -> LlavaFacts:
+    """From the config.json beside the projector, else the CLIP folder's own, else the defaults."""
+    config = Config("config.json", {})
+    for folder in (projector.resolve().parent, clip_folder):
+        table = read_json_if_there(folder / "config.json")
+        if any(key.startswith(("mm_", "vision_feature_")) for key in table):
+            config = Config(str(folder / "config.json"), table)
+            break
+    select = config.get("mm_vision_select_feature", "vision_feature_select_strategy")
+    if select not in (None, "patch", "default"):
+        raise CheckpointError(
+            f"{config.where}: features {shown(select)} are selected, only 'patch' (no class token) is known"
+        )
+    merge, aspect = config.text("mm_patch_merge_type"), config.text("image_aspect_ratio")
+    tiled = merge is not None and merge.startswith("spatial") and "unpad" in merge
+    return LlavaFacts(
+        feature_layer=_feature_layer(config, n_layer),
+        aspect_ratio=aspect,
+        projector_text=config.text("mm_projector_type"),
+        pinpoints=_pinpoints(config) if tiled else (),
+        merge_type=merge,
+        crop_resolution=_optional_size(config, "image_crop_resolution"),
+        split_resolution=_optional_size(config, "image_split_resolution"),
+    )
+
+
+def _feature_layer(config: Config, n_layer: int) -> int:
+    """The hidden state that feeds the projector: a negative i counts from the end, L + i + 1; LLaVA: -2."""
+    value = config.get("mm_vision_select_layer", "vision_feature_layer")
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    value = -2 if value is None else value
+    if type(value) is not int:
+        raise CheckpointError(f"{config.where}: vision feature layer {shown(str(value))}, need one number")
+    layer = value if value >= 0 else n_layer + value + 1
+    if not 1 <= layer <= n_layer:
+        raise CheckpointError(
+            f"{config.where}: vision feature layer {value} of a tower with {n_layer} layers"
+        )
+    return layer
+
+
+def _pinpoints(config: Config) -> tuple[int, ...]:
+    """Grid resolutions of LLaVA-1.6, flattened."""
+    pairs = config.get("image_grid_pinpoints")
+    right = isinstance(pairs, list) and 0 < len(pairs) <= MAX_PINPOINTS
+    if not right or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise CheckpointError(
+            f"{config.where}: image_grid_pinpoints need 1 to {MAX_PINPOINTS} pairs of sizes"
+        )
+    flat = [size for pair in pairs for size in pair]
+    if not all(type(size) is int and 0 < size <= 16384 for size in flat):
+        raise CheckpointError(f"{config.where}: image_grid_pinpoints hold a size outside 1..16384")
+    return tuple(flat)
+
+
+def _optional_size(config: Config, key: str) -> int | None:
+    return None if config.get(key) is None else config.integer(key, high=16384)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The CLIP folder's weights, with the hint that this step needs them."""
+    try:
+        return checkpoint_files(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (-m is the folder of the CLIP vision model)") from None
