@@ -42,9 +42,14 @@ def parser() -> Parser:
     args.add_argument(
         "-o", "--output-dir", type=Path, metavar="DIR", help="where to write (default: the CLIP folder)"
     )
-    args.add_argument(
-        "--use-f32", action="store_true", help="keep float32; the patch convolution is f16 all the same"
+    types = args.add_mutually_exclusive_group()
+    types.add_argument(
+        "--outtype", choices=("f32", "f16", "q8_0"), default="f16", help="of the matrices (default: f16)"
     )
+    types.add_argument(
+        "--use-f32", dest="outtype", action="store_const", const="f32",
+        help="the same as --outtype f32; the patch convolution is f16 all the same",
+    )  # fmt: skip
     args.add_argument("--vision-only", action="store_true", help="write the vision tower only (always so)")
     args.add_argument(
         "--text-only", action="store_true", help="refused: LLaVA has no use for CLIP's text tower"
@@ -86,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model_dir,
             args.llava_projector,
             args.output_dir or args.model_dir,
-            use_f32=args.use_f32,
+            outtype=args.outtype,
             wanted_type=args.projector_type,
             layout=args.layout,
             mean=args.image_mean,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, summary
 from .console import log
-from .dtypes import F16, F32, GgmlType
+from .dtypes import F16, F32, OUT_TYPES, GgmlType
 from .errors import CheckpointError, shown
-from .gguf_out import Metadata, OutTensor, write_gguf
+from .gguf_out import Metadata, OutTensor, matrix_or_f32, write_gguf
 from .names import (
     CLIP,
     CLIP_BLOCK,
@@ -61,19 +61,19 @@ def convert(
     projector: Path,
     output_folder: Path,
     *,
-    use_f32: bool = False,
+    outtype: str = "f16",
     wanted_type: str | None = None,
     layout: str | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
 ) -> Path:
-    """Write `mmproj-model-f16.gguf` (or -f32) into `output_folder`; returns its path."""
+    """Write `mmproj-model-<outtype>.gguf` into `output_folder`; returns its path."""
     if not clip_folder.is_dir():
         raise CheckpointError(f"{clip_folder}: not a folder")
     params = read_vision_params(clip_folder, layout=layout, mean=mean, std=std)
     facts = read_llava_facts(projector, clip_folder, params.n_layer)
     with Checkpoint(weight_files(clip_folder)) as clip, Checkpoint([projector]) as beside:
-        kind = F32 if use_f32 else F16
+        kind = OUT_TYPES[outtype]
         tensors, found_type = projector_tensors(projector, beside, params, kind)
         if wanted_type not in (None, found_type, found_type.removesuffix("_norm")):
             raise CheckpointError(
@@ -110,7 +110,7 @@ def projector_tensors(
     for name, tensor in sorted(table.items()):
         shape = tuple(n for n in tensor.shape if n != 1) or (1,)  # a 1x1 convolution becomes a matrix
         wide = len(tensor.shape) in (2, 4)
-        tensors.append(OutTensor(name, tensor, shape, kind if wide else F32))
+        tensors.append(OutTensor(name, tensor, shape, matrix_or_f32(shape, kind) if wide else F32))
     return tensors, found_type
 
 
@@ -188,10 +188,14 @@ def _has_class_token(folder: Path, clip: Mapping[str, Tensor], prefix: str) -> b
 
 
 def _tower_type(name: str, shape: tuple[int, ...], kind: GgmlType) -> GgmlType:
-    """Matrices in `kind`, vectors in f32; the patch convolution is f16 always, older readers need it so."""
+    """Matrices in `kind`, vectors in f32. The patch convolution is f16 always, older readers need it so; positions are
+    read row by row and small, so they are not quantised.
+    """
     if name == "v.patch_embd.weight":
         return F16
-    return kind if len(shape) == 2 else F32
+    if name == "v.position_embd.weight" and kind.block > 1:
+        return F16
+    return matrix_or_f32(shape, kind) if len(shape) == 2 else F32
 
 
 def _check_left_over(folder: Path, names: list[str]) -> None:

@@ -72,20 +72,31 @@ def expected(spec: TinySpec) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("fmt", ["safetensors", "bin"])
 @pytest.mark.parametrize("layout", ["clip", "vision"])
-@pytest.mark.parametrize("use_f32", [False, True])
-def test_names_types_and_numbers(tmp_path: Path, fmt: str, layout: str, use_f32: bool) -> None:
+@pytest.mark.parametrize("outtype", ["f16", "f32"])
+def test_names_types_and_numbers(tmp_path: Path, fmt: str, layout: str, outtype: str) -> None:
     clip, projector = prepared(tmp_path, fmt=fmt, layout=layout)
-    path = convert(clip, projector, tmp_path / "out", use_f32=use_f32)
-    assert path == tmp_path / "out" / ("mmproj-model-f32.gguf" if use_f32 else "mmproj-model-f16.gguf")
+    path = convert(clip, projector, tmp_path / "out", outtype=outtype)
+    assert path == tmp_path / "out" / f"mmproj-model-{outtype}.gguf"
     file, wanted = read_gguf(path), expected(SPEC)
     assert set(file.tensors) == set(wanted)
     for name, array in wanted.items():
-        half = name == "v.patch_embd.weight" or (not use_f32 and array.ndim == 2)
+        half = name == "v.patch_embd.weight" or (outtype == "f16" and array.ndim == 2)
         assert file.kinds[name] == ("F16" if half else "F32"), name
         assert file.tensors[name].shape == array.shape
         np.testing.assert_array_equal(
             file.tensors[name], array.astype(np.float16 if half else np.float32), name
         )
+
+
+def test_q8_0_quantises_the_matrices_alone(tmp_path: Path) -> None:
+    clip, projector = prepared(tmp_path)
+    file, wanted = read_gguf(convert(clip, projector, tmp_path / "out", outtype="q8_0")), expected(SPEC)
+    for name, array in wanted.items():
+        half = name in ("v.patch_embd.weight", "v.position_embd.weight")
+        kind = "F16" if half else "Q8_0" if array.ndim == 2 else "F32"
+        assert file.kinds[name] == kind, name
+        step = np.abs(array).max() / 127 if kind == "Q8_0" else 0.0
+        np.testing.assert_allclose(file.tensors[name], array, rtol=1e-3, atol=step + 1e-4)
 
 
 def test_keys(tmp_path: Path) -> None:
@@ -198,12 +209,12 @@ def test_tower_of_the_checkpoint(tmp_path: Path) -> None:
     write_llava_checkpoint(tmp_path / "bak", own, tower=True)
     split_off(tmp_path / "bak", tmp_path / "bak")
     (clip / "model.safetensors").write_bytes((tmp_path / "bak" / "llava.clip").read_bytes())
-    file = read_gguf(convert(clip, tmp_path / "bak" / "llava.projector", tmp_path, use_f32=True))
+    file = read_gguf(convert(clip, tmp_path / "bak" / "llava.projector", tmp_path, outtype="f32"))
     wanted = expected(own)["v.blk.1.attn_q.weight"]
     np.testing.assert_array_equal(file.tensors["v.blk.1.attn_q.weight"], wanted)
     named_bin = clip / "pytorch_model.bin"  # as the seed's notes name it: content decides, not the suffix
     (clip / "model.safetensors").rename(named_bin)
-    again = read_gguf(convert(clip, tmp_path / "bak" / "llava.projector", tmp_path, use_f32=True))
+    again = read_gguf(convert(clip, tmp_path / "bak" / "llava.projector", tmp_path, outtype="f32"))
     np.testing.assert_array_equal(again.tensors["v.blk.1.attn_q.weight"], wanted)
 
 

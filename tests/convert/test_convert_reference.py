@@ -150,7 +150,7 @@ def test_llava_saved_by_transformers(tmp_path: Path) -> None:
     clip.mkdir()
     (tmp_path / "m" / "llava.clip").rename(clip / "model.safetensors")
     (clip / "config.json").write_text(json.dumps(vision_config(SPEC)))
-    tower = read_gguf(convert_tower(clip, tmp_path / "m" / "llava.projector", tmp_path, use_f32=True))
+    tower = read_gguf(convert_tower(clip, tmp_path / "m" / "llava.projector", tmp_path, outtype="f32"))
     llm = read_gguf(convert(tmp_path / "m", Options(skip_unknown=True)))
     ends = {
         "mm.0.weight": "multi_modal_projector.linear_1.weight",
@@ -178,7 +178,7 @@ def test_clip_saved_by_transformers(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "clip")
     write_llava_checkpoint(tmp_path / "llava", SPEC)
     split_off(tmp_path / "llava", tmp_path / "llava")
-    path = convert_tower(tmp_path / "clip", tmp_path / "llava" / "llava.projector", tmp_path, use_f32=True)
+    path = convert_tower(tmp_path / "clip", tmp_path / "llava" / "llava.projector", tmp_path, outtype="f32")
     file = read_gguf(path)
     wanted = vision_tensors(SPEC)["vision_model.encoder.layers.2.mlp.fc1.weight"]
     np.testing.assert_array_equal(file.tensors["v.blk.2.ffn_down.weight"], wanted)
