@@ -9,7 +9,7 @@
 
 #define NEED(condition, what)                                                                                \
     do {                                                                                                     \
-        if (!(condition)) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: need %s", __func__, what);                         \
+        if (!(condition)) FAIL(PYLLAVA_ERR_ARGUMENT, "need %s", what);                         \
     } while (0)
 
 int          pyllava_abi(void) { return PYLLAVA_ABI; }
@@ -169,14 +169,14 @@ static pyllava_status need_length(const pyllava_session * session, int32_t seq, 
 
 pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                                int32_t n_spans, float * out_logits, int32_t * out_n_reused) {
-    NEED(session && spans && n_spans > 0 && out_logits, "session, spans and out_logits");
+    NEED(session && spans && n_spans > 0 && out_logits, "a session, at least one span and out_logits");
     TRY(need_sequence(session, seq));
     return session_prefill(session, seq, spans, n_spans, false, out_logits, out_n_reused);
 }
 
 pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                               int32_t n_spans, float * out_logits) {
-    NEED(session && spans && n_spans > 0 && out_logits, "session, spans and out_logits");
+    NEED(session && spans && n_spans > 0 && out_logits, "a session, at least one span and out_logits");
     TRY(need_sequence(session, seq));
     return session_prefill(session, seq, spans, n_spans, true, out_logits, NULL);
 }

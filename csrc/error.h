@@ -3,7 +3,7 @@
 
 #include "pyllava.h"
 
-#define PYLLAVA_ERROR_MAX 512
+#define PYLLAVA_ERROR_MAX 5120             // room for a path of 4096 bytes and what is wrong with it
 
 #if defined(__GNUC__)
 #define PYLLAVA_PRINTF(f, a) __attribute__((format(printf, f, a)))

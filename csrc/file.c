@@ -5,6 +5,8 @@
 #endif
 #include "file.h"
 
+#include "memory.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -47,6 +49,7 @@ void aligned_free(void * pointer) {
 
 static pyllava_status read_all(file_bytes * out, int fd, const char * path, pyllava_progress_fn progress,
                                void * user) {
+    TRY(memory_check(out->size, path));
     uint8_t * data = aligned_new(out->size);
     TRY_ALLOC(data, out->size);
     out->data = data;

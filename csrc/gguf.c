@@ -178,8 +178,12 @@ static pyllava_status parse_tensor(cursor * c, gguf_tensor * t) {
     unsigned long long at = c->pos;
     gguf_text name = { 0 };
     TRY(take_text(c, &name, GGUF_MAX_NAME, "tensor name"));
-    if (name.size == 0 || memchr(name.data, 0, (size_t) name.size)) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: tensor name (byte %llu): empty or with a zero byte [NAME]", f->path, at);
+    bool printable = name.size > 0;
+    for (uint64_t i = 0; i < name.size; i++)
+        printable = printable && name.data[i] > 0x20 && name.data[i] < 0x7F;
+    if (!printable) {
+        FAIL(PYLLAVA_ERR_FILE, "%s: tensor name (byte %llu): empty or not printable ASCII [NAME]", f->path,
+             at);
     }
     memcpy(t->name, name.data, (size_t) name.size);
     uint32_t n_dims = 0;

@@ -73,7 +73,7 @@ static pyllava_status read_heads(llama_hparams * h, const pyllava_gguf * f) {
 
 pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * f) {
     TRY(check_architecture(f, "llama", "clip", "this is a projector (mmproj), need a language model"));
-    llama_hparams h = { .n_split = 1 };
+    llama_hparams h = { 0 };
     int32_t n_expert = 0;
     TRY(gguf_get_int(f, "llama.expert_count", false, (gguf_range) { 0, INT32_MAX }, &n_expert));
     if (n_expert)
@@ -95,8 +95,6 @@ pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * f) {
              (unsigned long long) tokens->n);
     h.n_vocab = (int32_t) tokens->n;
     TRY(gguf_get_int(f, "llama.vocab_size", false, (gguf_range) { h.n_vocab, h.n_vocab }, &h.n_vocab));
-    TRY(gguf_get_int(f, "split.count", false, (gguf_range) { 0, MAX_SPLITS }, &h.n_split));
-    if (h.n_split == 0) h.n_split = 1;
     *out = h;
     return PYLLAVA_OK;
 }

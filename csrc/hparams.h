@@ -4,8 +4,6 @@
 #include "gguf.h"
 
 #define MAX_LAYERS    512
-#define MAX_PINPOINTS 64
-#define MAX_SPLITS    999
 
 // The language model (architecture "llama").
 typedef struct llama_hparams {
@@ -13,7 +11,6 @@ typedef struct llama_hparams {
     float   eps;                          // of RMSNorm
     float   rope_theta;                   // base of the rotary frequencies
     float   rope_scale;                   // positions are multiplied by this (1 / factor of linear scaling)
-    int32_t n_split;                      // files the model is spread over
 } llama_hparams;
 
 typedef enum vit_act { VIT_QUICK_GELU, VIT_GELU, VIT_SILU } vit_act;

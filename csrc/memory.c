@@ -6,10 +6,58 @@
 #include "memory.h"
 
 #include <stdio.h>
+#include <string.h>
 #if defined(_WIN32)
 #include <windows.h>
 #else
+#include <pthread.h>
 #include <unistd.h>
+#endif
+
+#define MAX_THREADS 512
+
+#if defined(__linux__)
+// The first one or two numbers of a file of a control group; "max" reads as UINT64_MAX.
+static bool read_numbers(const char * path, uint64_t * a, uint64_t * b) {
+    FILE * file = fopen(path, "r");
+    if (!file) return false;
+    char words[2][32] = { "", "" };
+    int n = fscanf(file, "%31s %31s", words[0], words[1]);
+    fclose(file);
+    unsigned long long value = 0;
+    for (int i = 0; i < n; i++) {
+        uint64_t * out = i ? b : a;
+        if (!out) break;
+        if (!strcmp(words[i], "max")) *out = UINT64_MAX;
+        else if (sscanf(words[i], "%llu", &value) == 1) *out = value;
+    }
+    return n > 0;
+}
+
+// Bytes of a control group that are cached file pages, which give way.
+static uint64_t group_cached(void) {
+    FILE * file = fopen("/sys/fs/cgroup/memory.stat", "r");
+    if (!file) return 0;
+    char line[128];
+    unsigned long long value;
+    uint64_t sum = 0;
+    while (fgets(line, sizeof line, file)) {
+        if (sscanf(line, "active_file %llu", &value) == 1 || sscanf(line, "inactive_file %llu", &value) == 1)
+            sum += value;
+    }
+    fclose(file);
+    return sum;
+}
+
+// What the control group of a container leaves.
+static uint64_t group_available(void) {
+    uint64_t limit = UINT64_MAX, used = 0;
+    if (!read_numbers("/sys/fs/cgroup/memory.max", &limit, NULL)) return UINT64_MAX;
+    if (limit == UINT64_MAX || !read_numbers("/sys/fs/cgroup/memory.current", &used, NULL)) return UINT64_MAX;
+    const uint64_t cached = group_cached();
+    used -= cached < used ? cached : used;
+    return used < limit ? limit - used : 0;
+}
 #endif
 
 uint64_t memory_available(void) {
@@ -23,8 +71,18 @@ uint64_t memory_available(void) {
         if (sscanf(line, "MemAvailable: %llu kB", &value) == 1) kib = value;
     }
     fclose(file);
+    const uint64_t group = group_available(), machine = kib == UINT64_MAX ? kib : kib * 1024;
+    return group < machine ? group : machine;
+#else
+    return kib;
 #endif
-    return kib == UINT64_MAX ? kib : kib * 1024;
+}
+
+pyllava_status memory_check(uint64_t size, const char * what) {
+    const uint64_t have = memory_available();
+    if (size <= have) return PYLLAVA_OK;
+    FAIL(PYLLAVA_ERR_MEMORY, "%s: needs %.2f GiB of memory, %.2f GiB are free", what,
+         (double) size / (1 << 30), (double) have / (1 << 30));
 }
 
 int32_t cpu_count(void) {
@@ -32,6 +90,11 @@ int32_t cpu_count(void) {
 #if defined(__linux__)
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+    uint64_t quota = UINT64_MAX, period = 0;
+    if (read_numbers("/sys/fs/cgroup/cpu.max", &quota, &period) && quota != UINT64_MAX && period > 0) {
+        const long share = (long) ((quota + period - 1) / period);
+        if (share < n) n = share;
+    }
 #elif defined(_WIN32)
     SYSTEM_INFO info;
     GetSystemInfo(&info);
@@ -39,5 +102,30 @@ int32_t cpu_count(void) {
 #else
     n = sysconf(_SC_NPROCESSORS_ONLN);
 #endif
-    return n < 1 ? 1 : n > 512 ? 512 : (int32_t) n;
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int32_t) n;
 }
+
+#if defined(_WIN32)
+bool threads_can_start(int32_t n) { return n <= MAX_THREADS; }
+#else
+static void * wait_for_gate(void * gate) {
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+// Starts n - 1 threads at once and lets them end.
+bool threads_can_start(int32_t n) {
+    pthread_t threads[MAX_THREADS];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    int32_t started = 0;
+    pthread_mutex_lock(&gate);
+    while (started < n - 1 && started < MAX_THREADS &&
+           !pthread_create(&threads[started], NULL, wait_for_gate, &gate))
+        started++;
+    pthread_mutex_unlock(&gate);
+    for (int32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&gate);
+    return started >= n - 1;
+}
+#endif

@@ -137,9 +137,9 @@ PYLLAVA_API const pyllava_gguf * pyllava_model_mmproj(const pyllava_model * mode
 
 typedef struct pyllava_range { uint64_t begin, end; } pyllava_range;     // bytes [begin, end)
 
-// Text to token ids. Special tokens are recognised in the whole text except in `plain`, ascending byte ranges
-// of a user's own words. out_n receives the count even if it exceeds n_max (then PYLLAVA_ERR_ARGUMENT,
-// nothing written); at most n_bytes + 2 ids are needed. Text that is not UTF-8 is an error.
+// Text to token ids. Special tokens are recognised in the whole text except in `plain`, ascending byte
+// ranges of a user's own words. n_bytes + 2 ids are nearly always enough; where they are not, out_n receives
+// the count that is needed with PYLLAVA_ERR_ARGUMENT. Text that is not UTF-8 is an error.
 PYLLAVA_API pyllava_status pyllava_tokenize(const pyllava_model * model, const char * text, uint64_t n_bytes,
                                             const pyllava_range * plain, uint64_t n_plain, bool add_bos,
                                             int32_t * out_ids, uint64_t n_max, uint64_t * out_n);
@@ -160,8 +160,6 @@ typedef struct pyllava_session_params {
     const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
     const char *      type_v;
     pyllava_precision precision;
-    pyllava_log_fn    log;
-    void *            user;
 } pyllava_session_params;
 
 // Memory a session with these parameters takes, in bytes, without taking it.

@@ -28,7 +28,6 @@ typedef struct batch {                    // room for n_max rows
 struct pyllava_session {
     const pyllava_model * model;
     pyllava_session_params params;
-    logger               log;
     ggml_backend_t       backend;
     ggml_backend_sched_t sched;
     struct ggml_threadpool * threads;
@@ -414,7 +413,8 @@ pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const i
     const int32_t most = s->batch.n_max < MAX_LOGIT_ROWS ? s->batch.n_max : MAX_LOGIT_ROWS;
     for (int32_t i = 0; i < n; i += most) {
         const size_t at = (size_t) i * (size_t) s->model->vocab.n;
-        pyllava_status status = decode_step(s, seqs + i, ids + i, n - i < most ? n - i : most, out_logits + at);
+        pyllava_status status =
+            decode_step(s, seqs + i, ids + i, n - i < most ? n - i : most, out_logits + at);
         if (status == PYLLAVA_OK) continue;
         while (i-- > 0) kv_trim(&s->kv, seqs[i], s->kv.sequences[seqs[i]].length - 1);       // all or none
         return status;
@@ -440,7 +440,8 @@ static pyllava_status kv_type(const char * name, pyllava_precision precision, in
         *out = ALLOWED[i];
         return PYLLAVA_OK;
     }
-    FAIL(PYLLAVA_ERR_ARGUMENT, "%s: found '%s', need f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 or iq4_nl", what, name);
+    FAIL(PYLLAVA_ERR_ARGUMENT, "%s: found '%s', need f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 or iq4_nl", what,
+         name);
 }
 
 static pyllava_status start_backend(pyllava_session * s) {
@@ -463,6 +464,9 @@ static pyllava_status start_backend(pyllava_session * s) {
         (void (*)(struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
     if (!threads_new || !set_threads || !set_n || !set_abort || !s->threads_free)
         FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
+    if (!threads_can_start(s->params.n_threads)) {                       // the engine would abort
+        FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started: try fewer", s->params.n_threads);
+    }
     struct ggml_threadpool_params params = ggml_threadpool_params_default(s->params.n_threads);
     s->threads = threads_new(&params);
     if (!s->threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", s->params.n_threads);
@@ -550,7 +554,7 @@ static pyllava_status check_plan(const pyllava_session * s, int32_t n_ctx) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status check_params(const pyllava_model * m, pyllava_session_params * p) {
+static pyllava_status check_params(pyllava_session_params * p) {
     if (p->n_ctx < 1 || p->n_ctx > 1 << 24)
         FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx: found %d, need 1..%d", p->n_ctx, 1 << 24);
     if (p->n_batch < 1 || p->n_batch > 2048)
@@ -567,13 +571,12 @@ static pyllava_status check_params(const pyllava_model * m, pyllava_session_para
     if (p->n_threads == 0) p->n_threads = cpu_count();
     if (p->n_threads > MAX_THREADS) p->n_threads = MAX_THREADS;
     if (p->n_batch > p->n_ctx) p->n_batch = p->n_ctx;
-    (void) m;
     return PYLLAVA_OK;
 }
 
 static pyllava_status create(pyllava_session * s) {
     const llama_hparams * h = &s->model->llama.hparams;
-    TRY(check_params(s->model, &s->params));
+    TRY(check_params(&s->params));
     kv_params kv = { .n_layer = h->n_layer,
                      .n_embd = h->n_head_kv * h->head_dim,
                      .n_ctx = s->params.n_ctx,
@@ -603,7 +606,6 @@ pyllava_status session_create(const pyllava_model * model, const pyllava_session
     TRY_ALLOC(s, sizeof *s);
     s->model = model;
     s->params = *params;
-    s->log = (logger) { params->log, params->user };
     pyllava_status status = create(s);
     if (status != PYLLAVA_OK) {
         session_free(s);

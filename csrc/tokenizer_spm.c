@@ -111,6 +111,7 @@ static pyllava_status encode(const vocab * v, const char * text, int32_t size, o
     int32_t n = 0;
     for (int32_t at = 0; at < size; n++) {
         int32_t length = char_size((uint8_t) text[at]);
+        if (length > size - at) length = size - at; // a token can cut through a character
         s.symbols[n] = (symbol) { n - 1, at + length < size ? n + 1 : -1, at, length };
         at += length;
     }

@@ -24,7 +24,7 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     l->ln2_b      = weights_vector(w, D,    "v.blk.%d.ln2.bias", i);
 
     // Files of the legacy converter call the expanding layer ffn_down; newer ones call it ffn_up. The shape
-    // tells.
+    // tells (vit_bind refuses towers where it does not).
     char name[GGML_MAX_NAME];
     snprintf(name, sizeof name, "v.blk.%d.ffn_down.weight", i);
     const gguf_tensor * down = weights_find(w, name, NULL);
@@ -40,6 +40,11 @@ pyllava_status vit_bind(vit * v, weights * w) {
     const vit_hparams * h = &v->hparams;
     const int64_t D = h->n_embd;
     const bool has_class = weights_has(w, "v.class_embd"), has_pre_ln = weights_has(w, "v.pre_ln.weight");
+    if (h->n_ff == h->n_embd) {
+        FAIL(PYLLAVA_ERR_UNSUPPORTED,
+             "%s: feed_forward_length equals embedding_length %d: cannot tell ffn_up from ffn_down",
+             w->files[0]->path, h->n_embd);
+    }
     v->n_pos = h->n_patch + has_class;
     v->layers = calloc((size_t) h->n_layer_run + 1, sizeof *v->layers);
     TRY_ALLOC(v->layers, sizeof *v->layers * (size_t) h->n_layer_run);

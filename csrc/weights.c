@@ -1,6 +1,8 @@
 // weights.c - see weights.h.
 #include "weights.h"
 
+#include "memory.h"
+
 #include <ggml-cpu.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -166,6 +168,7 @@ static pyllava_status own(weights * w, const gguf_tensor * t, const uint8_t * fr
                           ggml_backend_buffer_t * out_buffer, void ** out_data) {
     int64_t n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
     size_t size = f32 ? (size_t) n * sizeof(float) : (size_t) t->size;
+    TRY(memory_check(size, t->name));
     void * aligned = NULL, * data = aligned_new(size);
     TRY_ALLOC(data, size);
     w->blocks[w->n_blocks] = data;

@@ -68,12 +68,14 @@ def _language_model(metadata: Mapping[str, Any], architecture: str) -> dict[str,
         "heads": metadata.get(f"{architecture}.attention.head_count"),
         "KV heads": metadata.get(f"{architecture}.attention.head_count_kv"),
         "context": metadata.get(f"{architecture}.context_length"),
-        "vocabulary": None if tokens is None else len(tokens),
+        "vocabulary": len(tokens) if isinstance(tokens, list) else None,
     }
 
 
 def _projector(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    image_size, patch_size = (metadata.get(f"clip.vision.{name}") for name in ("image_size", "patch_size"))
+    image_size, patch_size = (
+        _count(metadata, f"clip.vision.{name}") for name in ("image_size", "patch_size")
+    )
     n_stored = len({name.split(".")[2] for name in shapes if name.startswith("v.blk.")})
     return {
         "kind": "projector",
@@ -97,11 +99,17 @@ def _projector_kind(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int,
 
 
 def _layers_run(metadata: Mapping[str, Any], n_stored: int) -> int:
-    """As the library decides: a file without a feature layer holds the layers wanted, or a whole tower."""
-    features = [layer for layer in metadata.get("clip.vision.feature_layer", ()) if layer >= 0]
-    if len(features):
-        return int(max(features))
-    return n_stored - 1 if n_stored in (24, 32) else n_stored
+    """As csrc/hparams.c decides: a file without a feature layer holds the layers wanted, or a whole tower."""
+    n_layer = _count(metadata, "clip.vision.block_count") or n_stored
+    features = metadata.get("clip.vision.feature_layer")
+    if isinstance(features, list) and features and isinstance(features[0], int):
+        return features[0] if features[0] >= 0 else n_layer
+    return n_layer - 1 if n_layer in (24, 32) else n_layer
+
+
+def _count(metadata: Mapping[str, Any], key: str) -> int:
+    value = metadata.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _output_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -116,7 +124,7 @@ def _output_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
     model = summary["model"]
-    facts = ", ".join(f"{name} {value}" for name, value in model.items() if name != "kind")
+    facts = ", ".join(f"{name} {_plain_text(value)}" for name, value in model.items() if name != "kind")
     lines = [
         summary["file"],
         f"GGUF version {summary['version']}, {_size(summary['bytes'])}, alignment {summary['alignment']}",
@@ -136,6 +144,11 @@ def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str
     lines += [""] if listed else []
     lines += [f"  {t['name']:<{width}}  {t['type']:<6} {t['shape']} at {t['offset']:,}" for t in listed]
     return lines
+
+
+def _plain_text(value: Any) -> str:
+    """`value` without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _short(value: Any) -> str:

@@ -6,13 +6,19 @@ raises the exception that fits, with the library's one-line text.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes as c
 import errno
 import importlib.metadata
+import operator
 import os
+import re
 import sys
+import threading
+import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -108,8 +114,6 @@ class _SessionParams(c.Structure):
         ("type_k", _TEXT),
         ("type_v", _TEXT),
         ("precision", c.c_int),
-        ("log", _LOG_FN),
-        ("user", _P),
     ]
 
 
@@ -236,51 +240,128 @@ def engine_version() -> str:
     return str(lib.pyllava_engine_version().decode())
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
 def _check(status: int) -> None:
     if not status:
         return
-    text = lib.pyllava_last_error().decode(errors="replace")
-    if status == 3 and text.endswith(os.strerror(errno.EACCES)):
-        raise PermissionError(text)
+    text = _UNPRINTABLE.sub("?", os.fsdecode(lib.pyllava_last_error()))
+    if status in (2, 3):
+        for code in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            path = text.removesuffix(f": {os.strerror(code)}")
+            if path != text:
+                raise OSError(code, os.strerror(code), path)  # FileNotFoundError and the like
     raise _EXCEPTIONS.get(status, errors.PyllavaError)(text)
+
+
+def _i32(name: str, value: int) -> int:
+    """`value`, if C's 32 bits hold it: ctypes would cut it silently."""
+    number = operator.index(value)
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"{name}: found {number}, need a number of 32 bits")
+    return number
 
 
 def _pointer(array: npt.NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
-def _free(name: str, address: int, pid: int, *_keep_alive: object) -> None:
-    if os.getpid() == pid:  # a forked child does not own the threads behind it
-        getattr(lib, name)(address)
-
-
 class _Handle:
-    """Owns one C object; `keep` outlives it."""
+    """Owns one C object. It is freed by close(), or when nobody refers to it, but never while a call uses it.
 
-    def __init__(self, free: str, address: int | None, *keep: object) -> None:
+    `parent` is an object that must outlive it. At the interpreter's end nothing is freed: the operating system takes the
+    memory back.
+    """
+
+    def __init__(self, free: str, address: int | None, parent: _Handle | None = None) -> None:
         assert address
         self._address = address
         self._pid = os.getpid()
-        self._finalizer = weakref.finalize(self, _free, free, address, self._pid, *keep)
+        self._lock = threading.RLock()
+        self._users = 0
+        self._closed = False
+        if parent is not None:
+            parent._enter()
+        self._finalizer = weakref.finalize(self, _free, free, address, self._pid, parent)
+        self._finalizer.atexit = False
 
-    @property
-    def address(self) -> int:
-        """The object, for a call. Raises ClosedError after close, ForkError in a forked child."""
-        if not self._finalizer.alive:
-            raise errors.ClosedError("the model was closed")
+    def _enter(self) -> None:
         if os.getpid() != self._pid:
             raise errors.ForkError(
                 'the model was loaded before fork(): load it in the child, or start with "spawn"'
             )
-        return self._address
+        with self._lock:
+            if self._closed or _exiting.is_set():
+                raise errors.ClosedError("the model was closed")
+            self._users += 1
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._closed and self._users == 0:
+                self._finalizer()
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[int]:
+        """The object's address, for a call. Raises ClosedError after close, ForkError in a forked child."""
+        self._enter()
+        try:
+            yield self._address
+        finally:
+            self._leave()
 
     @property
     def closed(self) -> bool:
-        return not self._finalizer.alive
+        return self._closed
+
+    @property
+    def busy(self) -> bool:
+        """True while a call of this process uses it."""
+        return self._users > 0 and not self.foreign
+
+    @property
+    def address(self) -> int:
+        """For a call that is known to be covered by another use."""
+        return self._address
+
+    @property
+    def foreign(self) -> bool:
+        """True in a forked child."""
+        return os.getpid() != self._pid
 
     def close(self) -> None:
-        """Frees the object; a second call does nothing."""
-        self._finalizer()
+        """Frees the object, or has the call that uses it free it at its end; a second call does nothing."""
+        if self.foreign:
+            return
+        with self._lock:
+            self._closed = True
+            if self._users == 0:
+                self._finalizer()
+
+
+_exiting = threading.Event()
+_sessions: weakref.WeakSet[SessionHandle] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_running_calls() -> None:
+    """Before the interpreter ends: daemon threads must not compute while the library's own objects are torn down."""
+    _exiting.set()
+    busy = [session for session in _sessions if session.handle.busy]
+    for session in busy:
+        session.cancel_at_exit()
+    deadline = time.monotonic() + 10
+    while any(session.handle.busy for session in busy) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _free(name: str, address: int, pid: int, parent: _Handle | None) -> None:
+    if os.getpid() != pid:  # a forked child does not own the threads behind it
+        return
+    getattr(lib, name)(address)
+    if parent is not None:
+        parent._leave()
 
 
 class _Callback:
@@ -348,19 +429,21 @@ class GgufHandle:
 
     def header(self) -> tuple[int, int]:
         """Version and alignment."""
-        at = self._handle.address
-        return int(lib.pyllava_gguf_version(at)), int(lib.pyllava_gguf_alignment(at))
+        with self._handle.use() as at:
+            return int(lib.pyllava_gguf_version(at)), int(lib.pyllava_gguf_alignment(at))
 
     def metadata(self) -> dict[str, object]:
-        return _metadata(self._handle.address)
+        with self._handle.use() as at:
+            return _metadata(at)
 
     def tensors(self) -> list[TensorInfo]:
-        at, info = self._handle.address, _TensorInfo()
-        found = []
-        for i in range(lib.pyllava_gguf_n_tensors(at)):
-            _check(lib.pyllava_gguf_tensor(at, i, c.byref(info)))
-            shape = tuple(info.shape[: info.n_dims])
-            found.append(TensorInfo(info.name.decode(), info.type.decode(), shape, info.size, info.offset))
+        info, found = _TensorInfo(), []
+        with self._handle.use() as at:
+            for i in range(lib.pyllava_gguf_n_tensors(at)):
+                _check(lib.pyllava_gguf_tensor(at, i, c.byref(info)))
+                shape = tuple(info.shape[: info.n_dims])
+                name, kind = info.name.decode(), info.type.decode()
+                found.append(TensorInfo(name, kind, shape, info.size, info.offset))
         return found
 
 
@@ -450,14 +533,11 @@ class ModelHandle:
         callback.raise_error()
         _check(status)
         info = _ModelInfo()
-        _check(lib.pyllava_model_describe(self.address, c.byref(info)))
+        with self._handle.use() as at:
+            _check(lib.pyllava_model_describe(at, c.byref(info)))
         values = {name: getattr(info, name) for name, *_ in info._fields_}
         values |= {"image_mean": tuple(info.image_mean), "image_std": tuple(info.image_std)}
         self.info = ModelInfo(**values)
-
-    @property
-    def address(self) -> int:
-        return self._handle.address
 
     @property
     def handle(self) -> _Handle:
@@ -467,42 +547,45 @@ class ModelHandle:
         self._handle.close()
 
     def metadata(self) -> dict[str, object]:
-        return _metadata(lib.pyllava_model_file(self.address))
+        with self._handle.use() as at:
+            return _metadata(lib.pyllava_model_file(at))
 
     def mmproj_metadata(self) -> dict[str, object]:
-        file = lib.pyllava_model_mmproj(self.address)
-        return _metadata(file) if file else {}
+        with self._handle.use() as at:
+            file = lib.pyllava_model_mmproj(at)
+            return _metadata(file) if file else {}
 
     def tokenize(
         self, text: str, *, plain: Sequence[tuple[int, int]] = (), add_bos: bool = False
     ) -> list[int]:
         """Token ids; special tokens are recognised except in the byte ranges `plain`."""
         encoded = text.encode()
-        ids, n = np.empty(len(encoded) + 2, np.int32), _U64()
         ranges = (_Range * len(plain))(*(_Range(*r) for r in plain)) if plain else None
-        status = lib.pyllava_tokenize(
-            self.address,
-            encoded,
-            len(encoded),
-            ranges,
-            len(plain),
-            add_bos,
-            _pointer(ids),
-            len(ids),
-            c.byref(n),
-        )
-        _check(status)
-        return [int(i) for i in ids[: n.value]]
+        n, room = _U64(), len(encoded) + 2
+        while True:
+            ids = np.empty(room, np.int32)
+            out = (_pointer(ids), room, c.byref(n))
+            with self._handle.use() as at:
+                status = lib.pyllava_tokenize(at, encoded, len(encoded), ranges, len(plain), add_bos, *out)
+            if status == 0 or n.value <= room:
+                _check(status)
+                return [int(i) for i in ids[: n.value]]
+            room = n.value
 
     def piece(self, token: int, *, with_special: bool = False) -> bytes:
         """The bytes of one token as they stand in an answer; may end within a character."""
         text, size = _P(), _U64()
-        _check(lib.pyllava_token_piece(self.address, token, with_special, c.byref(text), c.byref(size)))
-        return c.string_at(text.value or 0, size.value) if size.value else b""
+        with self._handle.use() as at:
+            status = lib.pyllava_token_piece(
+                at, _i32("token", token), with_special, c.byref(text), c.byref(size)
+            )
+            _check(status)
+            return c.string_at(text.value or 0, size.value) if size.value else b""
 
     def is_end(self, token: int) -> bool:
         """True if the token ends an answer."""
-        return bool(lib.pyllava_token_is_end(self.address, token))
+        with self._handle.use() as at:
+            return bool(lib.pyllava_token_is_end(at, token))
 
 
 # --------------------------------------------------------------------------------------------------- session
@@ -550,23 +633,25 @@ class SessionHandle:
     ) -> None:
         self._model, address = model, _P()
         params = _SessionParams(
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_seq=n_seq,
-            n_threads=n_threads,
-            n_views=n_views,
-            type_k=None if type_k is None else type_k.encode(),
-            type_v=None if type_v is None else type_v.encode(),
+            n_ctx=_i32("n_ctx", n_ctx),
+            n_batch=_i32("n_batch", n_batch),
+            n_seq=_i32("n_seq", n_seq),
+            n_threads=_i32("n_threads", n_threads),
+            n_views=_i32("n_views", n_views),
+            type_k=None if type_k is None else str(type_k).encode(),
+            type_v=None if type_v is None else str(type_v).encode(),
             precision={"exact": 0, "fast": 1}[precision],
         )
-        _check(lib.pyllava_session_create(model.address, c.byref(params), c.byref(address)))
-        self._handle = _Handle("pyllava_session_free", address.value, model.handle)
+        with model.handle.use() as at:
+            _check(lib.pyllava_session_create(at, c.byref(params), c.byref(address)))
+            self._handle = _Handle("pyllava_session_free", address.value, model.handle)
         self._callback = _Callback()
         self._progress_fn: Any = None
+        _sessions.add(self)
 
     @property
-    def address(self) -> int:
-        return self._handle.address
+    def handle(self) -> _Handle:
+        return self._handle
 
     def close(self) -> None:
         self._handle.close()
@@ -574,17 +659,22 @@ class SessionHandle:
     def memory(self) -> tuple[int, int, int]:
         """Bytes of KV cache, compute buffer for text, compute buffer for images (the larger one is taken)."""
         plan = _SessionPlan()
-        _check(lib.pyllava_session_memory(self.address, c.byref(plan)))
+        with self._handle.use() as at:
+            _check(lib.pyllava_session_memory(at, c.byref(plan)))
         return plan.kv_size, plan.compute_size, plan.compute_size_vision
 
     def cancel(self, on: bool = True) -> None:
         """Ends the running call, or the next one, with GenerationCancelled; from any thread."""
-        if not self._handle.closed:
-            lib.pyllava_session_cancel(self.address, on)
+        with contextlib.suppress(errors.ClosedError), self._handle.use() as at:
+            lib.pyllava_session_cancel(at, on)
+
+    def cancel_at_exit(self) -> None:
+        lib.pyllava_session_cancel(self._handle.address, True)
 
     def set_progress(self, fn: Progress | None) -> None:
         self._progress_fn = self._callback.progress(fn)
-        lib.pyllava_session_progress(self.address, self._progress_fn, None)
+        with self._handle.use() as at:
+            lib.pyllava_session_progress(at, self._progress_fn, None)
 
     def _finish(self, status: int) -> None:
         error, self._callback.error = self._callback.error, None
@@ -600,7 +690,8 @@ class SessionHandle:
         if pixels.ndim != 4 or pixels.shape[1:] != shape:
             raise ValueError(f"pixels: shape {pixels.shape}, need (n_views, {', '.join(map(str, shape))})")
         out = np.empty((len(pixels), info.n_image_tokens, info.n_embd), np.float32)
-        self._finish(lib.pyllava_encode(self.address, _pointer(pixels), len(pixels), _pointer(out)))
+        with self._handle.use() as at:
+            self._finish(lib.pyllava_encode(at, _pointer(pixels), len(pixels), _pointer(out)))
         return out
 
     def _spans(self, parts: Sequence[Span]) -> tuple[Any, list[npt.NDArray[Any]]]:
@@ -621,7 +712,10 @@ class SessionHandle:
         """Makes sequence `seq` hold `parts`: the last row's logits float32 [n_vocab], and the rows reused."""
         spans, keep = self._spans(parts)
         out, n_reused = np.empty(self._model.info.n_vocab, np.float32), _I32()
-        status = lib.pyllava_prefill(self.address, seq, spans, len(parts), _pointer(out), c.byref(n_reused))
+        with self._handle.use() as at:
+            status = lib.pyllava_prefill(
+                at, _i32("seq", seq), spans, len(parts), _pointer(out), c.byref(n_reused)
+            )
         del keep
         self._finish(status)
         return out, n_reused.value
@@ -630,7 +724,8 @@ class SessionHandle:
         """Logits of every row of `parts`: float32 [n, n_vocab]."""
         spans, keep = self._spans(parts)
         out = np.empty((sum(map(len, parts)), self._model.info.n_vocab), np.float32)
-        status = lib.pyllava_logits(self.address, seq, spans, len(parts), _pointer(out))
+        with self._handle.use() as at:
+            status = lib.pyllava_logits(at, _i32("seq", seq), spans, len(parts), _pointer(out))
         del keep
         self._finish(status)
         return out
@@ -642,24 +737,27 @@ class SessionHandle:
         if len(where) != len(tokens):
             raise ValueError(f"{len(tokens)} ids for {len(where)} sequences")
         out = np.empty((len(tokens), self._model.info.n_vocab), np.float32)
-        status = lib.pyllava_decode(
-            self.address, _pointer(where), _pointer(tokens), len(tokens), _pointer(out)
-        )
-        self._finish(status)
+        with self._handle.use() as at:
+            self._finish(
+                lib.pyllava_decode(at, _pointer(where), _pointer(tokens), len(tokens), _pointer(out))
+            )
         return out
 
     def seq_length(self, seq: int = 0) -> int:
         n = _I32()
-        _check(lib.pyllava_seq_length(self.address, seq, c.byref(n)))
+        with self._handle.use() as at:
+            _check(lib.pyllava_seq_length(at, _i32("seq", seq), c.byref(n)))
         return n.value
 
     def seq_trim(self, seq: int, n: int) -> None:
         """Keeps the first `n` positions of a sequence."""
-        _check(lib.pyllava_seq_trim(self.address, seq, n))
+        with self._handle.use() as at:
+            _check(lib.pyllava_seq_trim(at, _i32("seq", seq), _i32("n", n)))
 
     def seq_copy(self, source: int, target: int, n: int) -> None:
         """Makes `target` the first `n` positions of `source`, sharing their cells."""
-        _check(lib.pyllava_seq_copy(self.address, source, target, n))
+        with self._handle.use() as at:
+            _check(lib.pyllava_seq_copy(at, _i32("source", source), _i32("target", target), _i32("n", n)))
 
     def trace(self, run: Callable[[], object], fn: Trace) -> None:
         """Calls `fn(name, array)` for every named intermediate computed while `run()` runs."""
@@ -673,11 +771,12 @@ class SessionHandle:
                 failed.append(error)
 
         callback = _TRACE_FN(call)
-        lib.pyllava_session_trace(self.address, callback, None)
-        try:
-            run()
-        finally:
-            lib.pyllava_session_trace(self.address, _TRACE_FN(), None)
+        with self._handle.use() as at:
+            lib.pyllava_session_trace(at, callback, None)
+            try:
+                run()
+            finally:
+                lib.pyllava_session_trace(at, _TRACE_FN(), None)
         if failed:
             raise failed[0]
 
@@ -700,7 +799,13 @@ class SamplerHandle:
         seed: int = 0,
     ) -> None:
         params = _SamplerParams(
-            temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed & (2**64 - 1)
+            temperature,
+            _i32("top_k", top_k),
+            top_p,
+            min_p,
+            repeat_penalty,
+            _i32("repeat_last_n", repeat_last_n),
+            operator.index(seed) & (2**64 - 1),
         )
         address = _P()
         _check(lib.pyllava_sampler_create(c.byref(params), c.byref(address)))
@@ -710,5 +815,6 @@ class SamplerHandle:
         """Chooses a token from logits float32 [n_vocab]."""
         logits = np.ascontiguousarray(logits, np.float32)
         out = _I32()
-        _check(lib.pyllava_sample(self._handle.address, _pointer(logits), logits.size, c.byref(out)))
+        with self._handle.use() as at:
+            _check(lib.pyllava_sample(at, _pointer(logits), logits.size, c.byref(out)))
         return out.value

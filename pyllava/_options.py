@@ -66,7 +66,7 @@ def _number(kind: Callable[[str], float], need: str, accept: Callable[[float], b
 _INTEGER = _number(int, "an integer", lambda value: True)
 _COUNT = _number(int, "an integer of at least 1", lambda value: value >= 1)
 _COUNT_OR_0 = _number(int, "an integer of at least 0", lambda value: value >= 0)
-_COUNT_OR_LESS = _number(int, "an integer of at least 1, or -1", lambda value: value >= 1 or value < 0)
+_COUNT_OR_LESS = _number(int, "an integer of at least 1, or -1", lambda value: value >= 1 or value == -1)
 _FROM_MINUS_1 = _number(int, "an integer of at least -1", lambda value: value >= -1)
 _REAL = _number(float, "a number", lambda value: True)
 _POSITIVE = _number(float, "a number above 0", lambda value: value > 0)

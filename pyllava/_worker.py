@@ -1,15 +1,15 @@
 """Long C calls that Ctrl-C can end.
 
 Python runs signal handlers only when the main thread is back in the interpreter, so a long call runs in a worker thread
-while the main thread waits in slices of 50 ms. On KeyboardInterrupt the call is cancelled and waited for.
+while the main thread waits in slices of 50 ms. On KeyboardInterrupt, or whatever else a signal handler raises, the call is
+cancelled and waited for.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,31 +24,37 @@ class Worker:
         self._pool: ThreadPoolExecutor | None = None
 
     def run(self, call: Callable[[], T], cancel: Callable[[bool], None]) -> T:
-        """`call()`, in the worker if this is the main thread; `cancel(True)` must make it end, `cancel(False)` forget it."""
+        """`call()`, in the worker if this is the main thread.
+
+        `cancel(True)` must make the call end, `cancel(False)` forget that.
+        """
         if threading.current_thread() is not threading.main_thread():
             return call()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-        future = self._pool.submit(call)
+        future: Future[T] | None = None
         try:
-            return _wait(future)
-        except KeyboardInterrupt:
+            future = self._pool.submit(call)
+            while not future.done():
+                wait([future], _SLICE)
+        except BaseException:
             cancel(True)
-            future.exception()  # until the call has ended
+            _settle(future)
             cancel(False)
             raise
+        return future.result()
 
     def close(self) -> None:
-        """Ends the thread; a call from this very thread (a callback) does not wait for it."""
+        """Ends the thread once it has nothing to do."""
         if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
 
 
-def _wait(future: Future[T]) -> T:
-    while True:
+def _settle(future: Future[T] | None) -> None:
+    """Waits for the end of the call, through further interrupts: they ask for what is under way already."""
+    while future is not None and not future.done():
         try:
-            return future.result(_SLICE)
-        except FutureTimeout:
-            if future.done():  # the call itself raised TimeoutError
-                raise
+            wait([future], _SLICE)
+        except BaseException:
+            continue

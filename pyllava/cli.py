@@ -126,8 +126,8 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
     prompt, tagged = _take_image_tag(_prompt(options))
     images: list[ImageSource] = list(options.image)
     if tagged is not None:
-        if images:
-            console.note("using base64 encoded image instead of command line image path")
+        if images:  # an image given is an image seen
+            raise ValueError("an image in the prompt and --image: need one of them")
         images = [tagged]
     if not images:
         raise ValueError(

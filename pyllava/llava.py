@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import operator
 import os
 import secrets
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +18,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, overlo
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from . import _lib, models, templates
 from ._worker import Worker
@@ -35,16 +37,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
-Images: TypeAlias = "ImageSource | Sequence[ImageSource] | None"
+Images: TypeAlias = "ImageSource | ImageEmbedding | Sequence[ImageSource | ImageEmbedding] | None"
 Progress: TypeAlias = Callable[[str, float], object]
 
 _log = logging.getLogger("pyllava")
 _DEFAULT_CTX = 4096
 _CACHED_EMBEDDINGS = 256 << 20  # bytes of image embeddings kept
+_LONG_TEXT = 1 << 16  # bytes
 _RAW_STOP = ("###", "<|im_end|>", "<|im_start|>", "USER:", "</s>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageEmbedding:
     """What the language model sees of one image."""
 
@@ -90,6 +93,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             raise TypeError("stop: found a text, need a list of texts")
+        operator.index(self.max_tokens)  # TypeError for anything but an integer
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
 
@@ -111,7 +115,6 @@ class _Prompt:
 
     spans: list[_lib.Span]
     images: list[ImageEmbedding]
-    stop: tuple[str, ...]
     encode_seconds: float
     n_text: int = field(init=False)
     n_image: int = field(init=False)
@@ -129,7 +132,7 @@ class _Prompt:
 
 @dataclass(eq=False)
 class _Run:
-    """An answer in the making."""
+    """A call of the API under way, from its first line to the end of its answer."""
 
     cancelled: bool = False
     seconds: float = 0.0  # spent on decoding
@@ -144,7 +147,7 @@ class Llava:
     use. `n_gpu_layers`: this build computes on the CPU; a number above 0 gives a warning. `template`: a name in
     ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "exact" or "fast"
     (today the same; default, $PYLLAVA_PRECISION or "exact"). `use_mmap`: False reads the files into memory. `type_k`,
-    `type_v`: the KV cache's types (default f32 in "exact", f16 in "fast"). `n_seq`: sequences of the KV cache. `progress`:
+    `type_v`: the KV cache's types (default f32 in "exact", f16 in "fast"). `progress`:
     called as progress(stage, fraction) with stage "load", "encode" or "prefill"; it may return False to cancel.
 
     Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
@@ -167,7 +170,6 @@ class Llava:
         use_mmap: bool = True,
         type_k: str | None = None,
         type_v: str | None = None,
-        n_seq: int = 1,
         progress: Progress | None = None,
     ) -> None:
         precision = precision or os.environ.get("PYLLAVA_PRECISION") or "exact"
@@ -182,12 +184,19 @@ class Llava:
         self._worker = Worker("pyllava")
         self._lock = threading.RLock()
         self._progress = progress
+        self._runs: weakref.WeakSet[_Run] = weakref.WeakSet()
+        self._running: _Run | None = None  # the one that computes
+        self._computing_thread: int | None = None
+        self._owner: _Run | None = None  # the answer whose tokens sequence 0 holds
+        self._closing = False
         self._model = self._load_model(files, use_mmap)
         self.is_demo = files.is_demo
         self.files = files
         self.info = self._model.info
         self.template: Template = self._choose_template(template, files)
         self.n_ctx = n_ctx if n_ctx is not None else min(self.info.n_ctx_train, _DEFAULT_CTX)
+        if self.n_ctx > self.info.n_ctx_train:
+            _log.warning("n_ctx=%d: the model was trained for %d", self.n_ctx, self.info.n_ctx_train)
         self.precision = precision
         self.devices = ["cpu"]
         self._session = self._worker.run(
@@ -195,7 +204,6 @@ class Llava:
                 self._model,
                 n_ctx=self.n_ctx,
                 n_batch=n_batch,
-                n_seq=n_seq,
                 n_threads=n_threads or 0,
                 type_k=type_k,
                 type_v=type_v,
@@ -205,9 +213,6 @@ class Llava:
         )
         self._session.set_progress(progress)
         self._embeddings: OrderedDict[int, ImageEmbedding] = OrderedDict()
-        self._runs: set[_Run] = set()
-        self._owner: _Run | None = None  # the answer whose tokens sequence 0 holds
-        self._closing = False
         self.load_seconds = time.perf_counter() - started
 
     # ------------------------------------------------------------------------------------------ life
@@ -249,14 +254,19 @@ class Llava:
         )
 
     def close(self) -> None:
-        """Frees the model; a call that runs in another thread is ended first. A second call does nothing."""
+        """Frees the model; a call that runs in another thread is ended first. A second call does nothing.
+
+        From a progress callback, the model is freed when the call that reports has ended.
+        """
+        if self._session.handle.foreign:
+            return  # a forked child does not own it
         self._closing = True
         self.cancel()
-        with self._lock:
+        inside = threading.get_ident() == self._computing_thread
+        with contextlib.nullcontext() if inside else self._lock:
             self._session.close()
             self._model.close()
             self._worker.close()
-            self._embeddings.clear()
 
     def __enter__(self) -> Llava:
         return self
@@ -270,24 +280,47 @@ class Llava:
         """Ends what other threads are doing with this model, unfinished streams too, with GenerationCancelled."""
         for run in list(self._runs):
             run.cancelled = True
-        if self._lock.acquire(blocking=False):
-            self._lock.release()  # no call is being computed
-        else:
+        running = self._running
+        if running is not None and running.cancelled:
             self._session.cancel()
 
-    def _compute(self, call: Callable[[], T]) -> T:
-        """One step of the session, under the lock, which Ctrl-C, cancel() and close() can end."""
-        if self._closing:
-            raise ClosedError("the model was closed")
-        _ = self._session.address  # ForkError before a thread is asked
-        self._session.cancel(False)  # one that came too late for the call before
-        try:
-            return self._worker.run(call, self._session.cancel)
-        except BaseException as error:
-            self._owner = None
-            if self._closing and isinstance(error, GenerationCancelled):
-                raise ClosedError("the model was closed") from error
-            raise
+    def _begin(self) -> _Run:
+        """Registers a call, so that cancel() reaches it wherever it is."""
+        if threading.get_ident() == self._computing_thread:
+            raise PyllavaError("the model was called from its own progress callback")
+        self._session.handle._enter()  # ClosedError, ForkError
+        self._session.handle._leave()
+        run = _Run()
+        self._runs.add(run)
+        return run
+
+    def _compute(self, run: _Run, call: Callable[[], T]) -> T:
+        """One step of the session, by one thread at a time, which Ctrl-C, cancel() and close() can end."""
+
+        def marked() -> T:
+            self._computing_thread = threading.get_ident()
+            try:
+                return call()
+            finally:
+                self._computing_thread = None
+
+        with self._lock:
+            self._running = run  # from here on cancel() reaches the session
+            try:
+                if not self._closing:
+                    self._session.cancel(False)  # one that came too late for the call before
+                if self._closing:
+                    raise ClosedError("the model was closed")
+                if run.cancelled:
+                    raise GenerationCancelled("cancelled")
+                return self._worker.run(marked, self._session.cancel)
+            except BaseException as error:
+                self._owner = None
+                if self._closing and isinstance(error, GenerationCancelled):
+                    raise ClosedError("the model was closed") from error
+                raise
+            finally:
+                self._running = None
 
     # ------------------------------------------------------------------------------------------ text
 
@@ -311,7 +344,7 @@ class Llava:
         return self._model.piece(token, with_special=True).decode(errors="replace")
 
     def prompt_tokens(
-        self, images: Images, prompt: str, *, raw: bool | None = None, system: str | None = None
+        self, images: Images, prompt: str, *, raw: bool = False, system: str | None = None
     ) -> list[int | ImageMark]:
         """The prompt as the model gets it: token ids, and an ImageMark where an image's rows go."""
         n_images = len(_as_list(images))
@@ -320,14 +353,12 @@ class Llava:
             found += [item] if isinstance(item, ImageMark) else item
         return found
 
-    def _parts(self, prompt: str, n_images: int, raw: bool | None, system: str | None) -> list[Part]:
-        if self._is_raw(prompt, n_images, raw):
+    def _parts(self, prompt: str, n_images: int, raw: bool, system: str | None) -> list[Part]:
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt: found {type(prompt).__name__}, need a text")
+        if raw:
             return templates.raw(prompt, n_images)
         return templates.render(self.template, [Message("user", prompt, n_images)], system=system)
-
-    @staticmethod
-    def _is_raw(prompt: str, n_images: int, raw: bool | None) -> bool:
-        return raw if raw is not None else n_images > 0 and templates.IMAGE_MARK in prompt
 
     def _tokenized(self, parts: Sequence[Part]) -> list[list[int] | ImageMark]:
         """Texts between images become ids, each stretch on its own as in training; the first begins with BOS."""
@@ -354,39 +385,47 @@ class Llava:
             if not part.special:
                 plain.append((at, end))
             at = end
+        if at > _LONG_TEXT and at > self.n_ctx * self._longest_piece():  # before minutes go into its tokens
+            raise ContextOverflowError(f"prompt of {at} bytes cannot fit in n_ctx={self.n_ctx}: shorten it")
         return self._model.tokenize("".join(part.text for part in stretch), plain=plain, add_bos=add_bos)
+
+    def _longest_piece(self) -> int:
+        return max(len(self._model.piece(token, with_special=True)) for token in range(self.info.n_vocab))
 
     # ------------------------------------------------------------------------------------------ images
 
-    def encode_image(self, image: ImageSource) -> ImageEmbedding:
-        """The embeddings of one image: a path, bytes, PIL image or array.
+    def encode_image(self, image: ImageSource | ImageEmbedding) -> ImageEmbedding:
+        """The embeddings of one image: a path, bytes, PIL image or array (or what this gave before, unchanged).
 
         Raises ImageError where it cannot be read, PyllavaError where the model has no projector.
         """
-        return self._encode(load_image(image))
+        return self._encode(self._begin(), image)
 
-    def _encode(self, image: Image.Image) -> ImageEmbedding:
+    def _encode(self, run: _Run, source: ImageSource | ImageEmbedding) -> ImageEmbedding:
+        if isinstance(source, ImageEmbedding):
+            return source
         if not self.info.has_vision:
             raise PyllavaError(
                 f"{self.files.model}: an image was given, but there is no projector: name one with mmproj="
             )
+        image = load_image(source)
         key = int.from_bytes(content_hash(image)[:8], "little")
         with self._lock:
             known = self._embeddings.get(key)
             if known is not None:
                 self._embeddings.move_to_end(key)
                 return known
-            views = preprocess(
-                image, ImageSpec(self.info.image_size, self.info.image_mean, self.info.image_std)
-            )
-            rows = self._compute(lambda: self._session.encode(views.pixels))
-            array = rows.reshape(-1, self.info.n_embd)
-            array.flags.writeable = False
-            found = ImageEmbedding(array, image.size, key)
+        info = self.info
+        views = preprocess(image, ImageSpec(info.image_size, info.image_mean, info.image_std))
+        rows = self._compute(run, lambda: self._session.encode(views.pixels))
+        array = rows.reshape(-1, info.n_embd)
+        array.flags.writeable = False
+        found = ImageEmbedding(array, image.size, key)
+        with self._lock:
             self._embeddings[key] = found
             while len(self._embeddings) > 1 and self._embedding_bytes() > _CACHED_EMBEDDINGS:
                 self._embeddings.popitem(last=False)
-            return found
+        return found
 
     def _embedding_bytes(self) -> int:
         return sum(e.array.nbytes for e in self._embeddings.values())
@@ -394,27 +433,31 @@ class Llava:
     # ------------------------------------------------------------------------------------------ answers
 
     def _prepare(
-        self, parts: Sequence[Part], images: Sequence[ImageSource | ImageEmbedding], stop: Sequence[str]
+        self, run: _Run, parts: Sequence[Part], images: Sequence[ImageSource | ImageEmbedding], most: int
     ) -> _Prompt:
+        """Encodes the images and tokenises the text; more than `most` positions are refused."""
+        marks = sum(isinstance(part, ImageMark) for part in parts)
+        if marks != len(images):
+            raise ValueError(f"{len(images)} images for {marks} places in the prompt")
+        texts = self._tokenized(parts)
+        n_text = sum(len(item) for item in texts if isinstance(item, list))
+        self._check_room(n_text, marks * self.info.n_image_tokens, most)
         started = time.perf_counter()
-        seen = [i if isinstance(i, ImageEmbedding) else self.encode_image(i) for i in images]
+        seen = [self._encode(run, image) for image in images]
         seconds = time.perf_counter() - started
         spans: list[_lib.Span] = []
-        for item in self._tokenized(parts):
+        for item in texts:
             if isinstance(item, ImageMark):
                 spans.append(_lib.Rows(seen[item.index].array, seen[item.index].key))
             else:
                 spans.append(_lib.Tokens(item))
-        marks = sum(isinstance(item, ImageMark) for item in parts)
-        if marks != len(seen):
-            raise ValueError(f"{len(seen)} images for {marks} places in the prompt")
-        return _Prompt(spans, seen, tuple(stop), seconds)
+        return _Prompt(spans, seen, seconds)
 
-    def _check_room(self, prompt: _Prompt) -> None:
-        if len(prompt) >= self.n_ctx:
+    def _check_room(self, n_text: int, n_image: int, most: int) -> None:
+        if n_text + n_image > most:
             raise ContextOverflowError(
-                f"prompt of {len(prompt)} positions ({prompt.n_image} of images, {prompt.n_text} of text) leaves no room for an "
-                f"answer in n_ctx={self.n_ctx}: raise n_ctx (-c) or shorten the prompt"
+                f"prompt of {n_text + n_image} positions ({n_image} of images, {n_text} of text) does not fit in "
+                f"n_ctx={self.n_ctx} with room for an answer: raise n_ctx (-c) or shorten the prompt"
             )
 
     @overload
@@ -424,7 +467,7 @@ class Llava:
         prompt: str,
         *,
         stream: Literal[False] = ...,
-        raw: bool | None = ...,
+        raw: bool = ...,
         system: str | None = ...,
         **options: Unpack[Options],
     ) -> Answer: ...
@@ -436,7 +479,7 @@ class Llava:
         prompt: str,
         *,
         stream: Literal[True],
-        raw: bool | None = ...,
+        raw: bool = ...,
         system: str | None = ...,
         **options: Unpack[Options],
     ) -> Stream: ...
@@ -447,15 +490,14 @@ class Llava:
         prompt: str,
         *,
         stream: bool = False,
-        raw: bool | None = None,
+        raw: bool = False,
         system: str | None = None,
         **options: Unpack[Options],
     ) -> Answer | Stream:
         """Asks about one image, several in one prompt, or none (None: text only).
 
         An image is a path, the bytes of a file, a PIL image or an array. `raw`: the prompt is used as it stands, with an
-        ``<image>`` mark for each image, instead of through the model's template; by default it is where it holds such a
-        mark and images are given. `system` replaces the template's system message. `stream`: True gives a Stream of pieces
+        ``<image>`` mark for each image and special tokens in it, instead of through the model's template. `system` replaces the template's system message. `stream`: True gives a Stream of pieces
         instead of the whole Answer. Options, with their defaults: max_tokens=512, temperature=0.0 (greedy), top_k=0,
         top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=64 (-1: all), seed=None (random), stop=().
 
@@ -465,7 +507,7 @@ class Llava:
         sampling = Sampling(**options)
         given = _as_list(images)
         parts = self._parts(prompt, len(given), raw, system)
-        stop = _RAW_STOP if self._is_raw(prompt, len(given), raw) else self.template.stop
+        stop = _RAW_STOP if raw else self.template.stop
         return self._answer(parts, given, stop, sampling, stream)
 
     def _answer(
@@ -475,29 +517,24 @@ class Llava:
         stop: Sequence[str],
         sampling: Sampling,
         stream: bool,
+        remember: Callable[[_Prompt, Answer], None] | None = None,
     ) -> Answer | Stream:
-        prompt = self._prepare(parts, images, (*stop, *sampling.stop))
-        self._check_room(prompt)
+        run = self._begin()
+        prompt = self._prepare(run, parts, images, self.n_ctx - 1)
         result: list[Answer] = []
-        pieces = self._generate(prompt, sampling, result)
+        pieces = self._generate(run, prompt, (*stop, *sampling.stop), sampling, result)
+        if remember is not None:
+            pieces = _then(pieces, lambda: remember(prompt, result[0]))
         if stream:
             return Stream(prompt.usage(), pieces, result)
         for _ in pieces:
             pass
         return result[0]
 
-    def _generate(self, prompt: _Prompt, sampling: Sampling, result: list[Answer]) -> Iterator[str]:
-        run = _Run()
-        self._runs.add(run)
-        try:
-            yield from self._generate_as(run, prompt, sampling, result)
-        finally:
-            self._runs.discard(run)
-
-    def _generate_as(
-        self, run: _Run, prompt: _Prompt, sampling: Sampling, result: list[Answer]
+    def _generate(
+        self, run: _Run, prompt: _Prompt, stop: Sequence[str], sampling: Sampling, result: list[Answer]
     ) -> Iterator[str]:
-        sampler, transcript = sampling.sampler(self.n_ctx), Transcript(prompt.stop)
+        sampler, transcript = sampling.sampler(self.n_ctx), Transcript(stop)
         started = time.perf_counter()
         logits, cached = self._prefill(run, prompt.spans)
         prefill_seconds = time.perf_counter() - started
@@ -525,9 +562,7 @@ class Llava:
 
     def _prefill(self, run: _Run, spans: Sequence[_lib.Span]) -> tuple[FloatArray, int]:
         with self._lock:
-            if run.cancelled and not self._closing:
-                raise GenerationCancelled("cancelled")
-            computed = self._compute(lambda: self._session.prefill(spans))
+            computed = self._compute(run, lambda: self._session.prefill(spans))
             self._owner = run
             return computed
 
@@ -535,22 +570,24 @@ class Llava:
         """Logits after the last token; if another answer has used the sequence, this one is put back first."""
         started = time.perf_counter()
         with self._lock:
-            if self._owner is run and not run.cancelled:
-                logits = self._compute(lambda: self._session.decode(tokens[-1:], seqs=[0])).reshape(-1)
+            if self._owner is run:
+                rows = self._compute(run, lambda: self._session.decode(tokens[-1:], seqs=[0]))
+                logits = rows.reshape(-1)
             else:
                 logits, _ = self._prefill(run, [*prompt.spans, _lib.Tokens(tokens)])
         run.seconds += time.perf_counter() - started
         return logits
 
     def logits(
-        self, images: Images, prompt: str, *, raw: bool | None = None, system: str | None = None
+        self, images: Images, prompt: str, *, raw: bool = False, system: str | None = None
     ) -> FloatArray:
         """Logits of every position of the whole prompt (BOS, text, image rows): float32 [n_positions, n_vocab]."""
         given = _as_list(images)
-        prepared = self._prepare(self._parts(prompt, len(given), raw, system), given, ())
+        run = self._begin()
+        prepared = self._prepare(run, self._parts(prompt, len(given), raw, system), given, self.n_ctx)
         with self._lock:
             self._owner = None
-            return self._compute(lambda: self._session.logits(prepared.spans))
+            return self._compute(run, lambda: self._session.logits(prepared.spans))
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
@@ -587,34 +624,28 @@ class Chat:
         The question and its answer become part of the conversation when the answer is complete.
         """
         sampling = Sampling(**options)
-        new = [self._llava.encode_image(image) for image in _as_list(images)]
-        question = Message("user", prompt, len(new))
+        seen = [*self._images, *_as_list(images)]
+        question = Message("user", prompt, len(seen) - len(self._images))
         template = self._llava.template
         parts = templates.render(template, [*self.messages, question], system=self.system)
-        seen = [*self._images, *new]
-        answer = self._llava._answer(parts, seen, template.stop, sampling, stream)
-        if isinstance(answer, Stream):
-            answer._pieces = self._remembered(answer, answer._pieces, question, seen)
-            return answer
-        self._remember(question, seen, answer)
-        return answer
+
+        def remember(prepared: _Prompt, answer: Answer) -> None:
+            self.messages = [*self.messages, question, Message("assistant", answer.text)]
+            self._images = prepared.images
+
+        return self._llava._answer(parts, seen, template.stop, sampling, stream, remember)
 
     def clear(self) -> None:
         """Forgets the conversation."""
         self.messages, self._images = [], []
 
-    def _remember(self, question: Message, images: list[ImageEmbedding], answer: Answer) -> None:
-        self.messages += [question, Message("assistant", answer.text)]
-        self._images = images
 
-    def _remembered(
-        self, stream: Stream, pieces: Iterator[str], question: Message, images: list[ImageEmbedding]
-    ) -> Iterator[str]:
-        yield from pieces
-        self._remember(question, images, stream.answer)
+def _then(pieces: Iterator[str], done: Callable[[], None]) -> Iterator[str]:
+    yield from pieces
+    done()
 
 
-def _as_list(images: Images) -> list[ImageSource]:
+def _as_list(images: Images) -> list[ImageSource | ImageEmbedding]:
     if images is None:
         return []
     if isinstance(images, list | tuple):

@@ -37,6 +37,8 @@ def find(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | 
                 f"the demo model is not in this installation ({folder}): name a model file"
             )
         return ModelFiles(files.model, Path(mmproj) if mmproj else files.mmproj, is_demo=True)
+    if not os.fspath(model):
+        raise ValueError("model: empty path")
     path = Path(model)
     if path.is_dir():
         return _in_folder(path, mmproj)
