@@ -360,7 +360,9 @@ pyllava_status session_prefill(pyllava_session * s, int32_t seq, const pyllava_s
     while (p.done < p.total) {
         TRY(report(s, "prefill", (float) (p.done - n_shared) / (float) n_new));
         const size_t at = all_rows ? (size_t) p.done * (size_t) s->model->vocab.n : 0;
-        TRY(prompt_step(s, &p, out_logits + at));
+        pyllava_status status = prompt_step(s, &p, out_logits + at);
+        if (status == PYLLAVA_ERR_NUMERIC) kv_trim(&s->kv, seq, 0); // earlier batches may hold the cause
+        TRY(status);
     }
     if (out_n_reused) *out_n_reused = n_shared;
     return report(s, "prefill", 1.0f);
@@ -515,29 +517,34 @@ static pyllava_status create_batch(pyllava_session * s) {
     return PYLLAVA_OK;
 }
 
-// Measures the largest graphs (out_* bytes) and, with reserve, takes the buffer for them.
+// The compute buffer of one graph: its size, or, with reserve, the buffer itself. The scheduler's table has
+// no room for two graphs, so it is emptied before each.
+static pyllava_status measure_graph(pyllava_session * s, graph * g, bool reserve, uint64_t * out_size) {
+    size_t size = 0;
+    ggml_backend_sched_reset(s->sched);
+    if (!reserve) {
+        ggml_backend_sched_reserve_size(s->sched, g->nodes, &size);
+        *out_size = size;
+    } else if (!ggml_backend_sched_reserve(s->sched, g->nodes)) {
+        FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer: try a smaller n_batch");
+    }
+    return PYLLAVA_OK;
+}
+
+// Measures the largest graphs or, with reserve, takes the buffer for them.
 static pyllava_status measure(pyllava_session * s, bool reserve) {
     graph g = { 0 };
     llama_input in;
     tensor * a, * b;
-    size_t size = 0;
     const int32_t n_out = s->batch.n_max < MAX_LOGIT_ROWS ? s->batch.n_max : MAX_LOGIT_ROWS;
     pyllava_status status = build_text(s, &g, s->batch.n_max, n_out, &in, &a);
-    bool fits = true;
-    if (status == PYLLAVA_OK && reserve) fits = ggml_backend_sched_reserve(s->sched, g.nodes);
-    if (status == PYLLAVA_OK && !reserve)
-        ggml_backend_sched_reserve_size(s->sched, g.nodes, &size), s->plan.compute_size = size;
+    if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &s->plan.compute_size);
     graph_free(&g);
-    if (status == PYLLAVA_OK && s->model->has_vision) {
-        status = build_vision(s, &g, s->params.n_views, &a, &b);
-        if (status == PYLLAVA_OK && reserve) fits = fits && ggml_backend_sched_reserve(s->sched, g.nodes);
-        if (status == PYLLAVA_OK && !reserve)
-            ggml_backend_sched_reserve_size(s->sched, g.nodes, &size), s->plan.compute_size_vision = size;
-        graph_free(&g);
-    }
-    TRY(status);
-    if (!fits) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer: try a smaller n_batch");
-    return PYLLAVA_OK;
+    if (status != PYLLAVA_OK || !s->model->has_vision) return status;
+    status = build_vision(s, &g, s->params.n_views, &a, &b);
+    if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &s->plan.compute_size_vision);
+    graph_free(&g);
+    return status;
 }
 
 static pyllava_status check_plan(const pyllava_session * s, int32_t n_ctx) {

@@ -219,7 +219,7 @@ void vocab_free(vocab * v) {
 
 static bool touches(uint64_t begin, uint64_t end, const pyllava_range * plain, uint64_t n_plain) {
     for (uint64_t i = 0; i < n_plain; i++) {
-        if (plain[i].begin < end && begin < plain[i].end) return true;
+        if (plain[i].begin < plain[i].end && plain[i].begin < end && begin < plain[i].end) return true;
     }
     return false;
 }

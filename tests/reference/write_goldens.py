@@ -1,0 +1,48 @@
+"""Writes tests/goldens/*.npz: what `transformers` makes of four tiny models. From the root of the repository:
+
+python -m tests.reference.write_goldens
+
+Each file holds some rows of every intermediate, all image embeddings, some rows of the logits, and 48 greedy tokens;
+the models themselves come from their seeds (tests/tiny.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+if __name__ == "__main__" and str(TESTS) not in sys.path:
+    sys.path.insert(0, str(TESTS))
+
+import numpy as np  # noqa: E402
+
+from reference.cases import CASES, GOLDEN_CASES, GOLDEN_PICTURE, Array, Case, picture, prompt  # noqa: E402
+from reference.goldens import N_GREEDY, fingerprint, golden_path, some_rows  # noqa: E402
+from reference.reference import Reference, Weights, pixels_of  # noqa: E402
+
+
+def golden(case: Case) -> dict[str, Array]:
+    reference = Reference(case.spec, Weights.of(case.spec).with_f16_patches())
+    pixels = pixels_of(picture(*GOLDEN_PICTURE), case.spec.image_size)[None]
+    tower = reference.encode(pixels)
+    parts = prompt(case.spec, [tower["mm.2"]])
+    decoder = reference.run(parts)
+    found = {"embeddings": tower.pop("mm.2"), "logits": some_rows(decoder.pop("logits"), 8)}
+    found |= {f"tower/{name}": some_rows(x) for name, x in tower.items()}
+    found |= {f"decoder/{name}": some_rows(x) for name, x in decoder.items()}
+    found["greedy"] = np.array(reference.greedy(parts, N_GREEDY), np.int32)
+    found["fingerprint"] = fingerprint(case.spec)
+    return found
+
+
+def main() -> None:
+    for name in GOLDEN_CASES:
+        path = golden_path(name)
+        path.parent.mkdir(exist_ok=True)
+        np.savez_compressed(path, **golden(CASES[name]))
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Models in other wrappings: split over files, with other alignments, mapped or read. The numbers stay the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_gguf
+from reference.cases import text
+from reference.subject import Subject
+from tiny import Array, TinySpec
+from tiny_gguf import Files
+
+import pyllava
+from pyllava import _lib
+
+SPEC = TinySpec(seed=41)
+
+
+@pytest.fixture(scope="module", params=["f32", "f16", "q8_0"])
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    spec = TinySpec(seed=41, n_ff=160)
+    folder = tmp_path_factory.mktemp("files")
+    projector = tiny_gguf.convert(
+        folder / "a", spec, outtype="f16" if request.param == "f16" else "f32"
+    ).mmproj
+    return Files(tiny_gguf.convert(folder / "b", spec, outtype=request.param).model, projector)
+
+
+def outputs(files: Files, *, use_mmap: bool = True) -> tuple[Array, Array]:
+    model = _lib.ModelHandle(files.model, files.mmproj, use_mmap=use_mmap)
+    session = _lib.SessionHandle(model, n_ctx=128, n_threads=1)
+    pixels = np.random.RandomState(2).standard_normal((1, 3, SPEC.image_size, SPEC.image_size))
+    embeddings = session.encode(pixels.astype(np.float32))
+    logits = session.logits([_lib.Tokens(text(1, 30, SPEC.n_vocab)), _lib.Rows(embeddings[0], 1)])
+    session.close()
+    model.close()
+    return embeddings, logits
+
+
+def same(a: Files, b: Files, *, use_mmap: bool = True) -> None:
+    for x, y in zip(outputs(a), outputs(b, use_mmap=use_mmap), strict=True):
+        assert x.tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("use_mmap", [True, False])
+@pytest.mark.parametrize("alignment", [8, 16, 32, 64, 4096])
+def test_alignment(files: Files, tmp_path: Path, alignment: int, use_mmap: bool) -> None:
+    """An odd vector first, so that with an alignment of 8 some tensors do lie apart from 32."""
+    written = [
+        tiny_gguf.write(tmp_path / path.name, tiny_gguf.read(path), alignment=alignment)
+        for path in (files.model, files.mmproj)
+    ]
+    handle = _lib.GgufHandle(written[0])
+    assert handle.header() == (3, alignment)
+    same(files, Files(*written), use_mmap=use_mmap)
+
+
+@pytest.mark.parametrize("use_mmap", [True, False])
+@pytest.mark.parametrize("n_tensors", [1, 6, 15])
+def test_split_files(files: Files, tmp_path: Path, n_tensors: int, use_mmap: bool) -> None:
+    first = tiny_gguf.write(tmp_path / "model.gguf", tiny_gguf.read(files.model), split=n_tensors)
+    n = -(-21 // n_tensors)
+    assert first.name == f"model-00001-of-{n:05d}.gguf"
+    assert len(list(tmp_path.iterdir())) == n
+    same(files, Files(first, files.mmproj), use_mmap=use_mmap)
+
+
+def test_a_folder_of_split_files(files: Files, tmp_path: Path) -> None:
+    tiny_gguf.write(tmp_path / "model.gguf", tiny_gguf.read(files.model), split=6)
+    shutil.copy(files.mmproj, tmp_path / "mmproj.gguf")
+    with pyllava.Llava(tmp_path, n_threads=1) as llava:
+        found = llava.ask(None, "the cat", max_tokens=4).tokens
+    with pyllava.Llava(files.model, files.mmproj, n_threads=1) as llava:
+        assert llava.ask(None, "the cat", max_tokens=4).tokens == found
+
+
+def second_shard(folder: Path) -> Path:
+    return folder / "model-00002-of-00004.gguf"
+
+
+def missing(folder: Path) -> None:
+    second_shard(folder).unlink()
+
+
+def exchanged(folder: Path) -> None:
+    other = folder / "model-00003-of-00004.gguf"
+    data = other.read_bytes()
+    other.write_bytes(second_shard(folder).read_bytes())
+    second_shard(folder).write_bytes(data)
+
+
+def of_another_model(folder: Path) -> None:
+    """A whole model where a shard should be."""
+    shutil.copy(folder / "whole.gguf", second_shard(folder))
+
+
+def cut_short(folder: Path) -> None:
+    data = second_shard(folder).read_bytes()
+    second_shard(folder).write_bytes(data[: len(data) // 2])
+
+
+def miscounted(folder: Path) -> None:
+    """split.tensors.count: 21 in the first shard."""
+    first = folder / "model-00001-of-00004.gguf"
+    key = b"split.tensors.count"
+    data = bytearray(first.read_bytes())
+    at = data.index(key) + len(key) + 4
+    assert data[at] == 21
+    data[at] = 22
+    first.write_bytes(data)
+
+
+def a_tensor_twice(folder: Path) -> None:
+    """The name of a tensor of shard 2 changed into that of one of shard 1."""
+    first, second = tiny_gguf.read(folder / "model-00001-of-00004.gguf"), tiny_gguf.read(second_shard(folder))
+    names = [(a, b) for a in first.tensors for b in second.tensors if len(a) == len(b) and a != b]
+    old, new = names[0][1].encode(), names[0][0].encode()
+    second_shard(folder).write_bytes(second_shard(folder).read_bytes().replace(old, new, 1))
+
+
+WRONG: list[tuple[Callable[[Path], None], type[Exception], str]] = [
+    (missing, FileNotFoundError, r"model-00002-of-00004\.gguf"),
+    (exchanged, pyllava.PyllavaError, r"split\.no"),
+    (of_another_model, pyllava.PyllavaError, r"split\."),
+    (cut_short, pyllava.ModelFileError, r"model-00002-of-00004\.gguf"),
+    (miscounted, pyllava.ModelMismatchError, r"split\.tensors\.count is 22, .* hold 21"),
+    (a_tensor_twice, pyllava.PyllavaError, "unused|missing|twice"),
+]
+
+
+@pytest.mark.parametrize(("damage", "error", "pattern"), WRONG, ids=[w[0].__name__ for w in WRONG])
+def test_wrong_splits(
+    files: Files, tmp_path: Path, damage: Callable[[Path], None], error: type[Exception], pattern: str
+) -> None:
+    file = tiny_gguf.read(files.model)
+    tiny_gguf.write(tmp_path / "whole.gguf", file)
+    first = tiny_gguf.write(tmp_path / "model.gguf", file, split=6)
+    damage(tmp_path)
+    with pytest.raises(error, match=pattern):
+        _lib.ModelHandle(first, None)
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00004.gguf", "renamed.gguf"])
+def test_split_files_opened_wrongly(files: Files, tmp_path: Path, name: str) -> None:
+    first = tiny_gguf.write(tmp_path / "model.gguf", tiny_gguf.read(files.model), split=6)
+    if name == "renamed.gguf":
+        first.rename(tmp_path / name)
+    with pytest.raises(pyllava.PyllavaError, match=r"-00001-of-00004\.gguf"):
+        _lib.ModelHandle(tmp_path / name, None)
+
+
+def test_subject_closes(files: Files) -> None:
+    """Loading and freeing in a loop keeps nothing."""
+    for _ in range(5):
+        Subject(files).close()

@@ -1,0 +1,414 @@
+"""The tokenizer against the `sentencepiece` library, and text against itself after a round trip."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_gguf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pyllava
+from pyllava import _lib
+from pyllava.answer import Transcript
+
+sentencepiece = pytest.importorskip("sentencepiece")
+
+VOCAB = Path(__file__).resolve().parents[2] / "shared" / "data" / "vocab" / "ggml-vocab-llama-spm.gguf"
+N_STRINGS = 20_000
+NORMAL, BYTE = 1, 6  # kinds of pieces, the same numbers in SentencePiece and GGUF
+
+
+# Models
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tiny_gguf.Files:
+    return tiny_gguf.convert(tmp_path_factory.mktemp("tokenizer"), tiny.TinySpec())
+
+
+@pytest.fixture(scope="module")
+def llava(files: tiny_gguf.Files) -> Iterator[pyllava.Llava]:
+    with pyllava.Llava(files.model, files.mmproj, n_threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return processor(tiny.tokenizer_model(tiny.TinySpec().n_vocab))
+
+
+def processor(model: bytes) -> Any:
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> _lib.ModelHandle:
+    """A model with the vocabulary of LLaMA and next to no weights."""
+    if not VOCAB.is_file():
+        pytest.skip(f"{VOCAB} is not there")
+    vocabulary = tiny_gguf.read(VOCAB)
+    n_vocab = len(vocabulary.keys["tokenizer.ggml.tokens"][0])
+    spec = tiny.TinySpec(n_embd=8, n_head=1, n_head_kv=1, n_ff=8, n_layer=1)
+    folder = tmp_path_factory.mktemp("real")
+    small = tiny_gguf.read(tiny_gguf.convert(folder, spec).model)
+    keys = {k: v for k, v in small.keys.items() if not k.startswith("tokenizer.")}
+    keys |= {k: v for k, v in vocabulary.keys.items() if k.startswith("tokenizer.")}
+    rows = tiny_gguf.f32(np.zeros((n_vocab, spec.n_embd)))
+    file = replace(small, keys=keys).with_u32(llama__vocab_size=n_vocab)
+    file = file.with_tensors({"token_embd.weight": rows, "output.weight": rows})
+    return _lib.ModelHandle(tiny_gguf.write(folder / "llama.gguf", file), None)
+
+
+@pytest.fixture(scope="module")
+def real_processor() -> Any:
+    if not VOCAB.is_file():
+        pytest.skip(f"{VOCAB} is not there")
+    keys = tiny_gguf.read(VOCAB).keys
+    names = ("tokens", "scores", "token_type")
+    return processor(with_pieces(*(keys[f"tokenizer.ggml.{name}"][0] for name in names)))
+
+
+def with_pieces(texts: list[str], scores: list[float], kinds: list[int]) -> bytes:
+    """The trained model's settings with other pieces, as a protobuf message: field 1 of ModelProto, repeated."""
+    out = b""
+    for text, score, kind in zip(texts, scores, kinds, strict=True):
+        piece = text.encode()
+        record = b"\x0a" + varint(len(piece)) + piece
+        record += b"\x15" + np.float32(score).tobytes() + b"\x18" + varint(kind)
+        out += b"\x0a" + varint(len(record)) + record
+    model = tiny.tokenizer_model(tiny.TinySpec().n_vocab)
+    at = 0
+    while model[at] == 0x0A:
+        size, begin = read_varint(model, at + 1)
+        at = begin + size
+    return out + model[at:]
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while data[at] & 128:
+        value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
+    return value | data[at] << shift, at + 1
+
+
+# Strings
+
+
+ALPHABETS = [
+    "abcdefghijklmnopqrstuvwxyz ",
+    "ABC abc 0123456789 .,;:!?'\"()[]{}<>/\\|@#$%^&*-_=+~`",
+    "0123456789",
+    " ",
+    " \t\n\r\x0b\x0c\u00a0\u2003\u3000\u2581",
+    "".join(map(chr, range(0x20))) + "\x7f\x80\x9f",
+    "\u00e0\u00e9\u00ef\u00f5\u00fc\u00df\u0153\u0142\u0131\u0130",
+    "\u0430\u0431\u0432\u0433\u0434 \u03b1\u03b2\u03b3 \u05d0\u05d1 \u0627\u0628\u062a \u0939\u093f\u0928\u094d\u0926\u0940",
+    "\u4e00\u4e2d\u6587\u5b57\u65e5\u672c\u8a9e\u306e\u30ab\u30bf\ud55c\uad6d\uc5b4\u3002\uff0c\uff21",
+    "e\u0301a\u0308\u0323o\u20d7 \u200b\u200d\ufe0f\u202e\ufeff",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f1e9\U0001f1ea\U0001f44d\U0001f3fd \u2764\ufe0f",
+]
+SNIPPETS = [
+    *tiny.WORDS.split(),
+    "for (int i = 0; i < n; i++) {\n\tx[i] += 1;\n}\n",
+    "def f(x):\n    return x ** 2  # squared\n",
+    "http://example.org/a?b=c&d=%20e",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<0x0A>",
+    "<image>",
+    "\u2581the",
+    "   ",
+    "\n\n",
+]
+
+
+def any_char(rng: random.Random) -> str:
+    """Of any plane; no half of a surrogate pair."""
+    while True:
+        code = rng.choice(
+            [rng.randrange(0x80), rng.randrange(0x800), rng.randrange(0x10000), rng.randrange(0x110000)]
+        )
+        if not 0xD800 <= code < 0xE000:
+            return chr(code)
+
+
+def random_string(rng: random.Random) -> str:
+    kind = rng.randrange(8)
+    if kind < 3:
+        alphabet = rng.choice(ALPHABETS)
+        return "".join(rng.choice(alphabet) for _ in range(rng.randrange(40)))
+    if kind < 5:
+        words = [rng.choice(SNIPPETS) for _ in range(rng.randrange(12))]
+        return rng.choice(["", " ", "  ", "\n"]).join(words)
+    if kind < 6:
+        return "".join(any_char(rng) for _ in range(rng.randrange(24)))
+    if kind < 7:
+        return "".join(random_piece(rng) for _ in range(rng.randrange(6)))
+    return "".join(rng.choice(tiny.WORDS) for _ in range(rng.randrange(60)))
+
+
+def random_piece(rng: random.Random) -> str:
+    return rng.choice(
+        [
+            any_char(rng),
+            rng.choice(SNIPPETS),
+            rng.choice(rng.choice(ALPHABETS)) * rng.randrange(9),
+            str(rng.randrange(10**6)),
+        ]
+    )
+
+
+def strings(seed: int, n: int) -> Iterator[str]:
+    rng = random.Random(seed)
+    yield from ["", " ", "  ", "\0", "a\0b", "\u2581", "\u2581\u2581 \u2581", "\U0010ffff"]
+    yield from [
+        "a" * 5000,
+        " " * 3000,
+        "the" * 2000,
+        "\u4e2d" * 1000,
+        "".join(any_char(rng) for _ in range(3000)),
+    ]
+    for _ in range(n):
+        yield random_string(rng)
+
+
+def plain_ids(model: _lib.ModelHandle, text: str) -> list[int]:
+    return model.tokenize(text, plain=[(0, len(text.encode()))])
+
+
+def check_strings(model: _lib.ModelHandle, judge: Any, seed: int) -> None:
+    seen = set()
+    for text in strings(seed, N_STRINGS):
+        expected = judge.encode(text)
+        assert plain_ids(model, text) == expected, f"{text[:200]!r}"
+        seen.update(expected)
+    assert len(seen) > 300, "the strings are too much alike"
+
+
+def test_random_strings(llava: pyllava.Llava, trained: Any) -> None:
+    check_strings(llava._model, trained, seed=1)
+
+
+def test_random_strings_with_the_vocabulary_of_llama(real: _lib.ModelHandle, real_processor: Any) -> None:
+    check_strings(real, real_processor, seed=2)
+
+
+def test_known_ids_of_llama(real: _lib.ModelHandle) -> None:
+    texts = VOCAB.with_suffix(".gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")[:-1]
+    lines = VOCAB.with_suffix(".gguf.out").read_text().splitlines()
+    assert len(texts) == len(lines) > 40
+    for text, line in zip(texts, lines, strict=True):
+        assert plain_ids(real, text) == [int(i) for i in line.split()], repr(text)
+
+
+# Special tokens
+
+
+def test_bos_once(llava: pyllava.Llava) -> None:
+    assert llava.tokenize("", add_bos=True) == [1]
+    assert llava.tokenize("") == []
+    ids = llava.tokenize("the cat", add_bos=True)
+    assert ids[0] == 1
+    assert ids[1:] == llava.tokenize("the cat")
+    assert 1 not in ids[1:]
+    prompt = llava.prompt_tokens(np.zeros((9, 9, 3), np.uint8), "the cat")
+    assert prompt.count(1) == 1
+    assert prompt[0] == 1
+
+
+@pytest.mark.parametrize(("text", "token"), [("<s>", 1), ("</s>", 2), ("<unk>", 0)])
+def test_special_tokens(llava: pyllava.Llava, trained: Any, text: str, token: int) -> None:
+    assert llava.tokenize(text) == [token]
+    whole = f"the {text}cat"
+    # The fragment behind a special token starts like a text of its own.
+    assert llava.tokenize(whole) == [*trained.encode("the "), token, *trained.encode("cat")]
+    assert llava.tokenize(whole, parse_special=False) == trained.encode(whole)
+    assert token not in llava.tokenize(text, parse_special=False)
+
+
+def test_plain_ranges(llava: pyllava.Llava, trained: Any) -> None:
+    """A marker that only touches a user's words is no marker; one beside them is."""
+    text = "a</s>b</s>"
+    judge = trained.encode
+    tokenize = llava._model.tokenize
+    assert tokenize(text) == [*judge("a"), 2, *judge("b"), 2]
+    assert tokenize(text, plain=[(1, 5)]) == [*judge("a</s>b"), 2]
+    assert tokenize(text, plain=[(0, 1), (5, 6)]) == [*judge("a"), 2, *judge("b"), 2]
+    assert tokenize(text, plain=[(4, 6)]) == [*judge("a</s>b"), 2]
+    assert tokenize(text, plain=[(0, 2), (9, 10)]) == judge(text)
+
+
+def test_plain_ranges_of_wide_characters(llava: pyllava.Llava, trained: Any) -> None:
+    """Ranges count bytes, not characters."""
+    text = "\u4e2d</s>\u00e9</s>"
+    at = len("\u4e2d".encode())
+    assert llava._model.tokenize(text, plain=[(at, at + 4)]) == [*trained.encode("\u4e2d</s>\u00e9"), 2]
+
+
+def test_the_converter_keeps_scores_and_kinds(llava: pyllava.Llava, trained: Any) -> None:
+    metadata = llava._model.metadata()
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert tokens == [trained.id_to_piece(i) for i in range(trained.vocab_size())]
+    scores = np.array(metadata["tokenizer.ggml.scores"], np.float32)
+    assert np.array_equal(
+        scores, np.array([trained.get_score(i) for i in range(trained.vocab_size())], np.float32)
+    )
+
+
+# And back
+
+
+def test_round_trip(llava: pyllava.Llava) -> None:
+    for text in strings(3, 4000):
+        if "\u2581" not in text:  # stands for a space in the vocabulary, and cannot be told from one
+            assert llava.detokenize(llava.tokenize(text, parse_special=False)) == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
+@settings(max_examples=300, deadline=None)
+def test_round_trip_of_anything(llava: pyllava.Llava, text: str) -> None:
+    assert llava.detokenize(llava.tokenize(text, parse_special=False)) == text
+
+
+def test_pieces_are_those_of_sentencepiece(llava: pyllava.Llava, trained: Any) -> None:
+    for token in range(llava.info.n_vocab):
+        piece, text = llava._model.piece(token), trained.id_to_piece(token)
+        if trained.is_byte(token):
+            assert piece == bytes([int(text[3:5], 16)])
+        elif trained.is_control(token) or trained.is_unknown(token):
+            assert piece == b""
+            assert llava._model.piece(token, with_special=True) == text.encode()
+        else:
+            assert piece == text.replace("\u2581", " ").encode()
+
+
+def test_byte_fallback(llava: pyllava.Llava) -> None:
+    ids = llava.tokenize("\U0001f600")
+    pieces = [llava._model.piece(token) for token in ids[1:]]
+    assert pieces == [bytes([b]) for b in "\U0001f600".encode()]
+
+
+def test_only_the_end_token_ends(llava: pyllava.Llava) -> None:
+    assert [i for i in range(llava.info.n_vocab) if llava._model.is_end(i)] == [2]
+    assert not llava._model.is_end(-1)
+    assert not llava._model.is_end(llava.info.n_vocab)
+
+
+@pytest.mark.parametrize("text", ["a \U0001f600\u00e9 b", "\u4e2d\u6587", "the \U0001f1e9\U0001f1ea end"])
+def test_a_stream_holds_back_unfinished_characters(llava: pyllava.Llava, text: str) -> None:
+    transcript, shown = Transcript(()), []
+    for token in llava.tokenize(text):
+        shown.append(transcript.push(llava._model.piece(token)))
+        assert "\ufffd" not in shown[-1]
+    shown.append(transcript.finish())
+    assert "".join(shown) == text.strip() == transcript.text
+
+
+def test_a_character_that_never_ends(llava: pyllava.Llava) -> None:
+    """Half a character at the end of an answer, or broken off by another: shown as U+FFFD, nothing lost or raised."""
+    first = llava._model.piece(llava.tokenize("\U0001f600")[1])
+    transcript = Transcript(())
+    assert transcript.push(b"ab") + transcript.push(first) == "ab"
+    assert transcript.finish() == "\ufffd"
+    transcript = Transcript(())
+    shown = transcript.push(first) + transcript.push(b"cd") + transcript.finish()
+    assert shown == "\ufffdcd"
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 40), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_a_stream_of_any_bytes(data: bytes, cuts: list[int]) -> None:
+    """However the bytes are cut into tokens, the text is the same."""
+    places = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
+    transcript = Transcript(())
+    shown = [transcript.push(data[a:b]) for a, b in itertools.pairwise(places)]
+    assert "".join(shown) + transcript.finish() == data.decode(errors="replace").strip() == transcript.text
+
+
+# Wrong input
+
+
+def test_text_that_is_not_utf8(llava: pyllava.Llava) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        llava.tokenize("a\ud800b")
+
+
+INVALID = [
+    b"\xff",
+    b"\xc0\x80",
+    b"a\x80",
+    b"\xe4\xb8",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\xf0\x80\x80\x80",
+]
+
+
+def tokenize_in_c(llava: pyllava.Llava, data: bytes, ids: Any, room: int) -> tuple[int, int]:
+    """Status and count of the C function itself; the count is 99 where none was written."""
+    n = ctypes.c_uint64(99)
+    with llava._model.handle.use() as at:
+        out = (ids.ctypes.data, room, ctypes.byref(n))
+        return int(_lib.lib.pyllava_tokenize(at, data, len(data), None, 0, False, *out)), n.value
+
+
+@pytest.mark.parametrize("data", INVALID)
+def test_bytes_that_are_not_utf8(llava: pyllava.Llava, data: bytes) -> None:
+    """What a C caller may hand over: an error, nothing written."""
+    ids = np.full(16, -7, np.int32)
+    status, n = tokenize_in_c(llava, data, ids, len(ids))
+    with pytest.raises(ValueError, match="UTF-8"):
+        _lib._check(status)
+    assert n == 99
+    assert (ids == -7).all()
+
+
+def test_too_little_room(llava: pyllava.Llava) -> None:
+    """The count comes, and nothing is written beyond the room."""
+    text, ids = "the cat and the dog", np.full(16, -7, np.int32)
+    whole = llava.tokenize(text)
+    status, n = tokenize_in_c(llava, text.encode(), ids, 2)
+    with pytest.raises(ValueError, match=f"{len(whole)} tokens"):
+        _lib._check(status)
+    assert n == len(whole)
+    assert (ids[2:] == -7).all()
+    status, n = tokenize_in_c(llava, text.encode(), ids, len(ids))
+    _lib._check(status)
+    assert ids[:n].tolist() == whole
+
+
+@pytest.mark.parametrize("token", [-1, 384, 2**31 - 1])
+def test_tokens_out_of_range(llava: pyllava.Llava, token: int) -> None:
+    with pytest.raises(ValueError, match=r"need 0\.\.383"):
+        llava.detokenize([token])
+
+
+def measured_seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def test_time_grows_with_length_and_not_faster(llava: pyllava.Llava) -> None:
+    """A megabyte without a space: a queue, not a search through all pairs."""
+    assert measured_seconds(lambda: llava.tokenize("the" * 350_000)) < 10
