@@ -1,0 +1,1 @@
+"""A small, real LLaVA-1.5 that looks at drawn scenes: drawing, training, export and evaluation."""
