@@ -467,7 +467,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=110, help="length of the whole training")
-    parser.add_argument("--stage-a", type=float, default=40, help="minutes of stage A")
+    parser.add_argument("--stage-a", type=float, default=27, help="minutes of stage A")
     parser.add_argument("--deadline", type=float, default=0, help="Unix time to end at, instead of --minutes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
