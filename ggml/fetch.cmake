@@ -1,4 +1,5 @@
 # fetch_ggml(dir out): puts the sources of the pinned ggml under dir and their path into out.
+# Only ggml-python itself is taken as source: with ":all:" pip would build its build tools (cmake!) from source too.
 # As a script (cmake -DPYLLAVA_VENDOR=ON -P ggml/fetch.cmake) it unpacks them into ggml/upstream.
 set(GGML_PACKAGE ggml-python==0.0.45)
 set(GGML_ARCHIVE ggml_python-0.0.45)
@@ -12,7 +13,7 @@ function(fetch_ggml dir out)
     endif()
     message(STATUS "Fetching ggml's sources (${GGML_PACKAGE})")
     execute_process(COMMAND ${Python_EXECUTABLE} -m pip download --quiet --disable-pip-version-check --no-deps
-                            --no-binary :all: -d ${dir} ${GGML_PACKAGE}
+                            --no-binary ggml-python -d ${dir} ${GGML_PACKAGE}
                     RESULT_VARIABLE failed ERROR_VARIABLE text)
     if(NOT EXISTS ${archive})
       message(FATAL_ERROR "ggml's sources could not be fetched with pip (${failed}). Give a source tree with "
