@@ -312,10 +312,6 @@ class _Handle:
             self._leave()
 
     @property
-    def closed(self) -> bool:
-        return self._closed
-
-    @property
     def busy(self) -> bool:
         """True while a call of this process uses it."""
         return self._users > 0 and not self.foreign

@@ -288,8 +288,8 @@ class Llava:
         """Registers a call, so that cancel() reaches it wherever it is."""
         if threading.get_ident() == self._computing_thread:
             raise PyllavaError("the model was called from its own progress callback")
-        self._session.handle._enter()  # ClosedError, ForkError
-        self._session.handle._leave()
+        with self._session.handle.use():  # ClosedError, ForkError
+            pass
         run = _Run()
         self._runs.add(run)
         return run
