@@ -1,5 +1,6 @@
 // api.c - the public functions: pointers and ranges are checked here, the work is done behind.
 #include "model.h"
+#include "quantize.h"
 #include "sampler.h"
 #include "session.h"
 #include "tokenizer_spm.h"
@@ -59,6 +60,31 @@ pyllava_status pyllava_gguf_tensor(const pyllava_gguf * file, uint64_t i, pyllav
     for (int d = 0; d < t->n_dims; d++) info.shape[d] = t->ne[t->n_dims - 1 - d];
     *out_info = info;
     return PYLLAVA_OK;
+}
+
+pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64_t * out_offset,
+                                   uint64_t * out_size) {
+    NEED(file && out_offset && out_size && i < file->n_keys, "file, outputs and i < n_kv");
+    *out_offset = file->keys[i].offset;
+    *out_size = file->keys[i].size;
+    return PYLLAVA_OK;
+}
+
+// ---------------------------------------------------------------------------------- number formats
+
+pyllava_status pyllava_tensor_type_find(const char * name, pyllava_tensor_type * out_type) {
+    NEED(name && out_type, "name and out_type");
+    return tensor_type_find(name, out_type);
+}
+
+pyllava_status pyllava_quantize(const pyllava_rows * rows, const float * from, void * out) {
+    NEED(rows && rows->type && from && out && (uintptr_t) out % 8 == 0, "rows, from and out, aligned to 8");
+    return quantize_rows(rows, from, out);
+}
+
+pyllava_status pyllava_dequantize(const pyllava_rows * rows, const void * from, float * out) {
+    NEED(rows && rows->type && from && out && (uintptr_t) from % 8 == 0, "rows, from, aligned to 8, and out");
+    return dequantize_rows(rows, from, out);
 }
 
 // ------------------------------------------------------------------------------------------- model
@@ -151,6 +177,32 @@ pyllava_status pyllava_encode(pyllava_session * session, const float * pixels, i
     NEED(session && pixels && out_embd && n_views > 0, "session, pixels, out_embd and n_views > 0");
     NEED(session_model(session)->has_vision, "a model with a projector (mmproj)");
     return session_encode(session, pixels, n_views, out_embd);
+}
+
+static pyllava_status need_layout(const pyllava_model * model, const pyllava_layout * layout) {
+    NEED(model->has_vision, "a model with a projector (mmproj)");
+    NEED(layout->columns >= 0 && layout->rows >= 0 && !layout->columns == !layout->rows &&
+             (int64_t) layout->columns * layout->rows <= MAX_TILES,
+         "columns and rows of at most 64 tiles, or 0 and 0");
+    NEED(layout->width > 0 && layout->height > 0, "a picture's width and height above 0");
+    NEED(layout->flat || model->vit.hparams.anyres, "flat: the projector has no newline");
+    return PYLLAVA_OK;
+}
+
+pyllava_status pyllava_merge_length(const pyllava_model * model, const pyllava_layout * layout,
+                                    int32_t * out_n) {
+    NEED(model && layout && out_n, "model, layout and out_n");
+    TRY(need_layout(model, layout));
+    *out_n = merge_length(&model->merge, layout);
+    return PYLLAVA_OK;
+}
+
+pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout * layout, const float * views,
+                             float * out_rows) {
+    NEED(model && layout && views && out_rows, "model, layout, views and out_rows");
+    TRY(need_layout(model, layout));
+    merge_apply(&model->merge, layout, views, out_rows);
+    return PYLLAVA_OK;
 }
 
 static pyllava_status need_sequence(const pyllava_session * session, int32_t seq) {

@@ -318,7 +318,10 @@ static pyllava_status parse(pyllava_gguf * f, const logger * log) {
     TRY_ALLOC(f->keys, f->n_keys * sizeof *f->keys);
     f->tensors = calloc((size_t) f->n_tensors + 1, sizeof *f->tensors);
     TRY_ALLOC(f->tensors, f->n_tensors * sizeof *f->tensors);
-    for (uint64_t i = 0; i < f->n_keys; i++) TRY(parse_key(&c, &f->keys[i]));
+    for (uint64_t i = 0; i < f->n_keys; i++) {
+        TRY(parse_key(&c, &f->keys[i]));
+        f->keys[i].size = c.pos - f->keys[i].offset;
+    }
     for (uint64_t i = 0; i < f->n_tensors; i++) TRY(parse_tensor(&c, &f->tensors[i]));
     TRY(build_indices(f));
     TRY(parse_alignment(f));

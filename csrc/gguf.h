@@ -25,7 +25,7 @@ typedef struct gguf_key {
     uint64_t    n;
     const void * data;                    // packed items in the file, unaligned; NULL for strings
     gguf_text * strings;                  // [n] where item_type is GGUF_STRING
-    uint64_t    offset;                   // of the record in the file
+    uint64_t    offset, size;             // of the record in the file
 } gguf_key;
 
 typedef struct gguf_tensor {

@@ -154,6 +154,59 @@ static pyllava_status read_layers(vit_hparams * h, const pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
+static pyllava_status read_pinpoints(vit_hparams * h, const pyllava_gguf * f) {
+    uint64_t n = 0;
+    int32_t sides[2 * MAX_PINPOINTS];
+    TRY(gguf_get_ints(f, "clip.vision.image_grid_pinpoints", sides, 2 * MAX_PINPOINTS, &n));
+    for (; h->n_pinpoints < (int32_t) (n / 2); h->n_pinpoints++) {
+        const int32_t * p = &sides[2 * h->n_pinpoints], S = h->image_size;
+        if (!p[0]) return PYLLAVA_OK;                                    // some writers fill up with zeros
+        if (p[0] < 0 || p[1] < 1 || p[0] % S || p[1] % S || (int64_t) (p[0] / S) * (p[1] / S) > MAX_TILES) {
+            FAIL(PYLLAVA_ERR_MISMATCH,
+                 "%s: clip.vision.image_grid_pinpoints: found %d x %d, need multiples of image_size %d with "
+                 "at most %d tiles [RANGE]",
+                 f->path, p[0], p[1], S, MAX_TILES);
+        }
+        memcpy(h->pinpoints[h->n_pinpoints], p, sizeof h->pinpoints[0]);
+    }
+    if (n % 2) {
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_grid_pinpoints: %d numbers, need pairs [ARR-LEN]",
+             f->path, (int) n);
+    }
+    return PYLLAVA_OK;
+}
+
+// How a picture is cut: LLaVA-1.6 says spatial_unpad and lists the resolutions; everything else is one view.
+static pyllava_status read_tiling(vit_hparams * h, const pyllava_gguf * f) {
+    gguf_text merge = { "flat", 4 }, aspect = { "", 0 };
+    TRY(gguf_get_text(f, "clip.vision.mm_patch_merge_type", false, &merge));
+    TRY(gguf_get_text(f, "clip.vision.image_aspect_ratio", false, &aspect));
+    TRY(read_pinpoints(h, f));
+    h->anyres = gguf_text_is(merge, "spatial_unpad");
+    if (!h->anyres && !gguf_text_is(merge, "flat")) {
+        FAIL(PYLLAVA_ERR_UNSUPPORTED,
+             "%s: clip.vision.mm_patch_merge_type '%.*s', this version runs 'flat' and 'spatial_unpad'",
+             f->path, (int) (merge.size < 64 ? merge.size : 64), merge.data);
+    }
+    if (h->anyres && aspect.size && !gguf_text_is(aspect, "anyres")) {
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.vision.image_aspect_ratio '%.*s', this version runs 'anyres'",
+             f->path, (int) (aspect.size < 64 ? aspect.size : 64), aspect.data);
+    }
+    if (h->anyres && h->n_pinpoints == 0) {
+        FAIL(PYLLAVA_ERR_MISMATCH,
+             "%s: says mm_patch_merge_type spatial_unpad, but lists no clip.vision.image_grid_pinpoints: "
+             "convert it again with those of the model's config.json",
+             f->path);
+    }
+    if (!h->anyres && h->n_pinpoints && !gguf_text_is(aspect, "pad")) {
+        FAIL(PYLLAVA_ERR_MISMATCH,
+             "%s: lists image_grid_pinpoints, but clip.vision.mm_patch_merge_type is not spatial_unpad: "
+             "convert it again from the original model",
+             f->path);
+    }
+    return PYLLAVA_OK;
+}
+
 pyllava_status vit_hparams_read(vit_hparams * out, const pyllava_gguf * f) {
     TRY(check_architecture(f, "clip", "llama", "this is a language model, need a projector file (mmproj)"));
     vit_hparams h = { 0 };
@@ -185,6 +238,7 @@ pyllava_status vit_hparams_read(vit_hparams * out, const pyllava_gguf * f) {
     h.act = gelu ? VIT_GELU : silu ? VIT_SILU : VIT_QUICK_GELU;
     TRY(read_layers(&h, f));
     TRY(read_normalisation(&h, f));
+    TRY(read_tiling(&h, f));
     *out = h;
     return PYLLAVA_OK;
 }

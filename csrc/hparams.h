@@ -4,6 +4,8 @@
 #include "gguf.h"
 
 #define MAX_LAYERS    512
+#define MAX_PINPOINTS 64
+#define MAX_TILES     64                  // of one picture
 
 // The language model (architecture "llama").
 typedef struct llama_hparams {
@@ -24,6 +26,9 @@ typedef struct vit_hparams {
     float          eps, image_mean[3], image_std[3];
     vit_act        act;
     projector_kind projector;
+    bool           anyres;                // LLaVA-1.6: a picture is seen whole and in tiles
+    int32_t        n_pinpoints;
+    int32_t        pinpoints[MAX_PINPOINTS][2];      // resolutions of the tiled picture: width, height
 } vit_hparams;
 
 pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * file);

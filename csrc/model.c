@@ -19,9 +19,10 @@ static pyllava_status load_vision(pyllava_model * m, const pyllava_model_params 
     weights * w = &m->vision_weights;
     TRY(weights_open(w, p->mmproj, p->use_mmap, p->progress, &m->log));
     TRY(vit_hparams_read(&m->vit.hparams, w->files[0]));
-    TRY(weights_prepare(w, vit_n_tensors(&m->vit.hparams) + projector_n_tensors()));
+    TRY(weights_prepare(w, vit_n_tensors(&m->vit.hparams) + projector_n_tensors() + merge_n_tensors()));
     TRY(projector_bind(&m->projector, w, &m->vit.hparams, m->llama.hparams.n_embd));
     TRY(vit_bind(&m->vit, w));
+    TRY(merge_bind(&m->merge, w, &m->vit.hparams, m->projector.n_embd));
     m->has_vision = true;
     return weights_finish(w);
 }
@@ -82,10 +83,13 @@ void model_describe(const pyllava_model * m, pyllava_model_info * out) {
         .n_embd_vision = v->n_embd,
         .n_layer_vision = v->n_layer,
         .n_layer_vision_run = v->n_layer_run,
+        .anyres = v->anyres,
+        .n_pinpoints = v->anyres ? v->n_pinpoints : 0,
         .size = m->text_weights.size,
         .size_vision = m->vision_weights.size,
     };
     memcpy(info.image_mean, v->image_mean, sizeof info.image_mean);
     memcpy(info.image_std, v->image_std, sizeof info.image_std);
+    memcpy(info.pinpoints, v->pinpoints, sizeof info.pinpoints);
     *out = info;
 }

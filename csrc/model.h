@@ -2,6 +2,7 @@
 #pragma once
 
 #include "llama.h"
+#include "merge.h"
 #include "projector.h"
 #include "vit.h"
 #include "vocab.h"
@@ -14,6 +15,7 @@ struct pyllava_model {
     bool      has_vision;
     vit       vit;
     projector projector;
+    merge     merge;
 };
 
 pyllava_status model_load(const pyllava_model_params * params, pyllava_model ** out);

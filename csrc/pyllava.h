@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 1                     // raised with every incompatible change of this file
+#define PYLLAVA_ABI 2                     // raised with every incompatible change of this file
 
 typedef enum pyllava_status {
     PYLLAVA_OK = 0,
@@ -102,6 +102,33 @@ PYLLAVA_API pyllava_status pyllava_gguf_string(const pyllava_gguf * file, uint64
                                                const char ** out_text, uint64_t * out_size);
 PYLLAVA_API pyllava_status pyllava_gguf_tensor(const pyllava_gguf * file, uint64_t i,
                                                pyllava_tensor_info * out_info);
+// Where key i stands in the file with its name, types and value, as bytes: for a copy of it.
+PYLLAVA_API pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64_t * out_offset,
+                                               uint64_t * out_size);
+
+// ---------------------------------------------------------------------------------- number formats
+
+typedef struct pyllava_tensor_type {
+    const char * name;                    // "f16", "q8_0", "q4_K", ...
+    int32_t      id;                      // in a GGUF file
+    int64_t      block;                   // elements that are stored together: a row is a multiple of it
+    uint64_t     block_size;              // their bytes
+    bool         can_quantize, can_dequantize;           // from f32, to f32
+} pyllava_tensor_type;
+
+typedef struct pyllava_rows {
+    const char * type;                    // its name, in any case
+    int64_t      n, n_per_row;            // f32 [n, n_per_row]; whole blocks
+    int64_t      first;                   // what messages call the first row
+    uint64_t     size;                    // the exact bytes of all n rows of the type
+} pyllava_rows;
+
+// Rows of weights from f32 and to f32. The quantised side stands at an address that 8 divides.
+// PYLLAVA_ERR_NUMERIC names the first number that is NaN or infinite, before or after; what was written until
+// then stays in out. Any number of threads.
+PYLLAVA_API pyllava_status pyllava_tensor_type_find(const char * name, pyllava_tensor_type * out_type);
+PYLLAVA_API pyllava_status pyllava_quantize(const pyllava_rows * rows, const float * from, void * out);
+PYLLAVA_API pyllava_status pyllava_dequantize(const pyllava_rows * rows, const void * from, float * out);
 
 // ------------------------------------------------------------------------------------------- model
 
@@ -122,6 +149,9 @@ typedef struct pyllava_model_info {
     int32_t  image_size, patch_size, n_image_tokens;     // per view
     int32_t  n_embd_vision, n_layer_vision, n_layer_vision_run;
     float    image_mean[3], image_std[3];
+    bool     anyres;                      // LLaVA-1.6: views are the whole picture, then tiles of it
+    int32_t  n_pinpoints;
+    int32_t  pinpoints[64][2];            // width, height: resolutions that the tiled picture may have
     uint64_t size, size_vision;           // bytes of weights
 } pyllava_model_info;
 
@@ -195,6 +225,22 @@ PYLLAVA_API void pyllava_session_progress(pyllava_session * session, pyllava_pro
 // n_image_tokens, n_embd].
 PYLLAVA_API pyllava_status pyllava_encode(pyllava_session * session, const float * pixels, int32_t n_views,
                                           float * out_embd);
+
+// How the views of one picture lie: the first shows the whole of it, columns x rows tiles follow row by row.
+typedef struct pyllava_layout {
+    int32_t columns, rows;                // 0, 0: the first view alone
+    int32_t width, height;                // of the picture in pixels; tells how the grid was padded
+    bool    flat;                         // true: neither unpadding nor newline (always so in LLaVA-1.5)
+} pyllava_layout;
+
+// The rows that one picture becomes for the language model: those of the whole picture, then those of the
+// tiles as one grid, without its padding and with the learned newline after each of its rows (LLaVA-NeXT's
+// spatial_unpad). views: f32 [1 + columns * rows, n_image_tokens, n_embd]; out_rows: f32 [n, n_embd] with n
+// from pyllava_merge_length.
+PYLLAVA_API pyllava_status pyllava_merge_length(const pyllava_model * model, const pyllava_layout * layout,
+                                                int32_t * out_n);
+PYLLAVA_API pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout * layout,
+                                         const float * views, float * out_rows);
 
 // Makes sequence seq hold exactly these spans, computing only what follows the prefix it shares with what it
 // already holds (the last row is always computed), and gives the last row's logits f32 [n_vocab]. On failure

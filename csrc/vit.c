@@ -64,8 +64,6 @@ pyllava_status vit_bind(vit * v, weights * w) {
         weights_ignore(w, prefix);
     }
     weights_ignore(w, "v.post_ln.");
-    weights_ignore(w, "v.image_newline");
-    weights_ignore(w, "model.image_newline");
     return w->status;
 }
 

@@ -81,9 +81,10 @@ static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
             FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: entry %d is not finite [FINITE]", f->path,
                  id);
         gguf_text t = v->texts[id];
-        // Chat markers that converters of SentencePiece files wrote as ordinary pieces (Yi).
+        // Chat markers (Yi): ordinary pieces in some files, pieces that every text may hold in others.
         bool marker = t.size > 4 && !memcmp(t.data, "<|", 2) && !memcmp(t.data + t.size - 2, "|>", 2);
-        v->kinds[id] = (uint8_t) (kind == TOKEN_NORMAL && marker ? TOKEN_CONTROL : kind);
+        bool ordinary = kind == TOKEN_NORMAL || kind == TOKEN_USER;
+        v->kinds[id] = (uint8_t) (marker && ordinary ? TOKEN_CONTROL : kind);
     }
     return PYLLAVA_OK;
 }

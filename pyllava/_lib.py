@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import ctypes as c
 import errno
+import functools
 import importlib.metadata
 import operator
 import os
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from . import errors
 
-ABI = 1
+ABI = 2
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
 Trace: TypeAlias = Callable[[str, FloatArray], None]
@@ -57,6 +58,27 @@ class _TensorInfo(c.Structure):
         ("n_dims", _I32),
         ("shape", c.c_int64 * 4),
         ("offset", _U64),
+        ("size", _U64),
+    ]
+
+
+class _TensorType(c.Structure):
+    _fields_ = [
+        ("name", _TEXT),
+        ("id", _I32),
+        ("block", c.c_int64),
+        ("block_size", _U64),
+        ("can_quantize", _BOOL),
+        ("can_dequantize", _BOOL),
+    ]
+
+
+class _Rows(c.Structure):
+    _fields_ = [
+        ("type", _TEXT),
+        ("n", c.c_int64),
+        ("n_per_row", c.c_int64),
+        ("first", c.c_int64),
         ("size", _U64),
     ]
 
@@ -95,6 +117,9 @@ class _ModelInfo(c.Structure):
         ("n_layer_vision_run", _I32),
         ("image_mean", c.c_float * 3),
         ("image_std", c.c_float * 3),
+        ("anyres", _BOOL),
+        ("n_pinpoints", _I32),
+        ("pinpoints", _I32 * 2 * 64),
         ("size", _U64),
         ("size_vision", _U64),
     ]
@@ -119,6 +144,10 @@ class _SessionParams(c.Structure):
 
 class _SessionPlan(c.Structure):
     _fields_ = [("kv_size", _U64), ("compute_size", _U64), ("compute_size_vision", _U64)]
+
+
+class _Layout(c.Structure):
+    _fields_ = [("columns", _I32), ("rows", _I32), ("width", _I32), ("height", _I32), ("flat", _BOOL)]
 
 
 class _Span(c.Structure):
@@ -154,6 +183,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_gguf_kv": (_STATUS, [_P, _U64, c.POINTER(_Kv)]),
     "pyllava_gguf_string": (_STATUS, [_P, _U64, _U64, c.POINTER(_P), c.POINTER(_U64)]),
     "pyllava_gguf_tensor": (_STATUS, [_P, _U64, c.POINTER(_TensorInfo)]),
+    "pyllava_gguf_record": (_STATUS, [_P, _U64, c.POINTER(_U64), c.POINTER(_U64)]),
+    "pyllava_tensor_type_find": (_STATUS, [_TEXT, c.POINTER(_TensorType)]),
+    "pyllava_quantize": (_STATUS, [c.POINTER(_Rows), _P, _P]),
+    "pyllava_dequantize": (_STATUS, [c.POINTER(_Rows), _P, _P]),
     "pyllava_model_load": (_STATUS, [c.POINTER(_ModelParams), c.POINTER(_P)]),
     "pyllava_model_free": (None, [_P]),
     "pyllava_model_describe": (_STATUS, [_P, c.POINTER(_ModelInfo)]),
@@ -169,6 +202,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_session_trace": (None, [_P, _TRACE_FN, _P]),
     "pyllava_session_progress": (None, [_P, _PROGRESS_FN, _P]),
     "pyllava_encode": (_STATUS, [_P, _P, _I32, _P]),
+    "pyllava_merge_length": (_STATUS, [_P, c.POINTER(_Layout), c.POINTER(_I32)]),
+    "pyllava_merge": (_STATUS, [_P, c.POINTER(_Layout), _P, _P]),
     "pyllava_prefill": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P, c.POINTER(_I32)]),
     "pyllava_logits": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P]),
     "pyllava_decode": (_STATUS, [_P, _P, _P, _I32, _P]),
@@ -442,6 +477,55 @@ class GgufHandle:
                 found.append(TensorInfo(name, kind, shape, info.size, info.offset))
         return found
 
+    def records(self) -> dict[str, tuple[int, int]]:
+        """Where the bytes of each key-value pair begin in the file, and how many they are."""
+        kv, offset, size, found = _Kv(), _U64(), _U64(), {}
+        with self._handle.use() as at:
+            for i in range(lib.pyllava_gguf_n_kv(at)):
+                _check(lib.pyllava_gguf_kv(at, i, c.byref(kv)))
+                _check(lib.pyllava_gguf_record(at, i, c.byref(offset), c.byref(size)))
+                found[kv.key.decode()] = (offset.value, size.value)
+        return found
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A number format of GGUF files: `block` elements are stored together in `block_bytes`."""
+
+    name: str
+    id: int
+    block: int
+    block_bytes: int
+    can_quantize: bool
+    can_dequantize: bool
+
+    def n_bytes(self, n: int) -> int:
+        """Bytes of `n` elements, a multiple of the block."""
+        return n // self.block * self.block_bytes
+
+
+@functools.cache
+def tensor_type(name: str) -> TensorType:
+    """The format of this name, in any case. Raises ValueError where there is none."""
+    found = _TensorType()
+    _check(lib.pyllava_tensor_type_find(name.encode(), c.byref(found)))
+    name = found.name.decode()
+    return TensorType(
+        name, found.id, found.block, found.block_size, found.can_quantize, found.can_dequantize
+    )
+
+
+def quantize(x: FloatArray, kind: TensorType, out: npt.NDArray[np.uint8], first: int = 0) -> None:
+    """f32 [n, k] to the bytes of `kind`, both contiguous. `first`: what messages call the first row."""
+    rows = _Rows(kind.name.encode(), *x.shape, first, out.nbytes)
+    _check(lib.pyllava_quantize(c.byref(rows), _pointer(x), _pointer(out)))
+
+
+def dequantize(data: npt.NDArray[np.uint8], kind: TensorType, out: FloatArray, first: int = 0) -> None:
+    """The bytes of n rows of `kind` to f32 [n, k], both contiguous."""
+    rows = _Rows(kind.name.encode(), *out.shape, first, data.nbytes)
+    _check(lib.pyllava_dequantize(c.byref(rows), _pointer(data), _pointer(out)))
+
 
 def _string(file: int, i: int, item: int) -> str:
     text, size = _P(), _U64()
@@ -499,8 +583,25 @@ class ModelInfo:
     n_layer_vision_run: int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    anyres: bool
+    pinpoints: tuple[tuple[int, int], ...]
     size: int
     size_vision: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the views of a picture lie in it; see ``pyllava_layout`` in ``csrc/pyllava.h``."""
+
+    grid: tuple[int, int]
+    """(columns, rows) of the tiles."""
+    size: tuple[int, int]
+    """(width, height) of the picture in pixels."""
+    flat: bool
+
+    def packed(self) -> _Layout:
+        values = zip(("columns", "rows", "width", "height"), (*self.grid, *self.size), strict=True)
+        return _Layout(flat=self.flat, **{name: _i32(name, value) for name, value in values})
 
 
 class ModelHandle:
@@ -533,6 +634,8 @@ class ModelHandle:
             _check(lib.pyllava_model_describe(at, c.byref(info)))
         values = {name: getattr(info, name) for name, *_ in info._fields_}
         values |= {"image_mean": tuple(info.image_mean), "image_std": tuple(info.image_std)}
+        values["pinpoints"] = tuple((width, height) for width, height in info.pinpoints[: info.n_pinpoints])
+        del values["n_pinpoints"]
         self.info = ModelInfo(**values)
 
     @property
@@ -541,6 +644,25 @@ class ModelHandle:
 
     def close(self) -> None:
         self._handle.close()
+
+    def merge_length(self, layout: Layout) -> int:
+        """How many rows a picture becomes for the language model."""
+        n = _I32()
+        with self._handle.use() as at:
+            _check(lib.pyllava_merge_length(at, c.byref(layout.packed()), c.byref(n)))
+        return n.value
+
+    def merge(self, layout: Layout, views: FloatArray) -> FloatArray:
+        """Embeddings of a picture's views float32 [n_views, n_image_tokens, n_embd] to rows [n, n_embd]."""
+        info, (columns, rows) = self.info, layout.grid
+        views = np.ascontiguousarray(views, np.float32)
+        shape = (1 + columns * rows, info.n_image_tokens, info.n_embd)
+        if views.shape != shape:
+            raise ValueError(f"views: shape {views.shape}, need {shape}")
+        out = np.empty((self.merge_length(layout), info.n_embd), np.float32)
+        with self._handle.use() as at:
+            _check(lib.pyllava_merge(at, c.byref(layout.packed()), _pointer(views), _pointer(out)))
+        return out
 
     def metadata(self) -> dict[str, object]:
         with self._handle.use() as at:

@@ -1,5 +1,6 @@
-"""Pictures in, pixels out: decoded with Pillow, then padded, resized and normalised as LLaVA-1.5 was trained.
+"""Pictures in, pixels out: decoded with Pillow, then cut, resized and normalised as LLaVA was trained.
 
+LLaVA-1.5 sees a picture once, on a square ("pad"); LLaVA-1.6 sees it whole and in tiles ("anyres").
 The models were trained on Pillow's bicubic, so Pillow does the resizing: the 8-bit pixels equal the
 reference's to the bit.
 """
@@ -11,10 +12,12 @@ import binascii
 import contextlib
 import hashlib
 import io
+import itertools
+import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -294,11 +297,16 @@ class ImageSpec:
     image_size: int
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    aspect: Literal["pad"] = "pad"
+    aspect: Literal["pad", "anyres"] = "pad"
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    """For "anyres", the resolutions (width, height) to choose from: multiples of `image_size`."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"{self}: need a positive size, three means and three positive deviations")
+        for side in itertools.chain.from_iterable(self.pinpoints):
+            if side < 1 or side % self.image_size:
+                raise ValueError(f"pinpoints {self.pinpoints}: need positive multiples of {self.image_size}")
 
     @property
     def pad_color(self) -> Color:
@@ -315,15 +323,72 @@ class Views:
     """float32 [n_views, 3, S, S], C-contiguous, normalised."""
     size: tuple[int, int]
     """(width, height) of the picture, in pixels."""
+    grid: tuple[int, int] = (0, 0)
+    """(columns, rows) of the tiles that follow the first view; (0, 0) for none."""
 
 
 def preprocess(image: Image.Image, spec: ImageSpec) -> Views:
-    """Turn an RGB picture (see `load_image`) into what the vision tower of `spec` takes."""
+    """Turn an RGB picture (see `load_image`) into what the vision tower of `spec` takes.
+
+    "pad" gives one view; "anyres" the whole picture, distorted to a square, and its tiles row by row.
+    """
     if image.mode != "RGB":
         raise ValueError(f"picture of mode {image.mode}: need RGB, as load_image gives it")
     _check_size(image.size, "image")
     views = _VIEWS[spec.aspect](image, spec)
-    return Views(np.stack([_normalised(view, spec) for view in views]), image.size)
+    pixels = np.stack([_normalised(view, spec) for view in views])
+    return Views(pixels, image.size, tile_grid(image.size, spec))
+
+
+def tile_grid(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """(columns, rows) of the tiles that a picture of `size` = (width, height) is cut into; (0, 0) for none."""
+    if spec.aspect != "anyres" or not spec.pinpoints:
+        return 0, 0
+    width, height = best_resolution(size, spec.pinpoints)
+    return width // spec.image_size, height // spec.image_size
+
+
+def best_resolution(size: tuple[int, int], resolutions: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The one of `resolutions` (width, height) that keeps most of a picture of `size` = (width, height).
+
+    It is the one with the most pixels of the picture, then the one with the least area unused, then the
+    first (LLaVA-NeXT's select_best_resolution, in the same double precision).
+    """
+    width, height = size
+
+    def worth(resolution: tuple[int, int]) -> tuple[int, int]:
+        scale = min(resolution[0] / width, resolution[1] / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return shown, shown - resolution[0] * resolution[1]
+
+    return max(resolutions, key=worth)
+
+
+def anyres(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
+    """LLaVA-1.6: the picture distorted to a square, then the tiles of it, u8 [S, S, 3] each.
+
+    For the tiles it is resized into the best of `spec.pinpoints`, its shape kept, and centred on black.
+    Without pinpoints there is the first view alone.
+    """
+    side = spec.image_size
+    views = [image.resize((side, side), Image.Resampling.BICUBIC)]
+    if not spec.pinpoints:
+        return views
+    resolution = best_resolution(image.size, spec.pinpoints)
+    canvas = Image.new("RGB", resolution)
+    inside = image.resize(_fitted(image.size, resolution), Image.Resampling.BICUBIC)
+    canvas.paste(inside, ((canvas.width - inside.width) // 2, (canvas.height - inside.height) // 2))
+    for y in range(0, canvas.height, side):
+        views += [canvas.crop((x, y, x + side, y + side)) for x in range(0, canvas.width, side)]
+    return views
+
+
+def _fitted(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
+    """`size` scaled so that it just fits in `box`, the shorter side rounded up."""
+    (width, height), (scale_x, scale_y) = size, (box[0] / size[0], box[1] / size[1])
+    if scale_x < scale_y:
+        return box[0], min(math.ceil(height * scale_x), box[1])
+    return min(math.ceil(width * scale_y), box[0]), box[1]
 
 
 def pad(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
@@ -349,7 +414,7 @@ def pad(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     return [strip.resize((size, size), Image.Resampling.BICUBIC)]
 
 
-_VIEWS: dict[str, Callable[[Image.Image, ImageSpec], list[Image.Image]]] = {"pad": pad}
+_VIEWS: dict[str, Callable[[Image.Image, ImageSpec], list[Image.Image]]] = {"pad": pad, "anyres": anyres}
 _BAND_PIXELS = 1 << 20
 _SLENDER = 8  # from this height : width on, most of the square is border: skipping it is faster than Pillow
 _FIXED_POINT = 22  # Pillow's weights for 8-bit pictures are integers of 1 / 2^22

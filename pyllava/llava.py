@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, overlo
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
 from . import _lib, models, templates
 from ._worker import Worker
@@ -27,9 +28,8 @@ from .errors import (
     ContextOverflowError,
     GenerationCancelled,
     PyllavaError,
-    UnsupportedModelError,
 )
-from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess
+from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess, tile_grid
 from .templates import ImageMark, Message, Part, Template, Text
 
 if TYPE_CHECKING:
@@ -60,6 +60,18 @@ class ImageEmbedding:
 
     def __len__(self) -> int:
         return len(self.array)
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """A decoded picture and what it will be to the model."""
+
+    image: PIL.Image.Image
+    layout: _lib.Layout
+    n_rows: int
+
+    def __len__(self) -> int:
+        return self.n_rows
 
 
 class Options(TypedDict, total=False):
@@ -147,8 +159,9 @@ class Llava:
     use. `n_gpu_layers`: this build computes on the CPU; a number above 0 gives a warning. `template`: a name in
     ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "exact" or "fast"
     (today the same; default, $PYLLAVA_PRECISION or "exact"). `use_mmap`: False reads the files into memory. `type_k`,
-    `type_v`: the KV cache's types (default f32 in "exact", f16 in "fast"). `progress`:
-    called as progress(stage, fraction) with stage "load", "encode" or "prefill"; it may return False to cancel.
+    `type_v`: the KV cache's types (default f32 in "exact", f16 in "fast"). For LLaVA-1.6, which sees a picture whole and in
+    tiles: `image_max_tiles`, the most tiles of a picture (fewer are faster and show less; 0: the whole alone), and
+    `image_merge`, "unpad" as it was trained or "flat", the rows that llama.cpp gives. `progress`: called as progress(stage, fraction) with stage "load", "encode" or "prefill"; it may return False to cancel.
 
     Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
     UnsupportedModelError, ModelMemoryError (would not fit, with numbers). Use it in a ``with`` statement or call close().
@@ -170,6 +183,8 @@ class Llava:
         use_mmap: bool = True,
         type_k: str | None = None,
         type_v: str | None = None,
+        image_max_tiles: int | None = None,
+        image_merge: str = "unpad",
         progress: Progress | None = None,
     ) -> None:
         precision = precision or os.environ.get("PYLLAVA_PRECISION") or "exact"
@@ -177,6 +192,10 @@ class Llava:
             raise ValueError(f"precision: found {precision!r}, need 'exact' or 'fast'")
         if device not in ("auto", "cpu"):
             raise ValueError(f"device: found {device!r}, this build has 'cpu' (and 'auto')")
+        if image_merge not in ("unpad", "flat"):
+            raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
+        if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
+            raise ValueError(f"image_max_tiles: found {image_max_tiles}, need 0 or more")
         if n_gpu_layers > 0:
             _log.warning("n_gpu_layers=%d has no effect: this build has no GPU back end", n_gpu_layers)
         started = time.perf_counter()
@@ -193,6 +212,8 @@ class Llava:
         self.is_demo = files.is_demo
         self.files = files
         self.info = self._model.info
+        self._flat = image_merge == "flat" or not self.info.anyres
+        self._image_spec = self._spec(image_max_tiles) if self.info.has_vision else None
         self.template: Template = self._choose_template(template, files)
         self.n_ctx = n_ctx if n_ctx is not None else min(self.info.n_ctx_train, _DEFAULT_CTX)
         if self.n_ctx > self.info.n_ctx_train:
@@ -205,6 +226,7 @@ class Llava:
                 n_ctx=self.n_ctx,
                 n_batch=n_batch,
                 n_threads=n_threads or 0,
+                n_views=self._most_views(),
                 type_k=type_k,
                 type_v=type_v,
                 precision=precision,
@@ -237,12 +259,6 @@ class Llava:
 
     def _choose_template(self, template: str, files: models.ModelFiles) -> Template:
         metadata = self._model.metadata()
-        vision = self._model.mmproj_metadata()
-        merge = vision.get("clip.vision.mm_patch_merge_type")
-        if merge not in (None, "flat") or vision.get("clip.vision.image_grid_pinpoints"):
-            raise UnsupportedModelError(
-                f"{files.mmproj}: a LLaVA-1.6 projector (several tiles per image); this version runs LLaVA-1.5"
-            )
         if template != "auto":
             return templates.by_name(template)
         known = metadata.get("pyllava.template")
@@ -354,11 +370,10 @@ class Llava:
         return found
 
     def _parts(self, prompt: str, n_images: int, raw: bool, system: str | None) -> list[Part]:
-        if not isinstance(prompt, str):
-            raise TypeError(f"prompt: found {type(prompt).__name__}, need a text")
+        question = _question(prompt, n_images)
         if raw:
             return templates.raw(prompt, n_images)
-        return templates.render(self.template, [Message("user", prompt, n_images)], system=system)
+        return templates.render(self.template, [question], system=system)
 
     def _tokenized(self, parts: Sequence[Part]) -> list[list[int] | ImageMark]:
         """Texts between images become ids, each stretch on its own as in training; the first begins with BOS."""
@@ -394,33 +409,57 @@ class Llava:
 
     # ------------------------------------------------------------------------------------------ images
 
+    def _spec(self, max_tiles: int | None) -> ImageSpec:
+        info = self.info
+        side = info.image_size
+        fitting = tuple(
+            (width, height)
+            for width, height in info.pinpoints
+            if max_tiles is None or width // side * (height // side) <= max_tiles
+        )
+        return ImageSpec(side, info.image_mean, info.image_std, "anyres" if info.anyres else "pad", fitting)
+
+    def _most_views(self) -> int:
+        """Views of a picture at most: they are encoded in one batch."""
+        if self._image_spec is None:
+            return 1
+        side = self._image_spec.image_size
+        return 1 + max((w // side * (h // side) for w, h in self._image_spec.pinpoints), default=0)
+
     def encode_image(self, image: ImageSource | ImageEmbedding) -> ImageEmbedding:
         """The embeddings of one image: a path, bytes, PIL image or array (or what this gave before, unchanged).
 
         Raises ImageError where it cannot be read, PyllavaError where the model has no projector.
         """
-        return self._encode(self._begin(), image)
+        return self._encode(self._begin(), self._look_at(image))
 
-    def _encode(self, run: _Run, source: ImageSource | ImageEmbedding) -> ImageEmbedding:
+    def _look_at(self, source: ImageSource | ImageEmbedding) -> _Picture | ImageEmbedding:
+        """Decodes an image and counts the rows it will take."""
         if isinstance(source, ImageEmbedding):
             return source
-        if not self.info.has_vision:
+        if self._image_spec is None:
             raise PyllavaError(
                 f"{self.files.model}: an image was given, but there is no projector: name one with mmproj="
             )
         image = load_image(source)
-        key = int.from_bytes(content_hash(image)[:8], "little")
+        layout = _lib.Layout(tile_grid(image.size, self._image_spec), image.size, self._flat)
+        return _Picture(image, layout, self._model.merge_length(layout))
+
+    def _encode(self, run: _Run, picture: _Picture | ImageEmbedding) -> ImageEmbedding:
+        if isinstance(picture, ImageEmbedding):
+            return picture
+        key = int.from_bytes(content_hash(picture.image)[:8], "little")
         with self._lock:
             known = self._embeddings.get(key)
             if known is not None:
                 self._embeddings.move_to_end(key)
                 return known
-        info = self.info
-        views = preprocess(image, ImageSpec(info.image_size, info.image_mean, info.image_std))
-        rows = self._compute(run, lambda: self._session.encode(views.pixels))
-        array = rows.reshape(-1, info.n_embd)
+        assert self._image_spec is not None
+        views = preprocess(picture.image, self._image_spec)
+        features = self._compute(run, lambda: self._session.encode(views.pixels))
+        array = self._model.merge(picture.layout, features)
         array.flags.writeable = False
-        found = ImageEmbedding(array, image.size, key)
+        found = ImageEmbedding(array, picture.image.size, key)
         with self._lock:
             self._embeddings[key] = found
             while len(self._embeddings) > 1 and self._embedding_bytes() > _CACHED_EMBEDDINGS:
@@ -441,9 +480,10 @@ class Llava:
             raise ValueError(f"{len(images)} images for {marks} places in the prompt")
         texts = self._tokenized(parts)
         n_text = sum(len(item) for item in texts if isinstance(item, list))
-        self._check_room(n_text, marks * self.info.n_image_tokens, most)
+        pictures = [self._look_at(image) for image in images]
+        self._check_room(n_text, sum(map(len, pictures)), most)
         started = time.perf_counter()
-        seen = [self._encode(run, image) for image in images]
+        seen = [self._encode(run, picture) for picture in pictures]
         seconds = time.perf_counter() - started
         spans: list[_lib.Span] = []
         for item in texts:
@@ -454,11 +494,20 @@ class Llava:
         return _Prompt(spans, seen, seconds)
 
     def _check_room(self, n_text: int, n_image: int, most: int) -> None:
-        if n_text + n_image > most:
-            raise ContextOverflowError(
-                f"prompt of {n_text + n_image} positions ({n_image} of images, {n_text} of text) does not fit in "
-                f"n_ctx={self.n_ctx} with room for an answer: raise n_ctx (-c) or shorten the prompt"
-            )
+        need = n_text + n_image
+        if need <= most:
+            return
+        ways = []
+        trained = self.info.n_ctx_train
+        if need < trained:
+            ways.append(f"raise n_ctx (-c) to {need + 1} or more, {trained} at most")
+        if n_image and self._most_views() > 1:
+            ways.append("show fewer tiles of an image (image_max_tiles, --image-max-tiles)")
+        ways.append("shorten the prompt" if n_text > n_image or not ways else "give fewer images")
+        raise ContextOverflowError(
+            f"prompt of {need} positions ({n_image} of images, {n_text} of text) does not fit in "
+            f"n_ctx={self.n_ctx} with room for an answer: {', or '.join(ways)}"
+        )
 
     @overload
     def ask(
@@ -624,20 +673,39 @@ class Chat:
         The question and its answer become part of the conversation when the answer is complete.
         """
         sampling = Sampling(**options)
+        n_known = len(self._images)
         seen = [*self._images, *_as_list(images)]
-        question = Message("user", prompt, len(seen) - len(self._images))
-        template = self._llava.template
-        parts = templates.render(template, [*self.messages, question], system=self.system)
+        question = _question(prompt, len(seen) - n_known)
+        parts = self._parts(question)
 
         def remember(prepared: _Prompt, answer: Answer) -> None:
-            self.messages = [*self.messages, question, Message("assistant", answer.text)]
-            self._images = prepared.images
+            self._remember(question, answer.text, prepared.images[n_known:])
 
-        return self._llava._answer(parts, seen, template.stop, sampling, stream, remember)
+        return self._llava._answer(parts, seen, self._llava.template.stop, sampling, stream, remember)
+
+    def add(self, prompt: str, answer: str, images: Images = None) -> None:
+        """Adds a question and its answer without asking: an example, an earlier conversation, an answer that was stopped."""
+        given = _as_list(images)
+        question = _question(prompt, len(given))
+        self._parts(question)  # ValueError where marks and images do not fit
+        self._remember(question, answer, [self._llava.encode_image(image) for image in given])
+
+    def _parts(self, question: Message) -> list[Part]:
+        return templates.render(self._llava.template, [*self.messages, question], system=self.system)
+
+    def _remember(self, question: Message, answer: str, images: Sequence[ImageEmbedding]) -> None:
+        self.messages = [*self.messages, question, Message("assistant", answer)]
+        self._images = [*self._images, *images]
 
     def clear(self) -> None:
         """Forgets the conversation."""
         self.messages, self._images = [], []
+
+
+def _question(prompt: str, n_images: int) -> Message:
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt: found {type(prompt).__name__}, need a text")
+    return Message("user", prompt, n_images)
 
 
 def _then(pieces: Iterator[str], done: Callable[[], None]) -> Iterator[str]:

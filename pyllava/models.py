@@ -10,7 +10,8 @@ from pathlib import Path
 from .errors import ModelMismatchError
 from .gguf import GgufFile
 
-DEMO = "demo"
+DEMOS = ("demo", "demo-1.6")
+"""The models in the package: LLaVA-1.5 and 1.6, both trained on drawn scenes."""
 _LATER_SPLIT = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -24,19 +25,19 @@ class ModelFiles:
 
 
 def find(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None) -> ModelFiles:
-    """The files that `model` (a GGUF file, a folder of them, "demo" or None for the demo model) stands for.
+    """The files that `model` (a GGUF file, a folder of them, the name of a demo model, or None for the first) stands for.
 
     Without `mmproj`, the one projector in the same folder is taken. Raises FileNotFoundError, and ModelMismatchError where
     a folder holds no language model or more than one, or more than one projector.
     """
-    if model is None or model == DEMO:
-        folder = Path(__file__).parent / "models"
-        files = ModelFiles(folder / "demo-q8_0.gguf", folder / "demo-mmproj-q8_0.gguf", is_demo=True)
-        if not files.model.is_file():
+    if model is None or model in DEMOS:
+        name, folder = model or DEMOS[0], Path(__file__).parent / "models"
+        language, projector = folder / f"{name}-q8_0.gguf", folder / f"{name}-mmproj-q8_0.gguf"
+        if not language.is_file():
             raise FileNotFoundError(
-                f"the demo model is not in this installation ({folder}): name a model file"
+                f"the model {name!r} is not in this installation ({folder}): name a model file"
             )
-        return ModelFiles(files.model, Path(mmproj) if mmproj else files.mmproj, is_demo=True)
+        return ModelFiles(language, Path(mmproj) if mmproj else projector, is_demo=True)
     if not os.fspath(model):
         raise ValueError("model: empty path")
     path = Path(model)

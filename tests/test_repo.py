@@ -24,6 +24,7 @@ RANKS = {
     "memory": 2,
     "file": 3,
     "gguf": 4,
+    "quantize": 4,
     "kernels": 4,
     "tile": 5,
     "linear": 6,
@@ -36,6 +37,7 @@ RANKS = {
     "tokenizer_spm": 7,
     "vit": 8,
     "projector": 8,
+    "merge": 8,
     "llama": 8,
     "model": 9,
     "sampler": 9,
@@ -110,7 +112,7 @@ def test_c_lines_are_not_too_long() -> None:
 
 def test_converter_and_loader_agree_on_tensor_names() -> None:
     specification = "".join(
-        (ROOT / "csrc" / name).read_text() for name in ("vit.c", "projector.c", "llama.c")
+        (ROOT / "csrc" / name).read_text() for name in ("vit.c", "projector.c", "merge.c", "llama.c")
     )
     converter = "".join(path.read_text() for path in ROOT.glob("convert/*.py"))
     for name in (
