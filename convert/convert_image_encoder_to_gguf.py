@@ -44,7 +44,10 @@ def parser() -> Parser:
     )
     types = args.add_mutually_exclusive_group()
     types.add_argument(
-        "--outtype", choices=("f32", "f16", "q8_0"), default="f16", help="of the matrices (default: f16)"
+        "--outtype",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        default="f16",
+        help="of the matrices (default: f16)",
     )
     types.add_argument(
         "--use-f32", dest="outtype", action="store_const", const="f32",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import Checkpoint, checkpoint_files, summary
 from .console import log
-from .dtypes import F16, F32, Q8_0, FloatArray, GgmlType
+from .dtypes import F16, FloatArray, GgmlType
 from .errors import CheckpointError, shown
-from .gguf_out import Metadata, OutTensor, matrix_or_f32, write_gguf
+from .gguf_out import Metadata, OutTensor, write_gguf
+from .json_file import Config
 from .llama_params import LlamaParams, read_llama_params, special_id
+from .mixes import Mix, uniform
 from .names import (
     LLAMA,
     LLAMA_BLOCK,
@@ -59,12 +62,10 @@ def convert(model: Path, options: Options) -> Path:
     outfile = default_outfile(model, options)
     with Checkpoint(files) as checkpoint:
         params, config = read_llama_params(folder, checkpoint, options.n_ctx)
-        config_ids = {name: special_id(config, f"{name}_token_id") for name in SPECIAL}
-        vocabulary = read_vocabulary(options.vocab_dir or folder, options.vocab_types, config_ids)
+        vocabulary = read_vocabulary(options.vocab_dir or folder, options.vocab_types, config_ids(config))
+        mix = uniform(options.kind)
         tensors = (
-            []
-            if options.vocab_only
-            else language_tensors(checkpoint, params, options.kind, options.skip_unknown)
+            [] if options.vocab_only else language_tensors(checkpoint, params, mix, options.skip_unknown)
         )
         n_vocab = tensors[0].shape[0] if tensors else (params.n_vocab or len(vocabulary))
         if params.n_vocab not in (None, n_vocab):
@@ -72,16 +73,19 @@ def convert(model: Path, options: Options) -> Path:
                 "config.json says vocab_size %s, token_embd has %d rows: rows count", params.n_vocab, n_vocab
             )
         vocabulary = vocabulary.fitted(n_vocab, pad=options.pad_vocab, drop_added=options.skip_unknown)
-        meta = language_metadata(
-            options.model_name or folder_of(model.resolve()).name, params, n_vocab, options.kind
-        )
+        meta = language_metadata(options.model_name or folder_of(model.resolve()).name, params, n_vocab, mix)
         vocabulary.describe(meta)
         write_gguf(outfile, meta, tensors, inputs=checkpoint.files)
     return outfile
 
 
+def config_ids(config: Config) -> dict[str, Any]:
+    """The special tokens' ids as a config gives them: "bos" and so on."""
+    return {name: special_id(config, f"{name}_token_id") for name in SPECIAL}
+
+
 def language_tensors(
-    checkpoint: Mapping[str, Tensor], params: LlamaParams, kind: GgmlType, skip_unknown: bool
+    checkpoint: Mapping[str, Tensor], params: LlamaParams, mix: Mix, skip_unknown: bool
 ) -> list[OutTensor]:
     """All tensors of the language model, each demanded by name and shape (CONTRACT 1.6, 4.1)."""
     plan = _plan(checkpoint, params)
@@ -105,7 +109,7 @@ def language_tensors(
         shape = shape_of(rule, sizes)
         if tensor.shape != shape:
             raise CheckpointError(f"{shown(name)}: shape {list(tensor.shape)}, need {list(shape)}")
-        tensors.append(_out(tensor, rule, params, kind, meta_layout))
+        tensors.append(_out(tensor, rule, params, mix, meta_layout))
     _check_unknown(unknown, skip_unknown)
     if sum("bias" not in tensor.name for tensor in tensors) != n_needed:
         raise CheckpointError(f"{len(tensors)} tensors of the language model, need {n_needed}")
@@ -140,12 +144,8 @@ def _plan(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Ru
     return plan
 
 
-def _out(tensor: Tensor, rule: Rule, params: LlamaParams, kind: GgmlType, meta_layout: bool) -> OutTensor:
-    target = matrix_or_f32(tensor.shape, kind)
-    if target is not F32 and target is not kind:
-        log.info(
-            "%s: rows of %d do not divide into %s blocks, kept as f16", rule.name, tensor.shape[-1], kind.name
-        )
+def _out(tensor: Tensor, rule: Rule, params: LlamaParams, mix: Mix, meta_layout: bool) -> OutTensor:
+    target = mix.type_of(rule.name, tensor.shape)
     if meta_layout or not rule.name.endswith(
         ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
     ):
@@ -157,7 +157,8 @@ def interleave(head_dim: int) -> Callable[[FloatArray], FloatArray]:
     """Rows of q and k from Hugging Face's order to that of `llama` in GGUF, one head at a time.
 
     HF rotates the pairs (i, i + head_dim/2), GGUF the pairs (2i, 2i + 1): row i of the first half goes to 2i,
-    row i of the second half to 2i + 1. Works on any whole number of heads: [n * head_dim, n_embd]. (CONTRACT 4.1)
+    row i of the second half to 2i + 1. Works on any whole number of heads: [n * head_dim, n_embd]. (See
+    CONTRACT 4.1.)
     """
 
     def reorder(x: FloatArray) -> FloatArray:
@@ -179,13 +180,13 @@ def _check_unknown(unknown: list[str], skip: bool) -> None:
     log.info("skipped %d tensors that are not the language model's: %s", len(unknown), summary(unknown))
 
 
-def language_metadata(name: str, params: LlamaParams, n_vocab: int, kind: GgmlType) -> Metadata:
+def language_metadata(name: str, params: LlamaParams, n_vocab: int, mix: Mix) -> Metadata:
     """The keys of CONTRACT 1.5 but for the tokenizer's."""
     meta = Metadata("llama")
     meta.text("general.type", "model")
     meta.text("general.name", name)
-    meta.u32("general.file_type", kind.file_type)
-    if kind is Q8_0:
+    meta.u32("general.file_type", mix.file_type)
+    if mix.quantized:
         meta.u32("general.quantization_version", 2)
     meta.u32("llama.vocab_size", n_vocab)
     meta.u32("llama.context_length", params.n_ctx)

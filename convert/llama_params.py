@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import CheckpointError, shown
 from .json_file import Config, read_json
+from .llava_config import is_hugging_face
 from .tensor import Tensor
 
 # What transformers assumes for a key that a nested text_config leaves out (LlamaConfig, MistralConfig).
@@ -50,6 +51,8 @@ def read_llama_params(
     if (folder / "config.json").exists():
         config = Config(str(folder / "config.json"), read_json(folder / "config.json"))
         nested = config.sub("text_config")
+        if nested is None and is_hugging_face(config.table):
+            nested = Config(f"{config.where}: text_config", {})
         if nested is not None:
             nested.defaults = _MISTRAL if nested.table.get("model_type") == "mistral" else _LLAMA
             if "tie_word_embeddings" in config.table:

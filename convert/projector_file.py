@@ -8,6 +8,7 @@ hidden state that feeds the projector, so that each reader stops at the layer th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import Checkpoint, summary
@@ -56,6 +57,14 @@ MLP = {
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """Tensors by name, and the path to name in messages."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+
+
 def convert(
     clip_folder: Path,
     projector: Path,
@@ -73,23 +82,51 @@ def convert(
     params = read_vision_params(clip_folder, layout=layout, mean=mean, std=std)
     facts = read_llava_facts(projector, clip_folder, params.n_layer)
     with Checkpoint(weight_files(clip_folder)) as clip, Checkpoint([projector]) as beside:
-        kind = OUT_TYPES[outtype]
-        tensors, found_type = projector_tensors(projector, beside, params, kind)
-        if wanted_type not in (None, found_type, found_type.removesuffix("_norm")):
-            raise CheckpointError(
-                f"{projector}: a projector of type {found_type}, --projector-type says {wanted_type}"
-            )
-        newline = any(tensor.name == "model.image_newline" for tensor in tensors)
-        if facts.pinpoints and not newline:
-            raise CheckpointError(
-                f"{projector}: no model.image_newline, which a model with {facts.merge_type} needs"
-            )
-        tensors += tower_tensors(clip_folder, clip, params, kind)
+        metadata, tensors = projector_plan(
+            clip_folder.resolve().name,
+            params,
+            facts,
+            Part(clip_folder, clip),
+            Part(projector, beside),
+            OUT_TYPES[outtype],
+            wanted_type=wanted_type,
+        )
         output_folder.mkdir(parents=True, exist_ok=True)
-        path = output_folder / f"mmproj-model-{kind.name}.gguf"
-        metadata = projector_metadata(clip_folder.resolve().name, params, facts, found_type, kind)
+        path = output_folder / f"mmproj-model-{outtype}.gguf"
         write_gguf(path, metadata, tensors, inputs=[*clip.files, *beside.files])
     return path
+
+
+def projector_plan(
+    name: str,
+    params: VisionParams,
+    facts: LlavaFacts,
+    tower: Part,
+    projector: Part,
+    kind: GgmlType,
+    *,
+    wanted_type: str | None = None,
+) -> tuple[Metadata, list[OutTensor]]:
+    """The keys and tensors of the file; every tensor is there and fits, or CheckpointError."""
+    tensors, found_type = projector_tensors(projector.path, projector.tensors, params, kind)
+    if wanted_type not in (None, found_type, found_type.removesuffix("_norm")):
+        raise CheckpointError(
+            f"{projector.path}: a projector of type {found_type}, --projector-type says {wanted_type}"
+        )
+    _check_newline(projector.path, any(tensor.name == "model.image_newline" for tensor in tensors), facts)
+    tensors += tower_tensors(tower.path, tower.tensors, params, kind)
+    return projector_metadata(name, params, facts, found_type, kind), tensors
+
+
+def _check_newline(path: Path, newline: bool, facts: LlavaFacts) -> None:
+    """LLaVA-1.6 has a newline and resolutions, LLaVA-1.5 neither; with one of them the other is missing."""
+    if facts.pinpoints and not newline:
+        raise CheckpointError(f"{path}: no model.image_newline, which a model with {facts.merge_type} needs")
+    if newline and not facts.pinpoints and facts.merge_type is None:
+        raise CheckpointError(
+            f"{path}: model.image_newline is LLaVA-1.6's, but no config.json beside it tells "
+            f"image_grid_pinpoints and mm_patch_merge_type"
+        )
 
 
 def projector_tensors(
@@ -188,8 +225,8 @@ def _has_class_token(folder: Path, clip: Mapping[str, Tensor], prefix: str) -> b
 
 
 def _tower_type(name: str, shape: tuple[int, ...], kind: GgmlType) -> GgmlType:
-    """Matrices in `kind`, vectors in f32. The patch convolution is f16 always, older readers need it so; positions are
-    read row by row and small, so they are not quantised.
+    """Matrices in `kind`, vectors in f32. The patch convolution is f16 always, older readers need it so;
+    positions are read row by row and small, so they are not quantised.
     """
     if name == "v.patch_embd.weight":
         return F16

@@ -22,32 +22,46 @@ PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin", "non_lora_tra
 TOWER_HINT = "copy it to CLIP_DIR/model.safetensors, beside the config.json of the CLIP model"
 
 
-def split_off(model: Path, folder: Path) -> list[Path]:
-    """Write `llava.projector` (f32) and, if there is a tower, `llava.clip` (as stored); returns the paths."""
+def split_off(model: Path, folder: Path, *, tower: bool = True, hint: str = TOWER_HINT) -> list[Path]:
+    """Write `llava.projector` (f32) and, if there is a tower and it is wanted, `llava.clip` (as stored).
+
+    Returns the paths. `hint`: what to do with a tower, for the log.
+    """
     if not model.is_dir():
         raise CheckpointError(f"{model}: not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(_files(model)))
-        projector = _renamed(checkpoint, projector_name)
-        for name in PROJECTOR_FILES:
-            if _has_weights(projector) or not (model / name).exists():
-                continue
-            log.info("no projector in the checkpoint itself, taking the one in %s", name)
-            beside = stack.enter_context(Checkpoint([model / name]))
-            projector.update(_renamed(beside, projector_name))
-        if not _has_weights(projector):
-            raise CheckpointError(
-                f"{model}: no projector (model.mm_projector.*) among {len(checkpoint)} tensors: "
-                f"{summary(checkpoint)}; is this a LLaVA model?"
-            )
+        projector = find_projector(model, checkpoint, stack)
         written = [_write(folder / "llava.projector", projector, "f32", checkpoint.files)]
-        tower = _renamed(checkpoint, tower_name)
-        if tower:
-            written.append(_write(folder / "llava.clip", tower, None, checkpoint.files))
-            log.info("the vision tower was trained too, it is in %s: %s", written[-1].name, TOWER_HINT)
+        found = renamed(checkpoint, tower_name)
+        if found and tower:
+            written.append(_write(folder / "llava.clip", found, None, checkpoint.files))
+            log.info("the checkpoint holds its own vision tower, it is in %s: %s", written[-1].name, hint)
+        elif found:
+            log.info("the checkpoint holds its own vision tower: -C (--clean-vision-tower) writes llava.clip")
     log.info("now convert the language model with --skip-unknown, and the CLIP folder with --llava-projector")
     return written
+
+
+def find_projector(model: Path, checkpoint: Checkpoint, stack: contextlib.ExitStack) -> dict[str, Tensor]:
+    """The projector and the newline, from whichever shards, by their original names.
+
+    Where the checkpoint holds none, that of a file beside it, which `stack` closes. Raises CheckpointError.
+    """
+    projector = renamed(checkpoint, projector_name)
+    for name in PROJECTOR_FILES:
+        if _has_weights(projector) or not (model / name).exists():
+            continue
+        log.info("no projector in the checkpoint itself, taking the one in %s", name)
+        beside = stack.enter_context(Checkpoint([model / name]))
+        projector.update(renamed(beside, projector_name))
+    if not _has_weights(projector):
+        raise CheckpointError(
+            f"{model}: no projector (model.mm_projector.*) among {len(checkpoint)} tensors: "
+            f"{summary(checkpoint)}; is this a LLaVA model?"
+        )
+    return projector
 
 
 def _files(model: Path) -> list[Path]:
@@ -60,7 +74,7 @@ def _files(model: Path) -> list[Path]:
         raise
 
 
-def _renamed(checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> dict[str, Tensor]:
     """The tensors that `rename` knows, by their new names."""
     found: dict[str, Tensor] = {}
     for name, tensor in checkpoint.items():

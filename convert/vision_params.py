@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,10 @@ from typing import Any
 from .checkpoint import checkpoint_files
 from .errors import CheckpointError, shown
 from .json_file import Config, read_json, read_json_if_there
+from .llava_config import CLIP_DEFAULTS, llava_settings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-# What transformers' CLIPVisionConfig assumes for a key that config.json leaves out.
-CLIP_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -69,7 +58,24 @@ def read_vision_params(
     folder: Path, *, layout: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> VisionParams:
     """`layout`: "vision" (config.json is the tower's own), "clip" (it holds vision_config), None (either)."""
-    config = _vision_config(folder, layout)
+    return vision_params(tower_config(folder, layout), pixel_settings(folder), mean=mean, std=std)
+
+
+def pixel_settings(folder: Path) -> Mapping[str, Any]:
+    """What a folder's image processor says; {} where there is none."""
+    pixels = read_json_if_there(folder / "preprocessor_config.json")
+    nested = read_json_if_there(folder / "processor_config.json").get("image_processor")
+    return pixels or (nested if isinstance(nested, dict) else {})
+
+
+def vision_params(
+    config: Config,
+    pixels: Mapping[str, Any],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> VisionParams:
+    """The tower that `config` describes, every number checked. `mean` and `std` override those of `pixels`."""
     image, patch = config.integer("image_size", high=8192), config.integer("patch_size", high=8192)
     if image % patch:
         raise CheckpointError(f"{config.where}: image_size {image} is not a multiple of patch_size {patch}")
@@ -87,7 +93,6 @@ def read_vision_params(
     channels = config.get("num_channels")
     if channels not in (None, 3):
         raise CheckpointError(f"{config.where}: num_channels is {shown(channels)}, need 3")
-    pixels = read_json_if_there(folder / "preprocessor_config.json")
     return VisionParams(
         image_size=image,
         patch_size=patch,
@@ -103,7 +108,8 @@ def read_vision_params(
     )
 
 
-def _vision_config(folder: Path, layout: str | None) -> Config:
+def tower_config(folder: Path, layout: str | None) -> Config:
+    """The tower's settings in a CLIP folder's config.json; `layout` as in `read_vision_params`."""
     path = folder / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder}: no config.json; need the folder of the CLIP model")
@@ -140,22 +146,30 @@ def _three(
 
 def read_llava_facts(projector: Path, clip_folder: Path, n_layer: int) -> LlavaFacts:
     """From the config.json beside the projector, else the CLIP folder's own, else the defaults."""
-    config = Config("config.json", {})
     for folder in (projector.resolve().parent, clip_folder):
-        table = read_json_if_there(folder / "config.json")
-        if any(key.startswith(("mm_", "vision_feature_")) for key in table):
-            config = Config(str(folder / "config.json"), table)
-            break
+        settings = llava_settings(read_json_if_there(folder / "config.json"))
+        if settings:
+            return llava_facts(Config(str(folder / "config.json"), settings), n_layer)
+    return llava_facts(Config("config.json", {}), n_layer)
+
+
+def llava_facts(config: Config, n_layer: int) -> LlavaFacts:
+    """From LLaVA's settings, in the words of the original layout."""
     select = config.get("mm_vision_select_feature", "vision_feature_select_strategy")
     if select not in (None, "patch", "default"):
         raise CheckpointError(
             f"{config.where}: features {shown(select)} are selected, only 'patch' (no class token) is known"
         )
+    if config.get("projector_hidden_act") not in (None, "gelu"):
+        found = shown(config.get("projector_hidden_act"))
+        raise CheckpointError(f"{config.where}: projector_hidden_act is {found}, need 'gelu'")
     merge, aspect = config.text("mm_patch_merge_type"), config.text("image_aspect_ratio")
+    if merge is None and config.get("image_grid_pinpoints") and aspect in (None, "anyres"):
+        merge = "spatial_unpad"  # a config made by hand: there are resolutions for one purpose alone
     tiled = merge is not None and merge.startswith("spatial") and "unpad" in merge
     return LlavaFacts(
         feature_layer=_feature_layer(config, n_layer),
-        aspect_ratio=aspect,
+        aspect_ratio="anyres" if tiled and aspect is None else aspect,
         projector_text=config.text("mm_projector_type"),
         pinpoints=_pinpoints(config) if tiled else (),
         merge_type=merge,
@@ -183,6 +197,11 @@ def _feature_layer(config: Config, n_layer: int) -> int:
 def _pinpoints(config: Config) -> tuple[int, ...]:
     """Grid resolutions of LLaVA-1.6, flattened."""
     pairs = config.get("image_grid_pinpoints")
+    if pairs is None:
+        raise CheckpointError(
+            f"{config.where}: image_grid_pinpoints are missing, which a model with "
+            f"{shown(config.get('mm_patch_merge_type'))} needs"
+        )
     right = isinstance(pairs, list) and 0 < len(pairs) <= MAX_PINPOINTS
     if not right or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise CheckpointError(

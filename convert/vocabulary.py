@@ -26,6 +26,10 @@ SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _KEY = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # GGUF's words, its spelling included
 _BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _CONTROL_LIKE = re.compile(r"<\|[^<>|]+\|>")
+# What LLaVA's training and the Hugging Face layout add for themselves: never read from a user's words.
+_PLACEHOLDERS = frozenset(("<image>", "<pad>", "<im_start>", "<im_end>", "<im_patch>"))
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
+ROW_MULTIPLE = 64  # transformers rounds a vocabulary up to this many rows
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ class Vocabulary:
         dummies = tuple(Token(f"<dummy{i:05}>", ADDED_SCORE, UNUSED) for i in range(1, n_dummy + 1))
         return _checked(dataclasses.replace(self, tokens=self.tokens + dummies))
 
+    def is_rounded_up(self, n_vocab: int) -> bool:
+        """Whether `n_vocab` rows are this vocabulary, rounded up as transformers does when it adds tokens."""
+        return n_vocab == -(-len(self) // ROW_MULTIPLE) * ROW_MULTIPLE
+
     def describe(self, meta: Metadata) -> None:
         """Add the `tokenizer.*` keys."""
         meta.text("tokenizer.ggml.model", "llama")
@@ -111,6 +119,7 @@ def read_vocabulary(folder: Path, kinds: Sequence[str], config_ids: Mapping[str,
             f"{folder}: no tokenizer.model or tokenizer.json of the kinds {','.join(kinds)}"
         )
     ids = _special_ids(vocabulary, names, config_ids)
+    ids |= _end_of_turn(folder, vocabulary, ids["eos"], config_ids)
     add_bos = settings.get("add_bos_token")
     add_eos = settings.get("add_eos_token")
     return dataclasses.replace(
@@ -153,7 +162,8 @@ def _from_spm(path: Path, settings: Mapping[str, Any], names: Mapping[str, str])
         )
     if model.normalizes or model.remove_extra_whitespaces:
         log.info("%s normalises its text before the pieces; GGUF readers do not", path.name)
-    base = [Token(piece.text, piece.score, _kind(piece.text, piece.kind)) for piece in model.pieces]
+    special = _special_texts(settings)
+    base = [Token(piece.text, piece.score, _kind(piece.text, piece.kind, special)) for piece in model.pieces]
     added = _added_tokens(
         path.parent, settings, len(base), [token.text for token in base], set(names.values())
     )
@@ -168,10 +178,25 @@ def _from_spm(path: Path, settings: Mapping[str, Any], names: Mapping[str, str])
     )
 
 
-def _kind(text: str, kind: int) -> int:
-    """User-defined pieces stay user-defined, but `<|im_start|>` and its like (Yi) are control tokens: found
-    in a template as one id, as HF does, and never read from a user's text."""
+def _kind(text: str, kind: int, special: set[str]) -> int:
+    """User-defined pieces stay user-defined, but `<|im_start|>` and its like (Yi), and what the tokenizer's
+    settings call special, are control tokens: found in a template as one id, as HF does, and never read from
+    a user's text.
+    """
+    if text in special:
+        return CONTROL if kind in (NORMAL, USER_DEFINED) else kind
     return CONTROL if kind == USER_DEFINED and _CONTROL_LIKE.fullmatch(text) else kind
+
+
+def _special_texts(settings: Mapping[str, Any]) -> set[str]:
+    """The texts that added_tokens_decoder calls special."""
+    decoder = settings.get("added_tokens_decoder")
+    entries = decoder.values() if isinstance(decoder, dict) else ()
+    return {
+        entry["content"]
+        for entry in entries
+        if isinstance(entry, dict) and entry.get("special") is True and isinstance(entry.get("content"), str)
+    }
 
 
 def _added_tokens(
@@ -185,8 +210,7 @@ def _added_tokens(
     for key, entry in decoder.items() if isinstance(decoder, dict) else ():
         if isinstance(entry, dict) and key.isdecimal() and len(key) < 10:
             _note(texts, folder / "tokenizer_config.json", int(key), entry.get("content"))
-            if entry.get("special") is True and isinstance(entry.get("content"), str):
-                special = special | {entry["content"]}
+    special = special | _special_texts(settings)
     for i, text in texts.items():
         if i < n_base and base[i] != text:
             raise CheckpointError(
@@ -208,7 +232,8 @@ def _note(texts: dict[int, str], path: Path, i: Any, text: Any) -> None:
 
 
 def _added(text: str, special: bool) -> Token:
-    kind = CONTROL if special or _CONTROL_LIKE.fullmatch(text) else USER_DEFINED
+    special = special or text in _PLACEHOLDERS or _CONTROL_LIKE.fullmatch(text) is not None
+    kind = CONTROL if special else USER_DEFINED
     return Token(text, ADDED_SCORE, kind)
 
 
@@ -217,7 +242,8 @@ def _added(text: str, special: bool) -> Token:
 
 def _from_hfft(path: Path, names: Mapping[str, str]) -> Vocabulary:
     """A SentencePiece-style BPE in Hugging Face's form. A piece's score is minus the rank of the merge that
-    makes it, so that merging by score does what merging by rank does."""
+    makes it, so that merging by score does what merging by rank does.
+    """
     table = read_json(path)
     model = table.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
@@ -314,6 +340,20 @@ def _special_ids(
     if missing:
         raise CheckpointError(f"{vocabulary.source}: no {' and no '.join(missing)} token")
     return ids
+
+
+def _end_of_turn(
+    folder: Path, vocabulary: Vocabulary, eos: int, config_ids: Mapping[str, Any]
+) -> dict[str, int]:
+    """A second token that ends an answer, where eos is another: `<|im_end|>` (Yi), or what the configs name."""
+    listed = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
+    by_text = {token.text: i for i, token in enumerate(vocabulary.tokens)}
+    candidates = [by_text.get(text) for text in _TURN_ENDS]
+    candidates += [config_ids.get("eos"), *(listed if isinstance(listed, list) else [listed])]
+    for i in candidates:
+        if type(i) is int and 0 <= i < len(vocabulary) and i != eos and vocabulary.tokens[i].kind == CONTROL:
+            return {"eot": i}
+    return {}
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:

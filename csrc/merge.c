@@ -22,6 +22,7 @@ pyllava_status merge_bind(merge * m, weights * w, const vit_hparams * h, int32_t
              w->files[0]->path);
     }
     m->newline = weights_vector(w, n_embd, "%s", name);
+    weights_ignore(w, "model.image_newline");                            // a file may hold both names
     return w->status;
 }
 

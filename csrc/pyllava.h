@@ -40,7 +40,7 @@ typedef enum pyllava_status {
     PYLLAVA_ERR_MEMORY = 7, // what is needed does not fit; the text gives the numbers
     PYLLAVA_ERR_CONTEXT = 8, // more positions than n_ctx
     PYLLAVA_ERR_CANCELLED = 9, // pyllava_session_cancel, or a progress callback that returned false
-    PYLLAVA_ERR_NUMERIC = 10, // NaN or infinite logits
+    PYLLAVA_ERR_NUMERIC = 10, // NaN or infinite logits, or weights
     PYLLAVA_ERR_DEVICE = 11, // the back end could not be started or failed
 } pyllava_status;
 
@@ -124,8 +124,8 @@ typedef struct pyllava_rows {
 } pyllava_rows;
 
 // Rows of weights from f32 and to f32. The quantised side stands at an address that 8 divides.
-// PYLLAVA_ERR_NUMERIC names the first number that is NaN or infinite, before or after; what was written until
-// then stays in out. Any number of threads.
+// PYLLAVA_ERR_NUMERIC names the first row that holds NaN, infinity or a number too large for the type; what
+// was written until then stays in out. Any number of threads.
 PYLLAVA_API pyllava_status pyllava_tensor_type_find(const char * name, pyllava_tensor_type * out_type);
 PYLLAVA_API pyllava_status pyllava_quantize(const pyllava_rows * rows, const float * from, void * out);
 PYLLAVA_API pyllava_status pyllava_dequantize(const pyllava_rows * rows, const void * from, float * out);

@@ -1,17 +1,22 @@
-// quantize.c - see quantize.h. Nothing reaches ggml that its assertions could reject: the type has a quantiser
-// that needs no importance matrix, rows are whole blocks, numbers are finite.
+// quantize.c - see quantize.h. Nothing reaches ggml that its assertions could reject: the type has a
+// quantiser that needs no importance matrix, rows are whole blocks, numbers are finite and not huge.
 #include "quantize.h"
 
 #include "file.h"
 
+#include <float.h>
 #include <ggml.h>
 #include <math.h>
 #include <string.h>
 
+// More than any quantised type can hold (q6_K: 65504 * 127 * 32), less than what overflows ggml's sums of
+// cubes, where a row would silently become zeros.
+#define LARGEST 1e9f
+
 static bool has_quantizer(enum ggml_type type) {
     static const enum ggml_type quantizers[] = {
-        GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
-        GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K,
+        GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,
+        GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,   GGML_TYPE_Q3_K,
         GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_NL,
     };
     for (size_t i = 0; i < sizeof quantizers / sizeof *quantizers; i++) {
@@ -32,7 +37,7 @@ static bool same_name(const char * a, const char * b) {
 pyllava_status tensor_type_find(const char * name, pyllava_tensor_type * out) {
     for (int i = 0; i < GGML_TYPE_COUNT; i++) {
         enum ggml_type type = (enum ggml_type) i;
-        if (ggml_blck_size(type) <= 0 || ggml_type_size(type) == 0) continue;    // a removed type
+        if (ggml_blck_size(type) <= 0 || ggml_type_size(type) == 0) continue; // a removed type
         if (!same_name(name, ggml_type_name(type))) continue;
         *out = (pyllava_tensor_type) {
             .name = ggml_type_name(type),
@@ -63,11 +68,14 @@ static pyllava_status check_rows(const pyllava_rows * r, const pyllava_tensor_ty
     return PYLLAVA_OK;
 }
 
-static pyllava_status check_finite(const pyllava_rows * r, int64_t row, const float * x, const char * why) {
+static pyllava_status check_finite(const pyllava_rows * r, int64_t row, const float * x, float limit) {
     for (int64_t i = 0; i < r->n_per_row; i++) {
-        if (isfinite(x[i])) continue;
-        FAIL(PYLLAVA_ERR_NUMERIC, "row %lld, column %lld: %s%s", (long long) (r->first + row), (long long) i,
-             isnan(x[i]) ? "NaN" : "infinity", why);
+        if (fabsf(x[i]) <= limit) continue; // false for NaN
+        const char * what = isnan(x[i])   ? "NaN"
+                            : isinf(x[i]) ? "infinity"
+                                          : "a number too large for the type";
+        FAIL(PYLLAVA_ERR_NUMERIC, "row %lld, column %lld: %s", (long long) (r->first + row), (long long) i,
+             what);
     }
     return PYLLAVA_OK;
 }
@@ -80,16 +88,19 @@ static void to_f32(const pyllava_tensor_type * t, const void * from, float * out
     }
 }
 
-// Whether a type can hold a number is known only afterwards: scales are f16, and may have overflowed.
+// Whether a type can hold the numbers is known only afterwards: f16, and f16 scales, may have overflowed.
 static pyllava_status check_quantized(const pyllava_rows * r, const pyllava_tensor_type * t,
                                       const uint8_t * quantized) {
+    if (t->id == GGML_TYPE_F32) return PYLLAVA_OK;
     float * x = aligned_new((size_t) r->n_per_row * sizeof *x);
     TRY_ALLOC(x, (size_t) r->n_per_row * sizeof *x);
     size_t row_size = (size_t) (r->size / (uint64_t) r->n);
     pyllava_status status = PYLLAVA_OK;
     for (int64_t i = 0; i < r->n && status == PYLLAVA_OK; i++) {
         to_f32(t, quantized + (size_t) i * row_size, x, r->n_per_row);
-        status = check_finite(r, i, x, " once quantised: too large for the type");
+        if (check_finite(r, i, x, FLT_MAX) == PYLLAVA_OK) continue;
+        status = error_set(PYLLAVA_ERR_NUMERIC, "row %lld: numbers too large for %s",
+                           (long long) (r->first + i), t->name);
     }
     aligned_free(x);
     return status;
@@ -100,9 +111,10 @@ pyllava_status quantize_rows(const pyllava_rows * r, const float * from, void * 
     TRY(tensor_type_find(r->type, &t));
     if (!t.can_quantize) FAIL(PYLLAVA_ERR_ARGUMENT, "type %s: no quantiser for it", t.name);
     TRY(check_rows(r, &t));
-    for (int64_t i = 0; i < r->n; i++) TRY(check_finite(r, i, from + i * r->n_per_row, ""));
+    float limit = t.block > 1 ? LARGEST : FLT_MAX;
+    for (int64_t i = 0; i < r->n; i++) TRY(check_finite(r, i, from + i * r->n_per_row, limit));
     ggml_quantize_chunk((enum ggml_type) t.id, from, out, 0, r->n, r->n_per_row, NULL);
-    return t.id == GGML_TYPE_F32 ? PYLLAVA_OK : check_quantized(r, &t, out);
+    return check_quantized(r, &t, out);
 }
 
 pyllava_status dequantize_rows(const pyllava_rows * r, const void * from, float * out) {
@@ -111,6 +123,6 @@ pyllava_status dequantize_rows(const pyllava_rows * r, const void * from, float 
     if (!t.can_dequantize) FAIL(PYLLAVA_ERR_ARGUMENT, "type %s holds no weights", t.name);
     TRY(check_rows(r, &t));
     to_f32(&t, from, out, r->n * r->n_per_row);
-    for (int64_t i = 0; i < r->n; i++) TRY(check_finite(r, i, out + i * r->n_per_row, ""));
+    for (int64_t i = 0; i < r->n; i++) TRY(check_finite(r, i, out + i * r->n_per_row, FLT_MAX));
     return PYLLAVA_OK;
 }

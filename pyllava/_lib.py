@@ -510,9 +510,7 @@ def tensor_type(name: str) -> TensorType:
     found = _TensorType()
     _check(lib.pyllava_tensor_type_find(name.encode(), c.byref(found)))
     name = found.name.decode()
-    return TensorType(
-        name, found.id, found.block, found.block_size, found.can_quantize, found.can_dequantize
-    )
+    return TensorType(name, found.id, found.block, found.block_size, found.can_quantize, found.can_dequantize)
 
 
 def quantize(x: FloatArray, kind: TensorType, out: npt.NDArray[np.uint8], first: int = 0) -> None:

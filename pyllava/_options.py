@@ -79,16 +79,27 @@ examples:
   pyllava-cli -m ggml-model-q4_k.gguf --mmproj mmproj-model-f16.gguf --image cat.jpg
   pyllava-cli -m DIR --image a.jpg --image b.jpg                 one answer for each, the model loaded once
   pyllava-cli -m DIR --image a.jpg --image b.jpg -p "USER: <image> <image>\\nCompare.\\nASSISTANT:"
+
+commands (each with --help):
+  pyllava-cli chat -m DIR --image cat.jpg                        a conversation
   pyllava-cli info mmproj-model-f16.gguf                         what is in a file
+  pyllava-cli convert DIR                                        GGUF files from a checkpoint
+  pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
+"""
+_CHAT_HELP = """\
+Type questions, or lines that start with a slash: /help lists them. Ctrl-C stops an answer, Ctrl-D ends the conversation.
+From a pipe or a file, a line is a question or a command, and the first one that fails ends the conversation with exit code 1.
 """
 
 
 def parser() -> Parser:
-    """The options of a question; ``pyllava-cli info`` has its own."""
+    """The options of a question; the commands have their own."""
     options = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [-m MODEL [--mmproj FILE]] --image FILE [--image FILE ...] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} info FILE [--tensors] [--json]",
+        f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
+        f"       {PROGRAM} info FILE [--tensors] [--json]\n"
+        f"       {PROGRAM} chat|info|convert|quantize --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
@@ -97,6 +108,22 @@ def parser() -> Parser:
     _add_prompt(options)
     _add_answer(options)
     _add_output(options)
+    return options
+
+
+def chat_parser() -> Parser:
+    """The options of ``pyllava-cli chat``: those of a question that mean something for all of a conversation."""
+    options = Parser(
+        prog=f"{PROGRAM} chat",
+        usage=f"{PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]",
+        description="A conversation with a LLaVA model. The answers go to stdout, everything else to stderr.",
+        epilog=_CHAT_HELP,
+        add_help=False,
+    )
+    _add_model(options)
+    _add_prompt(options, question=False)
+    _add_answer(options)
+    _add_output(options, question=False)
     return options
 
 
@@ -116,7 +143,11 @@ def _adder(options: Parser, title: str) -> Callable[..., None]:
 def _add_model(options: Parser) -> None:
     add = _adder(options, "model")
     types = ", ".join(_CACHE_TYPES)
-    add("-m --model", "FILE", "GGUF file or folder (default: the demo model of the package)")
+    add(
+        "-m --model",
+        "FILE",
+        "GGUF file or folder (default: demo, a small model in the package; also demo-1.6)",
+    )
     add("--mmproj", "FILE", "projector file (default: the one beside the model)")
     add(
         "-c --ctx-size",
@@ -149,14 +180,28 @@ def _add_model(options: Parser) -> None:
     add("--no-mmap", None, "read the file into memory instead of mapping it")
 
 
-def _add_prompt(options: Parser) -> None:
+def _add_prompt(options: Parser, *, question: bool = True) -> None:
     add = _adder(options, "pictures and prompt")
-    question = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
+    prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
     add("--image", "FILE", "JPEG, PNG, WebP, GIF, BMP or TIFF; repeatable", action="append", default=[])
-    add("-p --prompt", "TEXT", question)
-    add("-f --file", "FILE", "read the prompt from a file")
-    add("-e --escape", None, r"decode \n \r \t \' \" \\ \xHH in the prompt (default)", default=True)
-    add("--no-escape", None, "take the prompt as it is", dest="escape", action="store_false")
+    add(
+        "--image-max-tiles",
+        "N",
+        "LLaVA-1.6: tiles of a picture at most (default: all that it was trained with); fewer are faster",
+        type=_COUNT_OR_0,
+    )
+    add(
+        "--image-merge",
+        "NAME",
+        "LLaVA-1.6: unpad (default, as trained) or flat (the rows llama.cpp gives)",
+        choices=("unpad", "flat"),
+        default="unpad",
+    )
+    if question:
+        add("-p --prompt", "TEXT", prompt)
+        add("-f --file", "FILE", "read the prompt from a file")
+        add("-e --escape", None, r"decode \n \r \t \' \" \\ \xHH in the prompt (default)", default=True)
+        add("--no-escape", None, "take the prompt as it is", dest="escape", action="store_false")
     add("--template", "NAME", f"auto (default), {', '.join(TEMPLATES)}", choices=("auto", *TEMPLATES))
     add("--system", "TEXT", "system message instead of the template's")
 
@@ -192,9 +237,10 @@ def _add_answer(options: Parser) -> None:
     )
 
 
-def _add_output(options: Parser) -> None:
+def _add_output(options: Parser, *, question: bool = True) -> None:
     add = _adder(options, "output")
-    add("--verbose-prompt", None, "show the prompt and its tokens")
+    if question:
+        add("--verbose-prompt", None, "show the prompt and its tokens")
     add("--no-perf", None, "show no timings")
     add("-v --verbose", None, "show the library's log, down to details")
     add("--log-disable", None, "show nothing but the answer and errors")
@@ -215,6 +261,8 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "use_mmap": not options.no_mmap,
         "type_k": options.cache_type_k,
         "type_v": options.cache_type_v,
+        "image_max_tiles": options.image_max_tiles,
+        "image_merge": options.image_merge,
     }
     if options.gpu_layers is not None:
         arguments["n_gpu_layers"] = options.gpu_layers

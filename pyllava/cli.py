@@ -1,4 +1,4 @@
-"""``pyllava-cli``: a picture and a question in, the answer on stdout, everything else on stderr.
+"""``pyllava-cli``: a picture and a question in, the answer on stdout, everything else on stderr; and its commands.
 
 Exit codes: 0 answered, 1 failed (one line on stderr says why), 2 wrong usage, 130 interrupted.
 """
@@ -7,31 +7,40 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import itertools
-import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from . import _options
-from ._info import info
+from ._console import DEMO_NOTE, Console, library_log, one_line, printable, say
 from ._options import DEFAULT_PROMPT, PROGRAM
 from .errors import PyllavaError
 from .images import ImageSource, decode_data_url, load_image
 from .templates import IMAGE_MARK, ImageMark, unescape
 
 if TYPE_CHECKING:
-    from ._progress import StageBars
     from .answer import Answer
     from .llava import Llava
 
-DEMO_NOTE = "this is the demo model of pyllava: it knows drawn scenes and nothing else; -m names a real model"
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "chat": "pyllava._chat_command:chat",
+        "info": "pyllava._info:info",
+        "convert": "pyllava._convert_command:convert",
+        "quantize": "pyllava._quantize_command:quantize_command",
+    }
+)
+"""What the first word of a command line may name, and the function that runs it; without one, a question is asked."""
+
 _IMAGE_TAG = re.compile(r'<img src="(data:image/[^,"]*,[^"]*)">')
 _IMAGE_TAG_START = '<img src="data:image/'
 
@@ -41,47 +50,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with _quiet_pillow(), _printable_stdout():
-            if arguments[:1] == ["info"]:
-                info(arguments[1:])
+            if arguments and arguments[0] in COMMANDS:
+                _command(arguments[0])(arguments[1:])
             else:
                 ask(arguments)
             sys.stdout.flush()
     except SystemExit as exit:  # argparse: --help, --version, a usage error
         return int(exit.code or 0)
     except KeyboardInterrupt:
-        _say("")
+        say("")
         return 130
     except BrokenPipeError:  # the reader of the answer has gone: nobody to tell
         _discard_stdout()
         return 1
     except (PyllavaError, OSError, ValueError, MemoryError) as error:
-        _say(f"{PROGRAM}: error: {_one_line(error)}")
+        say(f"{PROGRAM}: error: {one_line(error)}")
         _flush_or_discard_stdout()
         return 1
     return 0
 
 
+def _command(name: str) -> Callable[[list[str]], object]:
+    """The function of a command; only its own module is imported for it."""
+    module, _, function = COMMANDS[name].partition(":")
+    run: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
+    return run
+
+
 # --- asking ---
-
-
-@dataclass
-class Console:
-    """What goes to stderr besides errors: nothing with --log-disable, bars only on a terminal."""
-
-    quiet: bool
-    bars: StageBars | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        if not self.quiet and sys.stderr is not None and sys.stderr.isatty():
-            from ._progress import StageBars
-
-            self.bars = StageBars()
-
-    def note(self, text: str) -> None:
-        if self.bars is not None:
-            self.bars.close()
-        if not self.quiet:
-            _say(text)
 
 
 @dataclass(frozen=True)
@@ -105,18 +101,18 @@ def ask(argv: list[str]) -> None:
     request = _request(options, console)
     if request.raw and (options.template or options.system is not None):
         parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
-    _say_what_is_inert(options, console)
+    console.note_inert(options)
     pictures = ([load_image(image) for image in run] for run in request.runs)
     first = next(pictures)  # before the model: a bad picture must not cost the time to load it
     from .llava import Llava
 
-    with _logging(options), Llava(**_options.model_arguments(options), progress=console.bars) as model:
+    with library_log(options), Llava(**_options.model_arguments(options), progress=console.bars) as model:
         if model.is_demo:
             console.note(DEMO_NOTE)
         answers = []
         for images, shown in zip(request.runs, itertools.chain([first], pictures), strict=True):
             if len(request.runs) > 1:
-                console.note(f"\n{_printable(images[0])}:")
+                console.note(f"\n{printable(images[0])}:")
             answers.append(_run(model, shown, request, options, console))
     if not options.no_perf:
         console.note(_timings(answers))
@@ -167,13 +163,6 @@ def _take_image_tag(prompt: str) -> tuple[str, bytes | None]:
         found = f"{n_tags} of them" if n_tags > 1 else "no end of it"
         raise ValueError(f'image tag in the prompt: {found}, need one <img src="data:image/jpeg;base64,...">')
     return prompt[: tag.start()] + prompt[tag.end() :], decode_data_url(tag[1])
-
-
-def _say_what_is_inert(options: argparse.Namespace, console: Console) -> None:
-    names = ("top_k", "top_p", "min_p", "seed")
-    inert = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
-    if inert and options.temp <= 0:
-        console.note(f"{', '.join(inert)}: no effect without --temp above 0, the answer is the likeliest one")
 
 
 def _run(
@@ -247,22 +236,6 @@ def _stage(name: str, seconds: float, n_tokens: int, unit: str = "tokens") -> st
 
 
 @contextlib.contextmanager
-def _logging(options: argparse.Namespace) -> Iterator[None]:
-    logger = logging.getLogger("pyllava")
-    handler: logging.Handler = logging.NullHandler() if options.log_disable else logging.StreamHandler()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG if options.verbose else logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-@contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
     """Pillow warns about broken metadata that costs nothing here."""
     with warnings.catch_warnings():
@@ -295,22 +268,3 @@ def _discard_stdout() -> None:
     """Let the interpreter's last flush of stdout succeed."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def _say(text: str) -> None:
-    stream: IO[str] | None = sys.stderr
-    if stream is not None:
-        with contextlib.suppress(OSError, ValueError):  # a full or closed stderr must not cost the answer
-            print(text, file=stream, flush=True)
-
-
-def _printable(path: Any) -> str:
-    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{_printable(error.filename)}: {error.strerror}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

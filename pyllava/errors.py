@@ -43,7 +43,7 @@ class GenerationCancelled(PyllavaError):
 
 
 class NumericError(PyllavaError):
-    """The logits hold NaN or infinity: broken weights or an overflow, never a usable answer."""
+    """Logits, or weights to quantise, hold NaN or infinity: a broken file or an overflow, never a usable answer."""
 
 
 class ClosedError(PyllavaError):

@@ -197,6 +197,7 @@ def test_options_reach_the_model(fake: type[FakeLlava], red: str) -> None:
     argv += ["-ctk", "q8_0", "-ctv", "f16", "--precision", "fast", "--template", "mistral_instruct"]
     argv += ["-n", "7", "--temp", "0.1", "--top-k", "40", "--top-p", "0.95", "--min-p", "0.05", "-s", "42"]
     argv += ["--repeat-penalty", "1.1", "--repeat-last-n", "-1", "--system", "Be brief."]
+    argv += ["--image-max-tiles", "3", "--image-merge", "flat"]
     assert cli.main([*argv, "--image", red]) == 0
     (model,) = fake.built
     assert model.options == {
@@ -211,6 +212,8 @@ def test_options_reach_the_model(fake: type[FakeLlava], red: str) -> None:
         "type_v": "f16",
         "precision": "fast",
         "template": "mistral_instruct",
+        "image_max_tiles": 3,
+        "image_merge": "flat",
         "progress": None,
     }
     (asked,) = model.asked
@@ -323,6 +326,13 @@ def test_help_and_version(fake: type[FakeLlava], capsys: pytest.CaptureFixture[s
     assert "--tensors" in capsys.readouterr().out
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"pyllava {pyllava.__version__}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    assert f"pyllava-cli {name}" in capsys.readouterr().out
+    assert f"pyllava-cli {name} " in _options.parser().format_help()
 
 
 # --- prompts and pictures ---

@@ -7,7 +7,7 @@ import importlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,21 @@ def f32(array: npt.NDArray[Any]) -> Tensor:
 
 def quantized(array: npt.NDArray[Any], kind: Kind) -> Tensor:
     return Tensor(gguf.quants.quantize(np.ascontiguousarray(array, np.float32), kind), kind)
+
+
+def next_projector(file: Gguf, pinpoints: Sequence[tuple[int, int]], newline: tiny.Array) -> Gguf:
+    """The projector file of a LLaVA-1.5 as one of LLaVA-1.6; `pinpoints` (width, height), `newline` [n_embd]."""
+    kinds = gguf.GGUFValueType
+    sides = [side for pair in pinpoints for side in pair]
+    keys = {
+        "clip.vision.image_grid_pinpoints": (sides, kinds.ARRAY, kinds.INT32),
+        "clip.vision.mm_patch_merge_type": ("spatial_unpad", kinds.STRING, None),
+        "clip.vision.image_aspect_ratio": ("anyres", kinds.STRING, None),
+        "clip.vision.image_crop_resolution": (224, kinds.UINT32, None),
+        "clip.vision.image_split_resolution": (224, kinds.UINT32, None),
+        "clip.vision.mm_projector_type": ("mlp2x_gelu", kinds.STRING, None),
+    }
+    return replace(file, keys=file.keys | keys).with_tensors({"model.image_newline": f32(newline)})
 
 
 def read(path: Path) -> Gguf:

@@ -148,11 +148,11 @@ def with_rows(folder: Path, rows: int, added: dict[str, int] | None = None) -> N
 
 
 def test_added_tokens_with_rows(tmp_path: Path) -> None:
-    with_rows(tmp_path, 387, {"<image>": 385, "<pad>": 384, "<|im_start|>": 386})
+    with_rows(tmp_path, 388, {"<image>": 385, "<pad>": 384, "<|im_start|>": 386, "<word>": 387})
     kv = read_gguf(convert(tmp_path, Options())).kv
-    assert kv["tokenizer.ggml.tokens"][384:] == ["<pad>", "<image>", "<|im_start|>"]
-    assert kv["tokenizer.ggml.token_type"][384:] == [USER_DEFINED, USER_DEFINED, CONTROL]
-    assert kv["tokenizer.ggml.scores"][384:] == [-1000.0] * 3
+    assert kv["tokenizer.ggml.tokens"][384:] == ["<pad>", "<image>", "<|im_start|>", "<word>"]
+    assert kv["tokenizer.ggml.token_type"][384:] == [CONTROL, CONTROL, CONTROL, USER_DEFINED]
+    assert kv["tokenizer.ggml.scores"][384:] == [-1000.0] * 4
 
 
 def test_added_tokens_without_rows(tmp_path: Path, script) -> None:
@@ -233,6 +233,24 @@ def test_added_tokens_of_tokenizer_config(tmp_path: Path) -> None:
     assert kv["tokenizer.ggml.token_type"][384:] == [CONTROL, USER_DEFINED]
     assert kv["tokenizer.ggml.eos_token_id"] == 384
     assert kv["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_second_end_of_an_answer(tmp_path: Path) -> None:
+    """generation_config.json may list more ends than one; the first control token of them that is not eos."""
+    with_rows(tmp_path, 386, {"<|im_start|>": 384, "<|done|>": 385})
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 260, 385]}')
+    kv = read_gguf(convert(tmp_path, Options())).kv
+    assert kv["tokenizer.ggml.eos_token_id"] == 2
+    assert kv["tokenizer.ggml.eot_token_id"] == 385
+
+
+def test_pieces_that_the_tokenizer_calls_special(tmp_path: Path) -> None:
+    with_rows(tmp_path, 384)
+    text = library().id_to_piece(300)
+    decoder = {"300": {"content": text, "special": True}, "5": {"content": "<0x02>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    kinds = read_gguf(convert(tmp_path, Options())).kv["tokenizer.ggml.token_type"]
+    assert (kinds[300], kinds[5], kinds[301]) == (CONTROL, 6, NORMAL)
 
 
 # Other SentencePiece models

@@ -1,0 +1,165 @@
+"""What the config.json of a LLaVA model says about its vision tower, in either of the two published layouts.
+
+The original layout (liuhaotian/llava-*) keeps LLaVA's settings at the top level and names the tower,
+`mm_vision_tower`; the Hugging Face layout (llava-hf/*) describes it in `vision_config` and has its own words
+for the settings. Here both become the original's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError, shown
+from .json_file import Config
+
+# Keys of the original layout that tell how the tower is used.
+SETTINGS = (
+    "mm_vision_select_layer",
+    "mm_vision_select_feature",
+    "mm_projector_type",
+    "mm_patch_merge_type",
+    "image_aspect_ratio",
+    "image_grid_pinpoints",
+    "image_crop_resolution",
+    "image_split_resolution",
+)
+_L14 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "projection_dim": 768,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_B = {
+    **_L14,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+}
+# The towers that OpenAI published, by the last part of their names.
+KNOWN_TOWERS: Mapping[str, Mapping[str, Any]] = {
+    "clip-vit-large-patch14-336": {**_L14, "image_size": 336},
+    "clip-vit-large-patch14": {**_L14, "image_size": 224},
+    "clip-vit-base-patch32": {**_B, "patch_size": 32},
+    "clip-vit-base-patch16": {**_B, "patch_size": 16},
+}
+# What transformers assumes for a key that config.json leaves out: CLIPVisionConfig, and LlavaConfig where
+# there is no vision_config at all.
+CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+LLAVA_TOWER = KNOWN_TOWERS["clip-vit-large-patch14-336"]
+_NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+def is_hugging_face(table: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of the layout of llava-hf."""
+    names = table.get("architectures")
+    generation = isinstance(names, list) and any(
+        isinstance(name, str) and name.startswith("Llava") and name.endswith("ForConditionalGeneration")
+        for name in names
+    )
+    nested = isinstance(table.get("text_config"), dict) or isinstance(table.get("vision_config"), dict)
+    return generation or (nested and str(table.get("model_type")).startswith("llava"))
+
+
+def llava_settings(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json in the words of the original layout (SETTINGS and more); {} where it is not LLaVA's."""
+    if is_hugging_face(table):
+        return _translated(table)
+    if any(
+        key.startswith(("mm_", "vision_feature_")) or (key == "image_grid_pinpoints" and table[key])
+        for key in table
+    ):
+        return dict(table)
+    return {}
+
+
+def _translated(table: Mapping[str, Any]) -> dict[str, Any]:
+    """LLaVA-1.5 was trained on padded pictures, whatever its processor in transformers does since."""
+    settings = {
+        "mm_vision_select_layer": table.get("vision_feature_layer"),
+        "mm_vision_select_feature": table.get("vision_feature_select_strategy"),
+        "projector_hidden_act": table.get("projector_hidden_act"),
+        "mm_projector_type": "mlp2x_gelu",
+        "image_aspect_ratio": "pad",
+    }
+    if table.get("model_type") == "llava_next":
+        pairs = table.get("image_grid_pinpoints")
+        settings |= {
+            "image_aspect_ratio": "anyres",
+            "mm_patch_merge_type": "spatial_unpad",
+            "image_grid_pinpoints": _widths_first(_NEXT_PINPOINTS if pairs is None else pairs),
+        }
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _widths_first(pairs: Any) -> Any:
+    """transformers reads a pair as height, width; the model and GGUF as width, height.
+
+    The published list is a copy of the original's and holds each pair both ways: its order, which decides
+    between two that fit as well, stays that of the training.
+    """
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return pairs  # refused where it is read
+    swapped = [[width, height] for height, width in pairs]
+    both_ways = all(pair in pairs for pair in swapped)
+    return pairs if both_ways else swapped
+
+
+def tower_base(table: Mapping[str, Any]) -> tuple[str, str] | None:
+    """`mm_vision_tower` as it stands and its last part, or None where the config names no tower."""
+    name = table.get("mm_vision_tower", table.get("vision_tower"))
+    if not isinstance(name, str):
+        return None
+    base = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    return None if base in ("", ".", "..") or "\0" in name else (name, base)
+
+
+def tower_folders(model: Path, table: Mapping[str, Any]) -> list[Path]:
+    """Where the tower that a config names may lie: at its path, in the model's folder, beside it."""
+    found = tower_base(table)
+    if found is None:
+        return []
+    name, base = found
+    folders = [model / base, model.parent / base]
+    if Path(name).is_absolute():
+        folders.insert(0, Path(name))
+    elif ".." not in Path(name).parts:
+        folders += [model / name, model.parent / name]
+    return [folder for folder in dict.fromkeys(folders) if (folder / "config.json").is_file()]
+
+
+def nested_tower(config: Config) -> Config:
+    """The tower's own settings in the Hugging Face layout."""
+    vision = config.sub("vision_config", CLIP_DEFAULTS)
+    if vision is None:
+        return Config(f"{config.where}: vision_config", {}, LLAVA_TOWER)
+    kind = vision.get("model_type")
+    if kind not in (None, "clip_vision_model"):
+        raise CheckpointError(f"{vision.where}: a tower of type {shown(kind)}, only CLIP's is supported")
+    return vision
+
+
+def known_tower(config: Config) -> Config | None:
+    """The settings of a published tower that the config names, or None."""
+    found = tower_base(config.table)
+    if found is None or found[1].lower() not in KNOWN_TOWERS:
+        return None
+    return Config(f"{config.where}: mm_vision_tower {found[1]}", {}, KNOWN_TOWERS[found[1].lower()])

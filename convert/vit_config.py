@@ -1,0 +1,96 @@
+"""The vision tower of a LLaVA model: its settings, wherever they are, and the `vit/config.json` of the steps
+for 1.6.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .atomic_file import replacing
+from .checkpoint import Checkpoint
+from .console import log
+from .dtypes import F16
+from .errors import CheckpointError, shown
+from .json_file import Config, read_json
+from .llava_config import (
+    CLIP_DEFAULTS,
+    KNOWN_TOWERS,
+    SETTINGS,
+    is_hugging_face,
+    known_tower,
+    llava_settings,
+    nested_tower,
+    tower_folders,
+)
+from .projector_file import tower_tensors
+from .vision_params import llava_facts, tower_config, vision_params
+
+
+def read_llava_config(model: Path) -> tuple[Config, Config]:
+    """config.json of a LLaVA model as it stands, and its settings in the words of the original layout."""
+    if not model.is_dir():
+        raise CheckpointError(f"{model}: not a folder")
+    path = model / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{model}: no config.json; need the folder of a LLaVA model")
+    table = read_json(path)
+    settings = llava_settings(table)
+    if not settings:
+        raise CheckpointError(
+            f"{path}: a model of type {shown(table.get('model_type'))} without LLaVA's settings (mm_*)"
+        )
+    if is_hugging_face(table) and table.get("model_type") not in ("llava", "llava_next"):
+        raise CheckpointError(
+            f"{path}: a model of type {shown(table.get('model_type'))}, need llava or llava_next"
+        )
+    return Config(str(path), table), Config(str(path), settings)
+
+
+def tower_settings(model: Path, config: Config, folder: Path | None = None) -> Config:
+    """The settings of the tower: of `folder`, of `vision_config`, of a folder that the config names, or
+    published.
+    """
+    if folder is not None:
+        return tower_config(folder, None)
+    if is_hugging_face(config.table):
+        return nested_tower(config)
+    beside = tower_folders(model, config.table)
+    if beside:
+        return tower_config(beside[0], None)
+    known = known_tower(config)
+    if known is None:
+        named = config.get("mm_vision_tower", "vision_tower")
+        raise CheckpointError(
+            f"{config.where}: mm_vision_tower is {shown(named)}: neither a folder near {model} "
+            f"nor one of {', '.join(KNOWN_TOWERS)}"
+        )
+    return known
+
+
+def write_vit_config(model: Path, folder: Path) -> Path:
+    """Write `folder`/config.json for the image encoder's script, from what `model` says of itself.
+
+    The tower that llava_surgery_v2 left in `model`, llava.clip, must have the shapes it states. Raises
+    CheckpointError.
+    """
+    config, settings = read_llava_config(model)
+    tower = tower_settings(model, config)
+    params = vision_params(tower, {})
+    llava_facts(settings, params.n_layer)  # refuses what the next step would
+    clip = model / "llava.clip"
+    if clip.exists():
+        with Checkpoint([clip]) as tensors:
+            tower_tensors(clip, tensors, params, F16)
+    else:
+        log.info("%s: no llava.clip to compare the sizes with; llava_surgery_v2.py -C -m writes it", model)
+    table = {"model_type": "clip_vision_model"}
+    table |= {key: tower.get(key) for key in CLIP_DEFAULTS}
+    table |= {key: settings.get(key) for key in SETTINGS if settings.get(key) is not None}
+    text = json.dumps(table, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    with replacing(path, n_bytes=len(text), inputs=[model / "config.json"]) as part:
+        part.write_text(text)
+    log.info("%s: the vision tower as %s says", path, tower.where)
+    return path

@@ -1,0 +1,60 @@
+"""Writing a file so that its final name holds either nothing, the old file, or the whole new one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, n_bytes: int, inputs: Iterable[Path] = ()) -> Iterator[BinaryIO]:
+    """Yield a new file ``<path>.part`` for writing; when the block ends well, bring it to disk and rename it to `path`.
+
+    On any exception, Ctrl-C included, the part file is removed and `path` is as it was. Refused at once: a folder that does
+    not exist, a target that is one of `inputs` or no regular file, a disk with less than `n_bytes` free.
+    """
+    _check_target(path, n_bytes, inputs)
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)  # what a killed run left behind
+    with open(part, "xb+") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = os.fspath(path)
+            raise
+    _sync_folder(path.parent)
+
+
+def _check_target(path: Path, n_bytes: int, inputs: Iterable[Path]) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder to write into", os.fspath(path.parent))
+    if path.exists():
+        if not path.is_file():
+            raise ValueError(f"{path}: exists and is not a regular file")
+        if any(path.samefile(source) for source in inputs):
+            raise ValueError(f"{path}: is both input and output")
+    free = shutil.disk_usage(path.parent).free
+    if free < n_bytes:
+        needs = f"needs {n_bytes / 1e9:.2f} GB, {path.parent} has {free / 1e9:.2f} GB free"
+        raise OSError(errno.ENOSPC, needs, os.fspath(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
