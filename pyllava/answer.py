@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -59,10 +59,11 @@ class Answer:
 class Stream:
     """An answer in the making: iterate over it for its pieces of text, whose sum is ``stream.answer.text``.
 
-    `usage` is known before the first piece (but for the answer's own tokens), `answer` after the last.
+    `usage` is known before the first piece (but for the answer's own tokens), `answer` after the last. close(), or the
+    end of a ``with`` statement, gives up what is left.
     """
 
-    def __init__(self, usage: Usage, pieces: Iterator[str], result: list[Answer]) -> None:
+    def __init__(self, usage: Usage, pieces: Generator[str, None, None], result: list[Answer]) -> None:
         self.usage = usage
         self._pieces = pieces
         self._result = result
@@ -72,6 +73,16 @@ class Stream:
 
     def __next__(self) -> str:
         return next(self._pieces)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No further pieces; an unfinished answer stays without `answer`. A second call does nothing."""
+        self._pieces.close()
 
     @property
     def answer(self) -> Answer:

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, overload
@@ -161,7 +161,8 @@ class Llava:
     (today the same; default, $PYLLAVA_PRECISION or "exact"). `use_mmap`: False reads the files into memory. `type_k`,
     `type_v`: the KV cache's types (default f32 in "exact", f16 in "fast"). For LLaVA-1.6, which sees a picture whole and in
     tiles: `image_max_tiles`, the most tiles of a picture (fewer are faster and show less; 0: the whole alone), and
-    `image_merge`, "unpad" as it was trained or "flat", the rows that llama.cpp gives. `progress`: called as progress(stage, fraction) with stage "load", "encode" or "prefill"; it may return False to cancel.
+    `image_merge`, "unpad" as it was trained or "flat", the rows that llama.cpp gives. `progress`: called as
+    progress(stage, fraction) with stage "load", "encode" or "prefill"; it may return False to cancel.
 
     Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
     UnsupportedModelError, ModelMemoryError (would not fit, with numbers). Use it in a ``with`` statement or call close().
@@ -582,7 +583,7 @@ class Llava:
 
     def _generate(
         self, run: _Run, prompt: _Prompt, stop: Sequence[str], sampling: Sampling, result: list[Answer]
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         sampler, transcript = sampling.sampler(self.n_ctx), Transcript(stop)
         started = time.perf_counter()
         logits, cached = self._prefill(run, prompt.spans)
@@ -708,7 +709,7 @@ def _question(prompt: str, n_images: int) -> Message:
     return Message("user", prompt, n_images)
 
 
-def _then(pieces: Iterator[str], done: Callable[[], None]) -> Iterator[str]:
+def _then(pieces: Generator[str, None, None], done: Callable[[], None]) -> Generator[str, None, None]:
     yield from pieces
     done()
 

@@ -74,6 +74,15 @@ def test_the_answer_is_the_greedy_one(m: pyllava.Llava) -> None:
     assert answer.tokens[0] == int(rows[-1].argmax())
 
 
+def test_a_stream_can_be_given_up(m: pyllava.Llava) -> None:
+    with m.ask(picture(1), QUESTION, stream=True) as stream:
+        assert next(stream)
+    assert list(stream) == []
+    stream.close()
+    with pytest.raises(ValueError, match="not finished"):
+        _ = stream.answer
+
+
 def test_a_stream_is_the_answer_in_pieces(m: pyllava.Llava) -> None:
     whole = m.ask(picture(2), QUESTION, max_tokens=24)
     stream = m.ask(picture(2), QUESTION, max_tokens=24, stream=True)
