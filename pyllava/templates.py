@@ -223,6 +223,8 @@ def guess(name: str | None, general_name: str | None, file_name: str | None) -> 
 
 
 _NAME_HINTS = (
+    ("bakllava", "vicuna_v1"),  # on Mistral, but trained so
+    ("vicuna", "vicuna_v1"),
     ("34b", "chatml_direct"),
     ("mistral", "mistral_instruct"),
     ("llama-2", "llava_llama_2"),

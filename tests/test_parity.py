@@ -9,13 +9,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_gguf
 from reference import gates
-from reference.cases import CASES, GOLDEN_CASES, GOLDEN_PICTURE, Array, picture, prompt
-from reference.goldens import N_GREEDY, fingerprint, part, read_golden, some_rows
+from reference.cases import (
+    CASES,
+    GOLDEN_CASES,
+    GOLDEN_PICTURE,
+    NEXT_GOLDEN,
+    NEXT_GOLDEN_PICTURE,
+    Array,
+    newline,
+    picture,
+    pinpoints,
+    prompt,
+)
+from reference.goldens import N_GREEDY, NEXT, fingerprint, part, read_golden, some_rows
 from reference.subject import Subject
 from tiny import TinySpec
 
@@ -92,6 +104,22 @@ def test_llava(judged: Judged) -> None:
         with pyllava.Llava(judged.files.model, judged.files.mmproj, n_threads=n_threads) as llava:
             found = llava.encode_image(source).array
             gates.check("embeddings", gates.EMBEDDINGS, judged.golden["embeddings"], found)
+
+
+def test_next(models: Callable[[str], Judged], tmp_path: Path) -> None:
+    """LLaVA-1.6: a picture in five views."""
+    judged, golden = models(NEXT_GOLDEN), read_golden(NEXT)
+    spec, source = judged.spec, picture(*NEXT_GOLDEN_PICTURE)
+    assert np.allclose(fingerprint(spec), golden["fingerprint"], rtol=1e-6)
+    file = tiny_gguf.next_projector(tiny_gguf.read(judged.files.mmproj), pinpoints(spec), newline(spec))
+    mmproj = tiny_gguf.write(tmp_path / "mmproj.gguf", file)
+    for n_threads in (1, 3):
+        with pyllava.Llava(judged.files.model, mmproj, n_threads=n_threads) as llava:
+            rows = llava.encode_image(source).array
+            gates.check("embeddings", gates.EMBEDDINGS, golden["embeddings"], rows)
+    parts = prompt(spec, [rows])
+    gates.check("logits", gates.LOGITS, golden["logits"], some_rows(judged.subject.logits(parts), 8))
+    assert judged.subject.greedy(parts, N_GREEDY) == golden["greedy"].tolist()
 
 
 def test_a_wrong_intermediate_is_named(judged: Judged) -> None:

@@ -294,6 +294,8 @@ def test_raw_keeps_every_character(text: str, n_images: int) -> None:
         ("LLaMA v2", "ggml-model-f16.gguf", "vicuna_v1"),
         ("llava-v1.6-vicuna-13b", "llava-v1.6-vicuna-13b.Q4_K_M.gguf", "vicuna_v1"),
         ("llava-v1.6-mistral-7b", None, "mistral_instruct"),
+        (None, "BakLLaVA-1-Mistral-7B.gguf", "vicuna_v1"),
+        ("some-vicuna-34b", None, "vicuna_v1"),
         (None, "LLaVA-v1.6-Mistral-7b.Q3_K_XS.gguf", "mistral_instruct"),
         ("models", "llava-v1.6-34b.Q4_K_M.gguf", "chatml_direct"),
         ("llava-llama-2-13b-chat-lightning-preview", None, "llava_llama_2"),

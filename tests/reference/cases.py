@@ -59,6 +59,22 @@ CASES = {
 GOLDEN_CASES = ("gqa", "mha", "heads of 12", "bf16 checkpoint")
 GOLDEN_PICTURE = (11, 90, 61)  # seed, width, height
 
+# LLaVA-1.6: the same weights, a newline, and these resolutions, in tiles across and down.
+NEXT_CASES = ("gqa", "mha", "tied", "bf16 checkpoint")
+TILES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+NEXT_GOLDEN = "gqa"
+NEXT_GOLDEN_PICTURE = (12, 130, 101)  # in five views, some rows of patches cut off
+
+
+def pinpoints(spec: TinySpec) -> tuple[tuple[int, int], ...]:
+    """(width, height)"""
+    return tuple((columns * spec.image_size, rows * spec.image_size) for columns, rows in TILES)
+
+
+def newline(spec: TinySpec) -> Array:
+    """float32 [n_embd]"""
+    return np.random.RandomState(spec.seed + 500).standard_normal(spec.n_embd).astype(np.float32)
+
 
 def picture(seed: int, width: int, height: int) -> npt.NDArray[np.uint8]:
     """u8 [H, W, 3]: noise on slopes, so that neither averages nor edges are all alike."""

@@ -10,6 +10,7 @@ import tiny
 
 Array = npt.NDArray[np.float32]
 N_GREEDY = 48
+NEXT = "llava-1.6"
 
 
 def golden_path(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The judge: LLaVA-1.5 of a TinySpec in `transformers`, float32, every intermediate under pyllava's names.
+"""The judge: LLaVA-1.5 and 1.6 of a TinySpec in `transformers`, float32, every intermediate under pyllava's names.
 
 Nothing here uses pyllava. Skips the module that imports it where torch or transformers is missing, unless
 PYLLAVA_REQUIRE_REFERENCE=1: then that is an error.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import tiny
 from PIL import Image
+from test_anyres import views_of
 
 
 def _need(name: str) -> Any:
@@ -34,6 +36,7 @@ Array: TypeAlias = npt.NDArray[np.float32]
 Arrays: TypeAlias = dict[str, Array]
 Prompt: TypeAlias = Sequence["list[int] | Array"]
 """Token ids and image rows [n, n_embd] in turn."""
+Pinpoints: TypeAlias = tuple[tuple[int, int], ...]
 
 
 # Weights
@@ -156,6 +159,38 @@ def pixels_of(picture: npt.NDArray[np.uint8], image_size: int) -> Array:
     return np.ascontiguousarray(x.transpose(2, 0, 1).astype(np.float32))
 
 
+# LLaVA-1.6
+
+
+def next_pixels(picture: npt.NDArray[np.uint8], image_size: int, pinpoints: Pinpoints) -> Array:
+    """float32 [1 + tiles, 3, S, S], normalised: the original's process_anyres_image; `pinpoints` (width, height)."""
+    views = np.stack(views_of(Image.fromarray(picture), image_size, pinpoints)).astype(np.float64) / 255
+    views = (views - np.array(MEAN)) / np.array(STD)
+    return np.ascontiguousarray(views.transpose(0, 3, 1, 2).astype(np.float32))
+
+
+def packed(
+    spec: tiny.TinySpec, rows: Array, size: tuple[int, int], pinpoints: Pinpoints, newline: Array
+) -> Array:
+    """float32 [n_tokens, n_embd]: the views' rows [1 + tiles, n_patch, n_embd] of a picture of `size` (width, height), as
+    transformers' LlavaNextModel puts them together. It reads a pinpoint as height, width, the original as width, height,
+    which decides between two that fit as well: the original is right.
+    """
+    modeling = importlib.import_module("transformers.models.llava_next.modeling_llava_next")
+    settings = types.SimpleNamespace(
+        vision_config=types.SimpleNamespace(image_size=spec.image_size, patch_size=spec.patch_size),
+        image_grid_pinpoints=[[height, width] for width, height in pinpoints],
+    )
+    (found,), _ = modeling.LlavaNextModel.pack_image_features(
+        types.SimpleNamespace(config=settings),
+        [torch.from_numpy(rows)],
+        torch.tensor([size[::-1]]),
+        "default",
+        torch.from_numpy(newline),
+    )
+    return np.ascontiguousarray(found.numpy())
+
+
 # The networks
 
 
@@ -191,6 +226,11 @@ class Reference:
     def embeddings(self, pixels: Array) -> Array:
         """float32 [n, n_patch, n_embd]"""
         return self.encode(pixels)["mm.2"].reshape(len(pixels), -1, self.spec.n_embd)
+
+    def next_embeddings(self, picture: npt.NDArray[np.uint8], pinpoints: Pinpoints, newline: Array) -> Array:
+        """float32 [n_tokens, n_embd]: what LLaVA-1.6 makes of a picture."""
+        rows = self.embeddings(next_pixels(picture, self.spec.image_size, pinpoints))
+        return packed(self.spec, rows, picture.shape[1::-1], pinpoints, newline)
 
     def _embed(self, prompt: Prompt) -> Any:
         table = self.llama.get_input_embeddings()

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_gguf
 
 import pyllava
 from pyllava import images
 
 from . import gates
-from .cases import CASES, picture, prompt
-from .reference import Reference, Weights, pixels_of, resized, whole_model_logits
+from .cases import CASES, NEXT_CASES, TILES, newline, picture, pinpoints, prompt
+from .reference import Reference, Weights, next_pixels, pixels_of, resized, whole_model_logits
+from .subject import Subject
 
 pytestmark = pytest.mark.reference
 
@@ -39,6 +41,16 @@ def test_pixels(image_size: int) -> None:
 def test_tower_intermediates(exact_pair: Any) -> None:
     pixels = some_pixels(exact_pair.case.spec.image_size, 1)
     gates.check_all(gates.INTERMEDIATE, exact_pair.exact.encode(pixels), exact_pair.subject.encode(pixels))
+
+
+def test_tower_intermediates_of_five_views(exact_pair: Any) -> None:
+    """In one batch, as LLaVA-1.6 has them encoded; the whole and the tiles of one picture."""
+    spec = exact_pair.case.spec
+    pixels = next_pixels(picture(4, 130, 101), spec.image_size, pinpoints(spec))
+    assert len(pixels) == 5
+    subject = Subject(exact_pair.files, n_views=5)
+    gates.check_all(gates.INTERMEDIATE, exact_pair.exact.encode(pixels), subject.encode(pixels))
+    subject.close()
 
 
 def test_decoder_intermediates(exact_pair: Any) -> None:
@@ -120,3 +132,32 @@ def test_whole_model(name: str, pairs: Callable[[str], Any]) -> None:
     expected = whole_model_logits(spec, weights, pixels, ids, image_token)
     found = pair.subject.logits([before, pair.subject.session.encode(pixels)[0], after])
     gates.check("logits", gates.LOGITS, expected, found)
+
+
+@pytest.mark.parametrize("name", NEXT_CASES)
+def test_next(name: str, pairs: Callable[[str], Any], tmp_path: Any) -> None:
+    """LLaVA-1.6 through the front door: every grid of tiles, wide, tall, small and square pictures."""
+    pair = pairs(name)
+    spec, exact, question = pair.case.spec, pair.exact, "What is in the picture?"
+    row, resolutions = newline(spec), pinpoints(spec)
+    file = tiny_gguf.next_projector(tiny_gguf.read(pair.files.mmproj), resolutions, row)
+    mmproj = tiny_gguf.write(tmp_path / "mmproj.gguf", file)
+    side = spec.image_size
+    shapes = [(columns * side + 1, rows * side - 2) for columns, rows in TILES]
+    shapes += [(190, 62), (45, 131), (30, 21), (21, 30), (131, 130), (1, 9), (400, 3)]
+    with pyllava.Llava(pair.files.model, mmproj, n_threads=1) as llava:
+        for i, shape in enumerate(shapes):
+            source = picture(i, *shape)
+            rows = exact.next_embeddings(source, resolutions, row)
+            gates.check(f"embeddings of {shape}", gates.EMBEDDINGS, rows, llava.encode_image(source).array)
+        source = picture(2, *shapes[2])
+        parts: list[Any] = [[]]
+        for item in llava.prompt_tokens(source, question):
+            if isinstance(item, int):
+                parts[-1].append(item)
+            else:
+                parts += [exact.next_embeddings(source, resolutions, row), []]
+        gates.check("logits", gates.LOGITS, exact.logits(parts), llava.logits(source, question))
+        ids = exact.greedy(parts, 40)
+        end = [*ids, 2].index(2)
+        assert list(llava.ask(source, question, max_tokens=40).tokens) == ids[:end]

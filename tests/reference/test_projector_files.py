@@ -14,8 +14,10 @@ import tiny_gguf
 from tiny import TinySpec
 from tiny_gguf import Files, Gguf
 
+import pyllava
+
 from . import gates
-from .cases import Case
+from .cases import Case, newline, picture, pinpoints
 from .conftest import Pair, make_pair
 from .subject import Subject
 
@@ -92,6 +94,38 @@ def test_generation(generation: str, pair: Pair, tmp_path: Path) -> None:
     gates.check(generation, gates.EMBEDDINGS, pair.exact.embeddings(pixels()), found)
     assert np.array_equal(found, pair.subject.session.encode(pixels()))
     subject.close()
+
+
+def new_newline_name(file: Gguf) -> Gguf:
+    return file.renamed(lambda name: name.replace("model.image_newline", "v.image_newline"))
+
+
+NEXT_GENERATIONS: dict[str, Callable[[Gguf], Gguf]] = {
+    "as converted": lambda f: f,
+    "other ffn names": swapped,
+    "one layer dropped": one_layer_dropped,
+    "no projector type": lambda f: f.without_keys("clip.projector_type"),
+    "v.image_newline": new_newline_name,
+    "both newlines": lambda f: f.with_tensors({"v.image_newline": f.tensors["model.image_newline"]}),
+    "no aspect ratio": lambda f: f.without_keys("clip.vision.image_aspect_ratio"),
+    "f32 patches": f32_patches,
+    "post norm stored": post_norm_added,
+    "2024": lambda f: one_layer_dropped(f).without_keys("general.type"),
+    "2025, written anew": lambda f: new_newline_name(swapped(f)),
+}
+
+
+@pytest.mark.parametrize("generation", list(NEXT_GENERATIONS))
+def test_generation_of_1_6(generation: str, pair: Pair, tmp_path: Path) -> None:
+    row, resolutions = newline(SPEC), pinpoints(SPEC)
+    file = tiny_gguf.next_projector(tiny_gguf.read(pair.files.mmproj), resolutions, row)
+    mmproj = tiny_gguf.write(tmp_path / "mmproj.gguf", NEXT_GENERATIONS[generation](file))
+    with pyllava.Llava(pair.files.model, mmproj, n_threads=1) as llava:
+        assert llava.info.pinpoints == resolutions
+        assert llava.info.n_layer_vision_run == SPEC.v_layer - 1
+        for shape in ((90, 31), (23, 65), (61, 60), (9, 13)):
+            expected = pair.exact.next_embeddings(picture(1, *shape), resolutions, row)
+            gates.check(generation, gates.EMBEDDINGS, expected, llava.encode_image(picture(1, *shape)).array)
 
 
 @pytest.mark.parametrize("keep", [23, 24])

@@ -1,9 +1,9 @@
-"""Writes tests/goldens/*.npz: what `transformers` makes of four tiny models. From the root of the repository:
+"""Writes tests/goldens/*.npz: what `transformers` makes of five tiny models. From the root of the repository:
 
 python -m tests.reference.write_goldens
 
-Each file holds some rows of every intermediate, all image embeddings, some rows of the logits, and 48 greedy tokens;
-the models themselves come from their seeds (tests/tiny.py).
+Each file holds some rows of every intermediate (not that of LLaVA-1.6), all image embeddings, some rows of the logits, and
+48 greedy tokens; the models themselves come from their seeds (tests/tiny.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,22 @@ if __name__ == "__main__" and str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 import numpy as np  # noqa: E402
+from tiny import TinySpec  # noqa: E402
 
-from reference.cases import CASES, GOLDEN_CASES, GOLDEN_PICTURE, Array, Case, picture, prompt  # noqa: E402
-from reference.goldens import N_GREEDY, fingerprint, golden_path, some_rows  # noqa: E402
+from reference.cases import (  # noqa: E402
+    CASES,
+    GOLDEN_CASES,
+    GOLDEN_PICTURE,
+    NEXT_GOLDEN,
+    NEXT_GOLDEN_PICTURE,
+    Array,
+    Case,
+    newline,
+    picture,
+    pinpoints,
+    prompt,
+)
+from reference.goldens import N_GREEDY, NEXT, fingerprint, golden_path, some_rows  # noqa: E402
 from reference.reference import Reference, Weights, pixels_of  # noqa: E402
 
 
@@ -36,12 +49,28 @@ def golden(case: Case) -> dict[str, Array]:
     return found
 
 
+def next_golden(spec: TinySpec) -> dict[str, Array]:
+    """LLaVA-1.6."""
+    reference = Reference(spec, Weights.of(spec).with_f16_patches())
+    rows = reference.next_embeddings(picture(*NEXT_GOLDEN_PICTURE), pinpoints(spec), newline(spec))
+    parts = prompt(spec, [rows])
+    found = {"embeddings": rows, "logits": some_rows(reference.logits(parts), 8)}
+    found["greedy"] = np.array(reference.greedy(parts, N_GREEDY), np.int32)
+    found["fingerprint"] = fingerprint(spec)
+    return found
+
+
+def write(name: str, found: dict[str, Array]) -> None:
+    path = golden_path(name)
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, **found)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
 def main() -> None:
     for name in GOLDEN_CASES:
-        path = golden_path(name)
-        path.parent.mkdir(exist_ok=True)
-        np.savez_compressed(path, **golden(CASES[name]))
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        write(name, golden(CASES[name]))
+    write(NEXT, next_golden(CASES[NEXT_GOLDEN].spec))
 
 
 if __name__ == "__main__":
