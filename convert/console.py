@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -47,10 +48,16 @@ def run(prog: str, body: Callable[[], None], *, verbose: bool = False) -> int:
         missing = error.name or "a package"
         _fail(prog, f"the converters need {missing}: pip install 'pyllava[convert]'")
     except (ConvertError, OSError, MemoryError) as error:
-        _fail(prog, str(error) or type(error).__name__)
+        _fail(prog, _text(error))
     finally:
         log.removeHandler(handler)
     return 1
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _fail(prog: str, text: str) -> None:

@@ -190,7 +190,7 @@ def _write_tensor(out: BinaryIO, tensor: OutTensor, tick: Tick) -> None:
         if tensor.kind in (F16, BF16) and not np.isfinite(decode(data.tobytes(), 1, tensor.kind)).all():
             biggest = float(np.abs(x).max())
             raise CheckpointError(
-                f"{tensor.source.name}: {biggest:g} does not fit {tensor.kind.name}, use --outtype f32"
+                f"{tensor.source.name}: {biggest:g} does not fit {tensor.kind.name}, use f32 for this file"
             )
         out.write(data.tobytes())
         tick(data.nbytes)

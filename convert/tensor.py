@@ -46,7 +46,11 @@ class InputFile:
         self._file.seek(offset)
         done = 0
         while done < n_bytes:
-            got = self._file.readinto(view[done:])
+            try:
+                got = self._file.readinto(view[done:])
+            except OSError as error:
+                error.filename = str(self.path)
+                raise
             if not got:
                 raise CheckpointError(
                     f"{self.path}: file ended at byte {offset + done}, {n_bytes - done} more needed"

@@ -4,7 +4,9 @@
 #include <math.h>
 #include <string.h>
 
-#define MAX_WIDTH ((int64_t) 1 << 20)
+#define MAX_WIDTH  ((int64_t) 1 << 20)
+#define MAX_SIDE   1024                   // patches a side of a view: the rows of all tiles fit an int32_t
+#define MAX_PIXELS ((int64_t) 1 << 28)    // of a tiled picture
 
 static pyllava_status check_architecture(const pyllava_gguf * f, const char * need, const char * other,
                                          const char * hint) {
@@ -161,11 +163,12 @@ static pyllava_status read_pinpoints(vit_hparams * h, const pyllava_gguf * f) {
     for (; h->n_pinpoints < (int32_t) (n / 2); h->n_pinpoints++) {
         const int32_t * p = &sides[2 * h->n_pinpoints], S = h->image_size;
         if (!p[0]) return PYLLAVA_OK;                                    // some writers fill up with zeros
-        if (p[0] < 0 || p[1] < 1 || p[0] % S || p[1] % S || (int64_t) (p[0] / S) * (p[1] / S) > MAX_TILES) {
+        if (p[0] < 0 || p[1] < 1 || p[0] % S || p[1] % S || (int64_t) (p[0] / S) * (p[1] / S) > MAX_TILES ||
+            (int64_t) p[0] * p[1] > MAX_PIXELS) {
             FAIL(PYLLAVA_ERR_MISMATCH,
                  "%s: clip.vision.image_grid_pinpoints: found %d x %d, need multiples of image_size %d with "
-                 "at most %d tiles [RANGE]",
-                 f->path, p[0], p[1], S, MAX_TILES);
+                 "at most %d tiles and %lld pixels [RANGE]",
+                 f->path, p[0], p[1], S, MAX_TILES, (long long) MAX_PIXELS);
         }
         memcpy(h->pinpoints[h->n_pinpoints], p, sizeof h->pinpoints[0]);
     }
@@ -221,6 +224,10 @@ pyllava_status vit_hparams_read(vit_hparams * out, const pyllava_gguf * f) {
     if (h.image_size % h.patch_size) {
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_size %d is not a multiple of patch_size %d",
              f->path, h.image_size, h.patch_size);
+    }
+    if (h.image_size / h.patch_size > MAX_SIDE) {
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.vision.patch_size %d: %d patches a side, at most %d", f->path,
+             h.patch_size, h.image_size / h.patch_size, MAX_SIDE);
     }
     h.n_patch = (h.image_size / h.patch_size) * (h.image_size / h.patch_size);
     TRY(gguf_get_int(f, "clip.vision.embedding_length", true, (gguf_range) { 1, MAX_WIDTH }, &h.n_embd));

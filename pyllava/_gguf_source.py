@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,11 @@ class SourceFile:
         self._file.seek(offset)
         n_read = 0
         while n_read < n_bytes:
-            n = self._file.readinto(view[n_read:])
+            try:
+                n = self._file.readinto(view[n_read:])
+            except OSError as error:
+                error.filename = os.fspath(self.path)
+                raise
             if not n:
                 raise ModelFileError(
                     f"{self.path}: ends at byte {offset + n_read}, it was longer when opened"

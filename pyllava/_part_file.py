@@ -18,25 +18,36 @@ def replacing(path: Path, *, n_bytes: int, inputs: Iterable[Path] = ()) -> Itera
     On any exception, Ctrl-C included, the part file is removed and `path` is as it was. Refused at once: a folder that does
     not exist, a target that is one of `inputs` or no regular file, a disk with less than `n_bytes` free.
     """
-    _check_target(path, n_bytes, inputs)
     part = path.with_name(path.name + ".part")
+    _check_target(path, part, n_bytes, inputs)
     part.unlink(missing_ok=True)  # what a killed run left behind
-    with open(part, "xb+") as file:
-        try:
+    file = open(part, "xb+")  # noqa: SIM115
+    ours = os.fstat(file.fileno())
+    try:
+        with file:  # what closing it raises is handled below, too
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException as error:
+            if not _is(part, ours):
+                raise FileExistsError(errno.EEXIST, "another program writes this file too", os.fspath(path))
+        os.replace(part, path)
+    except BaseException as error:
+        if _is(part, ours):
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = os.fspath(path)
-            raise
+                part.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
     _sync_folder(path.parent)
 
 
-def _check_target(path: Path, n_bytes: int, inputs: Iterable[Path]) -> None:
+def _is(path: Path, file: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.stat(), file)
+    return False
+
+
+def _check_target(path: Path, part: Path, n_bytes: int, inputs: Iterable[Path]) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder to write into", os.fspath(path.parent))
     if path.exists():
@@ -44,9 +55,11 @@ def _check_target(path: Path, n_bytes: int, inputs: Iterable[Path]) -> None:
             raise ValueError(f"{path}: exists and is not a regular file")
         if any(path.samefile(source) for source in inputs):
             raise ValueError(f"{path}: is both input and output")
+    if part.exists() and any(part.samefile(source) for source in inputs):
+        raise ValueError(f"{part}: is an input, and {path} is written under that name until it is complete")
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
-        needs = f"needs {n_bytes / 1e9:.2f} GB, {path.parent} has {free / 1e9:.2f} GB free"
+        needs = f"needs {n_bytes / 1e6:.1f} MB, {path.parent} has {free / 1e6:.1f} MB free"
         raise OSError(errno.ENOSPC, needs, os.fspath(path))
 
 

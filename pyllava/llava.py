@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import operator
 import os
@@ -56,7 +57,7 @@ class ImageEmbedding:
     size: tuple[int, int]
     """Width and height of the picture in pixels."""
     key: int
-    """Names the picture's content: equal pictures have equal keys."""
+    """Names the rows: equal rows have equal keys, whichever picture, options or model they come from."""
 
     def __len__(self) -> int:
         return len(self.array)
@@ -235,7 +236,7 @@ class Llava:
             lambda on: None,
         )
         self._session.set_progress(progress)
-        self._embeddings: OrderedDict[int, ImageEmbedding] = OrderedDict()
+        self._embeddings: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self.load_seconds = time.perf_counter() - started
 
     # ------------------------------------------------------------------------------------------ life
@@ -449,20 +450,21 @@ class Llava:
     def _encode(self, run: _Run, picture: _Picture | ImageEmbedding) -> ImageEmbedding:
         if isinstance(picture, ImageEmbedding):
             return picture
-        key = int.from_bytes(content_hash(picture.image)[:8], "little")
+        content = content_hash(picture.image)
         with self._lock:
-            known = self._embeddings.get(key)
+            known = self._embeddings.get(content)
             if known is not None:
-                self._embeddings.move_to_end(key)
+                self._embeddings.move_to_end(content)
                 return known
         assert self._image_spec is not None
         views = preprocess(picture.image, self._image_spec)
         features = self._compute(run, lambda: self._session.encode(views.pixels))
         array = self._model.merge(picture.layout, features)
         array.flags.writeable = False
-        found = ImageEmbedding(array, picture.image.size, key)
+        key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
+        found = ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
         with self._lock:
-            self._embeddings[key] = found
+            self._embeddings[content] = found
             while len(self._embeddings) > 1 and self._embedding_bytes() > _CACHED_EMBEDDINGS:
                 self._embeddings.popitem(last=False)
         return found

@@ -272,6 +272,19 @@ def test_max_tiles(mmproj: Path, most: int, tiles: int) -> None:
         assert length == {0: 65, 2: 64 + 8 * 9, 3: 64 + 8 * 9, 4: 64 + 16 * 17}[tiles]
 
 
+def test_rows_from_elsewhere_are_not_taken_for_the_picture_s_own(mmproj: Path) -> None:
+    """An embedding that another model, or one with other options, made of a picture that this one knows."""
+    picture, question = noise(200, 130), "What is this?"
+    with opened(mmproj) as llava, opened(mmproj, image_merge="flat") as flat, pyllava.Llava() as demo:
+        own = llava.encode_image(picture)
+        for other in (flat, demo):
+            foreign = other.encode_image(picture)
+            assert foreign.key != own.key
+            llava.ask(own, question, max_tokens=1)
+            answer = llava.ask(foreign, question, max_tokens=1)
+            assert answer.usage.cached_tokens < answer.usage.text_tokens
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="image_merge"):
         pyllava.Llava(image_merge="mean")
@@ -328,6 +341,20 @@ def test_files_that_contradict_themselves(
     with pytest.raises(pyllava.PyllavaError, match=r"mmproj\.gguf") as error:
         opened(path)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "words"),
+    [(4, "2048 patches a side, at most 1024"), (8, "found 16384 x 24576"), (0, "patch_size")],
+)
+def test_sizes_beyond_all_pictures(tmp_path: Path, patch_size: int, words: str) -> None:
+    """More rows than 32 bits count, more pixels than a canvas should have."""
+    kinds = tiny_gguf.gguf.GGUFValueType
+    file = tiny_gguf.read(anyres_file(tmp_path / "small.gguf", ((2 * 8192, 3 * 8192),), None))
+    file.keys["clip.vision.image_size"] = (8192, kinds.UINT32, None)
+    file.keys["clip.vision.patch_size"] = (patch_size, kinds.UINT32, None)
+    with pytest.raises(pyllava.PyllavaError, match=words):
+        opened(tiny_gguf.write(tmp_path / "mmproj.gguf", file))
 
 
 def test_newline_of_the_wrong_width(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import resource
@@ -19,6 +21,7 @@ import pytest
 import pyllava
 from pyllava import _lib
 from pyllava._gguf_source import SourceFile
+from pyllava._part_file import replacing
 from pyllava._quantize_command import quantize_command
 from pyllava.gguf import GgufFile
 from pyllava.quantize import TYPES, Plan, ProjectorPlan, quantize, quantize_rows
@@ -566,6 +569,24 @@ def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
     file.close()
 
 
+def test_a_read_that_fails_names_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    real = SourceFile.__init__
+
+    def init(self: SourceFile, path: Path) -> None:
+        real(self, path)
+        self._file.close()
+        self._file = Broken()  # type: ignore[assignment]
+
+    monkeypatch.setattr(SourceFile, "__init__", init)
+    with pytest.raises(OSError, match=r"demo-f16\.gguf'$"):
+        quantize(MODEL, tmp_path / "out.gguf", "q8_0")
+    assert_nothing_left(tmp_path)
+
+
 def test_targets_that_are_refused(tmp_path: Path) -> None:
     source = tmp_path / "m.gguf"
     source.write_bytes(MODEL.read_bytes())
@@ -584,6 +605,29 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     assert_nothing_left(tmp_path, "m.gguf", "link.gguf", "folder")
 
 
+def test_an_input_named_like_the_part_file_survives(tmp_path: Path) -> None:
+    source = tmp_path / "out.gguf.part"
+    source.write_bytes(MODEL.read_bytes())
+    with pytest.raises(ValueError, match=r"out\.gguf\.part: is an input"):
+        quantize(source, tmp_path / "out.gguf", "q8_0")
+    assert source.read_bytes() == MODEL.read_bytes()
+    assert_nothing_left(tmp_path, "out.gguf.part")
+
+
+def test_the_unfinished_file_of_another_program_gets_no_name(tmp_path: Path) -> None:
+    """It began later and writes the same target: its part file is left to it."""
+    part = tmp_path / "out.gguf.part"
+
+    def other_begins() -> None:
+        part.unlink()
+        part.write_bytes(b"half")
+
+    with pytest.raises(FileExistsError, match="another program"), replacing(part.with_suffix(""), n_bytes=0):
+        other_begins()
+    assert part.read_bytes() == b"half"
+    assert_nothing_left(tmp_path, "out.gguf.part")
+
+
 def test_an_interrupt_leaves_the_old_file(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     out.write_bytes(b"old")
@@ -600,24 +644,24 @@ def test_an_interrupt_leaves_the_old_file(tmp_path: Path) -> None:
     assert_nothing_left(tmp_path, "out.gguf")
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """Files end at 1 MB."""
+@pytest.fixture(params=[1_000_000, 2_048_000], ids=["in-a-write", "in-the-buffer"])
+def full_disk(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files end there."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (request.param, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, full_disk: None) -> None:
-    with pytest.raises(OSError, match=r"out\.gguf"):
+    with pytest.raises(OSError, match=r"out\.gguf'$"):
         quantize(MODEL, tmp_path / "out.gguf", "q8_0")
     assert_nothing_left(tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(OSError, match=r"needs 0.00 GB|GB free"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
+    with pytest.raises(OSError, match=r"needs 4\.8 MB, .* has 1\.0 MB free"):
         quantize(MODEL, tmp_path / "out.gguf", "q8_0")
     assert_nothing_left(tmp_path)
 

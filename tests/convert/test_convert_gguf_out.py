@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from convert import atomic_file, gguf_out, tensor
 from convert.checkpoint import Checkpoint
 from convert.dtypes import BF16, F16, F32, Q8_0, GgmlType
 from convert.errors import CheckpointError, OutputError
-from convert.gguf_out import Metadata, OutTensor, check_gguf, write_gguf
+from convert.gguf_out import Metadata, OutTensor, check_gguf, write_gguf, written
 
 RNG = np.random.RandomState(0)
 X = RNG.standard_normal((37, 64)).astype(np.float32)
@@ -171,7 +172,7 @@ def test_full_disk_is_seen_before_writing(
         free = 1 << 20
 
     monkeypatch.setattr(atomic_file.shutil, "disk_usage", lambda _: Usage)
-    with pytest.raises(OutputError, match=r"needs 0\.02 GB, .* has 0\.00 GB free"):
+    with pytest.raises(OutputError, match=r"needs 16\.8 MB, .* has 1\.0 MB free"):
         write_gguf(tmp_path / "out.gguf", meta(), [OutTensor("x", sources["x"], (37, 64), F16)], inputs=[])
     assert nothing_but_the_input(tmp_path)
 
@@ -187,6 +188,37 @@ def test_targets_that_are_refused(tmp_path: Path, sources: Checkpoint) -> None:
     ):
         with pytest.raises(OutputError, match=text):
             write_gguf(target, meta(), tensors, inputs=sources.files)
+    part = tmp_path / "out.gguf.part"
+    os.link(tmp_path / "in.safetensors", part)
+    with pytest.raises(OutputError, match=r"out\.gguf\.part: is an input"):
+        write_gguf(tmp_path / "out.gguf", meta(), tensors, inputs=[part])
+    assert part.exists()
+
+
+def test_the_unfinished_file_of_another_program_gets_no_name(tmp_path: Path, sources: Checkpoint) -> None:
+    tensors = [OutTensor("x", sources["x"], (37, 64), F16)]
+
+    def other_begins(part: Path) -> None:
+        part.unlink()
+        part.write_bytes(b"half")
+
+    with (
+        pytest.raises(OutputError, match="another program"),
+        written(tmp_path / "out.gguf", meta(), tensors, inputs=[]) as part,
+    ):
+        other_begins(part)
+    assert part.read_bytes() == b"half"
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_read_that_fails_names_the_input(tmp_path: Path, sources: Checkpoint) -> None:
+    class Broken(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    sources["x"].file._file = Broken()  # type: ignore[assignment]
+    with pytest.raises(OSError, match=r"in\.safetensors'$"):
+        write_gguf(tmp_path / "out.gguf", meta(), [OutTensor("x", sources["x"], (37, 64), F16)], inputs=[])
 
 
 def test_part_file_of_a_killed_run_is_replaced(tmp_path: Path, sources: Checkpoint) -> None:
@@ -220,7 +252,7 @@ def test_writes_that_fail(tmp_path: Path, limit: int) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stdout == ""
-    assert "File too large" in result.stderr
+    assert result.stderr.endswith(f"error: {tmp_path}/ggml-model-f16.gguf: File too large\n")
     assert "Traceback" not in result.stderr
     assert sorted(tmp_path.iterdir()) == before
 
@@ -277,6 +309,6 @@ def test_signals_at_many_moments(tmp_path: Path, which: str) -> None:
 def test_numbers_beyond_f16_name_the_way_out(tmp_path: Path) -> None:
     write_tensors(tmp_path / "in.safetensors", {"x": X * 1e6}, "f32")
     with Checkpoint([tmp_path / "in.safetensors"]) as checkpoint:
-        with pytest.raises(CheckpointError, match="does not fit f16, use --outtype f32"):
+        with pytest.raises(CheckpointError, match="does not fit f16, use f32 for this file"):
             write_gguf(tmp_path / "o", meta(), [OutTensor("x", checkpoint["x"], (37, 64), F16)], inputs=[])
         write_gguf(tmp_path / "o", meta(), [OutTensor("x", checkpoint["x"], (37, 64), BF16)], inputs=[])
