@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import pyllava
 ROOT = Path(__file__).parent.parent
 F16 = ROOT / "tests" / "data" / "demo"
 SCENE = ROOT / "examples" / "scene.png"
+POSTER = ROOT / "examples" / "poster.png"
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,8 @@ def test_library_and_command_line_give_the_same_text(demo: pyllava.Llava) -> Non
 
 def test_files_are_small() -> None:
     files = list((ROOT / "pyllava" / "models").glob("*.gguf"))
-    assert len(files) == 2
-    assert sum(path.stat().st_size for path in files) < 12e6
+    assert len(files) == 4
+    assert sum(path.stat().st_size for path in files) < 18e6
 
 
 def test_a_sample_of_the_table(demo: pyllava.Llava) -> None:
@@ -63,6 +65,41 @@ def test_a_sample_of_the_table(demo: pyllava.Llava) -> None:
     right, total = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
     assert total > 150
     assert right / total >= 0.95, evaluate.table(counts)
+
+
+def test_the_small_writing_of_the_readme() -> None:
+    """The 1.6 demo reads what is lost in the 1.5 demo's one view; both answers are printed in the README."""
+    readme = (ROOT / "README.md").read_text()
+    question = "What words are there?"
+    shown = dict(re.findall(r"pyllava-cli -m (demo[-.0-9]*) --image examples/poster.png .*?# (.+)", readme))
+    for name in ("demo", "demo-1.6"):
+        done = run_cli("-m", name, "--image", POSTER, "-p", question)
+        assert done.returncode == 0
+        assert done.stdout == f"{shown[name]}\n"
+        assert "demo model" in done.stderr
+    assert shown["demo-1.6"] == "dog, cup and bell"
+
+
+def small_words(**options: Any) -> tuple[int, int]:
+    """Right and total on a sample of the table of small writing."""
+    from examples.demo_model import evaluate
+
+    with pyllava.Llava(**options) as model:
+        counts = evaluate.grade(
+            lambda image, text: str(model.ask(image, text)), 4, 20, of=evaluate.EXAMS["writing"]
+        )
+    right, total = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
+    return right, total
+
+
+def test_a_sample_of_the_table_of_small_writing() -> None:
+    pytest.importorskip("matplotlib")
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    right, total = small_words(model="demo-1.6")
+    assert total > 40
+    assert right / total >= 0.9
+    assert small_words()[0] / total <= 0.1
 
 
 def test_q8_0_is_close_to_f16(demo: pyllava.Llava) -> None:

@@ -1,1 +1,1 @@
-"""A small, real LLaVA-1.5 that looks at drawn scenes: drawing, training, export and evaluation."""
+"""Small, real LLaVAs (1.5 and 1.6) that look at drawn scenes: drawing, training, export and evaluation."""

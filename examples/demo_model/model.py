@@ -1,4 +1,4 @@
-"""LLaVA-1.5 in PyTorch: CLIP vision tower, two-layer projector, LLaMA. Names as in the checkpoints."""
+"""LLaVA-1.5 and 1.6 in PyTorch: CLIP vision tower, two-layer projector, LLaMA. Names as in the checkpoints."""
 
 from __future__ import annotations
 
@@ -235,7 +235,8 @@ class LlamaModel(nn.Module):
 class Llava(nn.Module):
     """Tower, projector and language model; `aux` are the heads of the dense loss, which are not exported."""
 
-    def __init__(self, aux: int) -> None:
+    def __init__(self, aux: int, aux_rows: int = 0) -> None:
+        """With `aux_rows` it is a LLaVA-1.6: it has a newline, and heads of its own for the rows of the image."""
         super().__init__()
         vision, text = VisionConfig(), TextConfig()
         self.tower = VisionTransformer(vision)
@@ -246,6 +247,8 @@ class Llava(nn.Module):
         self.model = LlamaModel(text)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.aux = nn.Sequential(nn.LayerNorm(vision.hidden_size), nn.Linear(vision.hidden_size, aux))
+        self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5) if aux_rows else None
+        self.aux_rows = nn.Linear(width, aux_rows) if aux_rows else None
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -80,6 +80,8 @@ QUESTIONS = {
 }  # fmt: skip
 KINDS = ("describe", "color", "shape", "count", "position", "background", "word", "size", "exists")
 Box = tuple[float, float, float, float]
+Size = tuple[int, int]  # width and height
+SQUARE = (SIDE, SIDE)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Scene:
     background: str
     shapes: tuple[Shape, ...]  # in reading order
     words: tuple[Word, ...]  # at most one in a scene that is asked about
+    size: Size = SQUARE
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,13 @@ def ink(name: str, points: int, text: str) -> tuple[float, float, float, float]:
     return font(name, points).getbbox(text, anchor="ls")
 
 
-def cell(item: Shape | Word) -> tuple[int, int]:
+def cell(item: Shape | Word, size: Size = SQUARE) -> tuple[int, int]:
     """Row and column of the item's centre in a grid of three by three."""
-    return min(2, int(item.y * 3 / SIDE)), min(2, int(item.x * 3 / SIDE))
+    return min(2, int(item.y * 3 / size[1])), min(2, int(item.x * 3 / size[0]))
 
 
-def place(item: Shape | Word) -> str:
-    return PLACES[cell(item)]
+def place(item: Shape | Word, size: Size = SQUARE) -> str:
+    return PLACES[cell(item, size)]
 
 
 # --- drawing ----------------------------------------------------------------------------------------------
@@ -195,9 +198,10 @@ def draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, fill: tuple[int, ...] 
 
 
 def draw(scene: Scene, pixels: int = 3 * SIDE) -> Image.Image:
-    """The scene as a square RGB picture."""
+    """The scene as an RGB picture, with `pixels` for every SIDE."""
     scale = pixels / SIDE
-    image = Image.new("RGB", (pixels, pixels), COLORS[scene.background])
+    size = round(scene.size[0] * scale), round(scene.size[1] * scale)
+    image = Image.new("RGB", size, COLORS[scene.background])
     canvas = ImageDraw.Draw(image)
     for shape in scene.shapes:
         draw_shape(canvas, shape, COLORS[shape.color], scale)
@@ -212,14 +216,14 @@ def draw(scene: Scene, pixels: int = 3 * SIDE) -> Image.Image:
 # --- choosing ---------------------------------------------------------------------------------------------
 
 
-def _contrast(a: str, b: str) -> float:
+def contrast(a: str, b: str) -> float:
     luma = [0.3 * r + 0.59 * g + 0.11 * b for r, g, b in (COLORS[a], COLORS[b])]
     return abs(luma[0] - luma[1])
 
 
-def _free(box: Box, taken: list[Box], margin: float = 2.0) -> bool:
+def free(box: Box, taken: list[Box], size: Size = SQUARE, margin: float = 2.0) -> bool:
     left, top, right, bottom = box
-    if left < 1.5 or top < 1.5 or right > SIDE - 1.5 or bottom > SIDE - 1.5:
+    if left < 1.5 or top < 1.5 or right > size[0] - 1.5 or bottom > size[1] - 1.5:
         return False
     return all(
         right + margin < a or left - margin > c or bottom + margin < b or top - margin > d
@@ -229,7 +233,7 @@ def _free(box: Box, taken: list[Box], margin: float = 2.0) -> bool:
 
 def _place_word(rng: random.Random, background: str, taken: list[Box], anywhere: bool) -> Word | None:
     text = rng.choice(WORDS)
-    color = rng.choice([c for c in COLORS if _contrast(c, background) > 40])
+    color = rng.choice([c for c in COLORS if contrast(c, background) > 40])
     face, points = rng.choice(FONTS), rng.randint(48, 72)
     for _ in range(12):
         x, y = rng.uniform(0, SIDE), rng.uniform(0, SIDE)
@@ -238,7 +242,7 @@ def _place_word(rng: random.Random, background: str, taken: list[Box], anywhere:
             row, column = cell(word)
             if max(abs(x - (column + 0.5) * SIDE / 3), abs(y - (row + 0.5) * SIDE / 3)) > 11:
                 continue
-        if _free(word.box, taken):
+        if free(word.box, taken):
             return word
     return None
 
@@ -251,7 +255,7 @@ def _place_shape(rng: random.Random, kind: str, color: str, taken: list[Box]) ->
         x = (column + 0.5) * SIDE / 3 + rng.uniform(-6, 6)
         y = (row + 0.5) * SIDE / 3 + rng.uniform(-6, 6)
         shape = Shape(kind, color, size, x, y, radius)
-        if _free(shape.box, taken):
+        if free(shape.box, taken):
             return shape
     return None
 
@@ -301,8 +305,8 @@ def busy_scene(rng: random.Random) -> Scene:
 
 def describe(scene: Scene) -> str:
     """The whole scene in one sentence, in reading order, the word last."""
-    parts = [f"a {s.size} {s.color} {s.kind} {place(s)}" for s in scene.shapes]
-    parts += [f'the word "{w.text}" {place(w)}' for w in scene.words]
+    parts = [f"a {s.size} {s.color} {s.kind} {place(s, scene.size)}" for s in scene.shapes]
+    parts += [f'the word "{w.text}" {place(w, scene.size)}' for w in scene.words]
     listed = " and ".join(([", ".join(parts[:-1])] if parts[1:] else []) + parts[-1:])
     article = "an" if scene.background == "orange" else "a"
     return f"There is {listed}, on {article} {scene.background} background."
@@ -328,7 +332,7 @@ def _names(scene: Scene, shape: Shape, rng: random.Random, hide: str) -> str | N
     return rng.choice(options) if options else None
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
@@ -342,7 +346,7 @@ def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
     if kind == "describe":
         return Question(kind, wording(kind), describe(scene))
     if kind == "background":
-        return Question(kind, wording(kind), _capital(scene.background))
+        return Question(kind, wording(kind), capital(scene.background))
     if kind == "word":
         return Question(kind, wording(kind), scene.words[0].text) if scene.words else None
     if kind == "exists":
@@ -350,22 +354,22 @@ def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
     if kind == "count":
         return _ask_count(scene, rng)
     if kind == "position" and scene.words and (shape is None or rng.random() < 0.2):
-        return Question(kind, wording(kind, "word"), _capital(place(scene.words[0])))
+        return Question(kind, wording(kind, "word"), capital(place(scene.words[0], scene.size)))
     if shape is None:
         return None
     if kind == "shape" and rng.random() < 0.6:
-        return Question(kind, wording(kind, place(shape)), _capital(shape.kind))
+        return Question(kind, wording(kind, place(shape, scene.size)), capital(shape.kind))
     if kind == "color" and rng.random() < 0.4:
-        return Question(kind, wording(kind, f"shape {place(shape)}"), _capital(shape.color))
+        return Question(kind, wording(kind, f"shape {place(shape, scene.size)}"), capital(shape.color))
     if kind == "shape":
         if sum(s.color == shape.color for s in scene.shapes) > 1:
             return None
-        return Question(kind, wording("shape of color", shape.color), _capital(shape.kind))
+        return Question(kind, wording("shape of color", shape.color), capital(shape.kind))
     name = _names(scene, shape, rng, hide=kind)
     if name is None:
         return None
-    answer = {"color": shape.color, "size": shape.size, "position": place(shape)}[kind]
-    return Question(kind, wording(kind, name), _capital(answer))
+    answer = {"color": shape.color, "size": shape.size, "position": place(shape, scene.size)}[kind]
+    return Question(kind, wording(kind, name), capital(answer))
 
 
 def _ask_count(scene: Scene, rng: random.Random) -> Question:
