@@ -9,7 +9,7 @@ build:           ## the library, into build/dev and the source tree's package
 	cmake -S . -B $(BUILD) -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build $(BUILD) -j2 && mkdir -p pyllava/lib && cp $(BUILD)/libpyllava.* pyllava/lib/
 
 test: build      ## the default test suite, and the C tests of the kernels
-	$(BUILD)/tests/c/test-kernels && $(PYTHON) -m pytest -q -m "not slow and not reference"
+	$(BUILD)/tests/c/test-kernels && $(BUILD)/tests/c/test-fast-kernels && $(PYTHON) -m pytest -q -m "not slow and not reference"
 
 reference: build ## against torch and transformers, which must be installed
 	PYLLAVA_REQUIRE_REFERENCE=1 $(PYTHON) -m pytest -q -m reference

@@ -4,11 +4,16 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 pyllava_status graph_begin(graph * g, kernel_env * env, attention_env * attention, int32_t n_nodes) {
     size_t size =
         ggml_tensor_overhead() * 2 * (size_t) n_nodes + ggml_graph_overhead_custom((size_t) n_nodes, false);
-    *g = (graph) { .env = env, .attention = attention };
+    *g = (graph) { .env = env, .attention = attention, .n_max_jobs = env->micro ? n_nodes : 0 };
+    if (env->micro) {
+        g->jobs = calloc((size_t) n_nodes, sizeof *g->jobs);
+        TRY_ALLOC(g->jobs, sizeof *g->jobs * (size_t) n_nodes);
+    }
     g->ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
     TRY_ALLOC(g->ctx, size);
     g->nodes = ggml_new_graph_custom(g->ctx, (size_t) n_nodes, false);
@@ -24,6 +29,7 @@ pyllava_status graph_finish(graph * g, tensor * out) {
 
 void graph_free(graph * g) {
     ggml_free(g->ctx);
+    free(g->jobs);
     *g = (graph) { 0 };
 }
 
@@ -44,8 +50,46 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...) {
     return ggml_set_name(x, name);
 }
 
+static kernel_job * new_job(graph * g, linear_plan plan) {
+    if (g->n_jobs == g->n_max_jobs) return NULL;
+    kernel_job * job = &g->jobs[g->n_jobs++];
+    job->env = g->env;
+    job->plan = plan;
+    return job;
+}
+
+// Layers that read the same activations (q, k, v; gate, up) round them once.
+static tensor * rounded(graph * g, linear_plan plan, tensor * x) {
+    const int64_t size = fast_linear_rounded_size(plan, x->ne[0]);
+    if (size == 0) return x;
+    if (g->rounded_from == x && g->rounded_plan == plan) return g->rounded;
+    kernel_job * job = new_job(g, plan);
+    if (!job) return NULL;
+    g->rounded_from = x;
+    g->rounded_plan = plan;
+    g->rounded = ggml_custom_4d(g->ctx, GGML_TYPE_I8, size, x->ne[1], 1, 1, &x, 1, kernel_round,
+                                GGML_N_TASKS_MAX, job);
+    return g->rounded;
+}
+
+static tensor * fast_linear(graph * g, linear_plan plan, tensor * w, tensor * b, tensor * x) {
+    const int64_t n_tokens = x->ne[1];
+    tensor * args[] = { w, rounded(g, plan, x), b };
+    kernel_job * job = new_job(g, plan);
+    if (!args[1] || !job) return NULL;
+    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], n_tokens, 1, 1, args, b ? 3 : 2,
+                          kernel_fast_linear, GGML_N_TASKS_MAX, job);
+}
+
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     if (!w || !x) return NULL;
+    const linear_plan plan =
+        g->env->micro ? fast_linear_plan(g->env->micro, w, x->ne[1], g->careful) : LINEAR_EXACT;
+    if (plan == LINEAR_ENGINE) {
+        tensor * y = ggml_mul_mat(g->ctx, w, x);
+        return b ? ggml_add(g->ctx, y, b) : y;
+    }
+    if (plan != LINEAR_EXACT) return fast_linear(g, plan, w, b, x);
     tensor * args[] = { w, x, b };
     return ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], x->ne[1], x->ne[2], x->ne[3], args, b ? 3 : 2,
                           kernel_linear, GGML_N_TASKS_MAX, g->env);
@@ -87,6 +131,13 @@ tensor * nn_rope(graph * g, tensor * x, tensor * positions, tensor * divisors, i
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     if (!q || !k || !v) return NULL;
     tensor * args[] = { q, k, v };
+    if (g->env->micro) {
+        kernel_job * job = new_job(g, LINEAR_EXACT);
+        if (!job) return NULL;
+        job->attention = g->attention;
+        return ggml_custom_4d(g->ctx, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, args, 3, kernel_fast_attention,
+                              GGML_N_TASKS_MAX, job);
+    }
     return ggml_custom_4d(g->ctx, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, args, 3, kernel_attention,
                           GGML_N_TASKS_MAX, g->attention);
 }

@@ -14,6 +14,11 @@ typedef struct graph {
     struct ggml_cgraph *  nodes;
     kernel_env *          env;            // of the session that runs it
     attention_env *       attention;
+    kernel_job *          jobs;           // [n_max_jobs] of its fast nodes
+    int32_t               n_jobs, n_max_jobs;
+    bool                  careful;        // the vision tower: see fast_linear_plan
+    tensor *              rounded_from, * rounded;   // the last activations rounded, and how
+    linear_plan           rounded_plan;
 } graph;
 
 pyllava_status graph_begin(graph * g, kernel_env * env, attention_env * attention, int32_t n_nodes);

@@ -46,7 +46,7 @@ typedef enum pyllava_status {
 
 typedef enum pyllava_precision {
     PYLLAVA_EXACT = 0, // f32 activations, full-precision weights, any thread count: same bytes
-    PYLLAVA_FAST = 1, // may round activations; today the same as PYLLAVA_EXACT
+    PYLLAVA_FAST = 1, // may round numbers to 8 or 12 bits; any thread count: same bytes
 } pyllava_precision;
 
 typedef enum pyllava_log_level {

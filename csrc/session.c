@@ -6,6 +6,7 @@
 #include "memory.h"
 
 #include <ggml-cpu.h>
+#include <micro.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,9 +72,11 @@ static pyllava_status report(pyllava_session * s, const char * stage, float frac
 // ------------------------------------------------------------------------------------------ graphs
 
 // Rows of one sequence (or view) cut into attention blocks.
-static int32_t add_blocks(attention_block * out, int32_t n_blocks, int32_t first, int32_t n, int32_t group,
-                          const int32_t * cells, int32_t first_row) {
-    const int32_t step = KERNEL_QUERIES / group > 1 ? KERNEL_QUERIES / group : 1;
+static int32_t add_blocks(const pyllava_session * s, attention_block * out, int32_t n_blocks, int32_t first,
+                          int32_t n, int32_t head_dim, int32_t group, const int32_t * cells,
+                          int32_t first_row) {
+    const int32_t most = s->env.micro ? fast_attention_queries(s->env.micro, head_dim) : KERNEL_QUERIES;
+    const int32_t step = most / group > 1 ? most / group : 1;
     for (int32_t i = 0; i < n; i += step) {
         out[n_blocks++] = (attention_block) { first + i, n - i < step ? n - i : step, cells, first_row };
     }
@@ -85,6 +88,7 @@ static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_vie
     const vit * v = &s->model->vit;
     const int64_t P = v->hparams.patch_size;
     TRY(graph_begin(g, &s->env, &s->attention, vit_n_nodes(v)));
+    g->careful = true;
     *out_patches = nn_input(g, GGML_TYPE_F32, (int64_t) v->hparams.n_patch * n_views, 3 * P * P, "v.patches");
     *out_embd = projector_apply(g, &s->model->projector, vit_features(g, v, *out_patches, n_views));
     return graph_finish(g, *out_embd);
@@ -168,8 +172,8 @@ static pyllava_status encode_views(pyllava_session * s, graph * g, const float *
     };
     for (int32_t i = 0; i < n_views; i++) {
         const int32_t first = i * v->n_pos;
-        s->attention.n_blocks =
-            add_blocks(s->view_blocks, s->attention.n_blocks, first, v->n_pos, 1, NULL, first);
+        s->attention.n_blocks = add_blocks(s, s->view_blocks, s->attention.n_blocks, first, v->n_pos,
+                                           s->attention.head_dim, 1, NULL, first);
     }
     for (int32_t i = 0; i < n_views * v->n_pos; i++) s->view_visible[i] = v->n_pos;
     tensor * patches, * embd;
@@ -337,7 +341,7 @@ static pyllava_status prompt_step(pyllava_session * s, prompt * p, float * out_l
     for (int32_t i = p->all_rows ? 0 : n - 1; (p->all_rows || last) && i < n; i++)
         b->out_rows[b->n_out++] = i;
     const int32_t group = s->model->llama.hparams.n_head / s->model->llama.hparams.n_head_kv;
-    b->n_blocks = add_blocks(b->blocks, 0, 0, n, group, q->cells, 0);
+    b->n_blocks = add_blocks(s, b->blocks, 0, 0, n, s->model->llama.hparams.head_dim, group, q->cells, 0);
     pyllava_status status = batch_compute(s, p->all_rows || last ? out_logits : NULL);
     if (status != PYLLAVA_OK) {
         kv_rollback(&s->kv, p->seq, n);
@@ -481,13 +485,21 @@ static pyllava_status start_backend(pyllava_session * s) {
 static pyllava_status create_scratch(pyllava_session * s) {
     const llama_hparams * h = &s->model->llama.hparams;
     const vit_hparams * v = &s->model->vit.hparams;
-    size_t size = linear_scratch_size(), text = attention_scratch_size(h->n_head, h->n_head_kv, h->head_dim);
+    size_t size = linear_scratch_size();
+    const size_t fast[] = { fast_linear_scratch_size(), fast_attention_scratch_size() };
+    for (int i = 0; i < 2; i++) size = size > fast[i] ? size : fast[i];
+    size_t text = attention_scratch_size(h->n_head, h->n_head_kv, h->head_dim);
     size_t vision =
         s->model->has_vision ? attention_scratch_size(v->n_head, v->n_head, v->n_embd / v->n_head) : 0;
     size = size > text ? size : text;
     size = ((size > vision ? size : vision) + FILE_ALIGNMENT - 1) / FILE_ALIGNMENT * FILE_ALIGNMENT;
-    s->env = (kernel_env) { &s->cancelled, aligned_new(size * (size_t) s->params.n_threads), size };
+    s->env = (kernel_env) { &s->cancelled, aligned_new(size * (size_t) s->params.n_threads), size, NULL };
     TRY_ALLOC(s->env.scratch, size * (size_t) s->params.n_threads);
+    if (s->params.precision == PYLLAVA_EXACT) return PYLLAVA_OK;
+    const char * wanted = getenv("PYLLAVA_CPU");
+    s->env.micro = micro_choose(wanted);
+    if (!s->env.micro)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "PYLLAVA_CPU=%s: no such instruction set on this machine", wanted);
     return PYLLAVA_OK;
 }
 

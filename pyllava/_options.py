@@ -85,6 +85,7 @@ commands (each with --help):
   pyllava-cli info mmproj-model-f16.gguf                         what is in a file
   pyllava-cli convert DIR                                        GGUF files from a checkpoint
   pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
+  pyllava-cli bench -m DIR                                       how fast it is here
 """
 _CHAT_HELP = """\
 Type questions, or lines that start with a slash: /help lists them. Ctrl-C stops an answer, Ctrl-D ends the conversation.
@@ -99,7 +100,7 @@ def parser() -> Parser:
         usage=f"{PROGRAM} [-m MODEL [--mmproj FILE]] --image FILE [--image FILE ...] [-p PROMPT] [options]\n"
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
-        f"       {PROGRAM} chat|info|convert|quantize --help",
+        f"       {PROGRAM} chat|info|convert|quantize|bench --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
+        "bench": "pyllava._bench_command:bench",
         "chat": "pyllava._chat_command:chat",
         "info": "pyllava._info:info",
         "convert": "pyllava._convert_command:convert",

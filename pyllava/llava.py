@@ -158,8 +158,8 @@ class Llava:
     default the one beside the model. `n_ctx`: positions for prompt, images and answer (default: what the model was trained
     for, at most 4096). `n_batch`: positions computed at once in prefill. `n_threads`: default, the cores this process may
     use. `n_gpu_layers`: this build computes on the CPU; a number above 0 gives a warning. `template`: a name in
-    ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "exact" or "fast"
-    (today the same; default, $PYLLAVA_PRECISION or "exact"). `use_mmap`: False reads the files into memory. `type_k`,
+    ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "exact", computed as the reference does, or
+    "fast", with numbers rounded within stated gates (default, $PYLLAVA_PRECISION or "exact"). `use_mmap`: False reads the files into memory. `type_k`,
     `type_v`: the KV cache's types (default f32 in "exact", f16 in "fast"). For LLaVA-1.6, which sees a picture whole and in
     tiles: `image_max_tiles`, the most tiles of a picture (fewer are faster and show less; 0: the whole alone), and
     `image_merge`, "unpad" as it was trained or "flat", the rows that llama.cpp gives. `progress`: called as

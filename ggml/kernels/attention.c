@@ -2,6 +2,7 @@
 // softmax (Milakov and Gimelshein, "Online normalizer calculation for softmax"). A task is one block of query
 // tokens and one key/value head, so the heads that share it (GQA) pass together. Keys come in tiles of 32,
 // counted from position 0: what one query computes does not depend on the queries beside it.
+#include "micro.h"
 #include "tile.h"
 
 #include <math.h>
@@ -43,12 +44,15 @@ static void lay_out(attention_task * t, float * scratch) {
     t->unpacked = t->values + (size_t) KEYS * t->dp;
 }
 
+static size_t head_offset(const attention_task * t, const struct ggml_tensor * cache) {
+    return (size_t) (t->head_kv * t->d) / ggml_blck_size(cache->type) * ggml_type_size(cache->type);
+}
+
 static const float * cache_row(const attention_task * t, const struct ggml_tensor * cache, int position,
                                float * to) {
     const attention_block * b = t->block;
     int64_t row = b->cells ? b->cells[position] : b->first_row + position;
-    size_t head = (size_t) (t->head_kv * t->d) / ggml_blck_size(cache->type) * ggml_type_size(cache->type);
-    return unpack((const char *) cache->data + row * cache->nb[1] + head, cache->type,
+    return unpack((const char *) cache->data + row * cache->nb[1] + head_offset(t, cache), cache->type,
                   ggml_get_type_traits(cache->type)->to_float, to, t->d);
 }
 
@@ -120,8 +124,7 @@ static void run_task(attention_task * t) {
     }
 }
 
-void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const attention_env * env = userdata;
+static attention_task new_task(const attention_env * env, const struct ggml_tensor * dst, int ith) {
     attention_task t = {
         .env = env,
         .k = dst->src[1],
@@ -133,10 +136,71 @@ void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * userdat
         .y = dst->data,
     };
     lay_out(&t, (float *) (env->env.scratch + ith * env->env.scratch_size));
+    return t;
+}
+
+void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const attention_env * env = userdata;
+    attention_task t = new_task(env, dst, ith);
     for (int64_t task = ith; task < (int64_t) env->n_blocks * env->n_head_kv; task += nth) {
         if (atomic_load_explicit(env->env.cancel, memory_order_relaxed)) return;
         t.block = &env->blocks[task / env->n_head_kv];
         t.head_kv = (int) (task % env->n_head_kv);
         run_task(&t);
+    }
+}
+
+// ---------------------------------------------------------------------------------- the fast mode
+
+size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
+
+int32_t fast_attention_queries(const micro * m, int32_t head_dim) {
+    return m->attend_many && head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
+}
+
+static void run_fast(attention_task * t, const micro * m, char * scratch) {
+    const attention_env * env = t->env;
+    const attention_block * b = t->block;
+    const int n_rows = b->n * t->group, width = env->n_head * t->d;
+    const bool few = n_rows <= FEW_TOKENS && t->d <= MAX_HEAD;
+    if (!few && (fast_attention_queries(m, t->d) < MAX_QUERIES || n_rows > MAX_QUERIES)) {
+        run_task(t);
+        return;
+    }
+    const int64_t at = (int64_t) b->first * width + (int64_t) t->head_kv * t->group * t->d;
+    attention_work work = {
+        .q = t->q + at,
+        .y = t->y + at,
+        .q_stride = (size_t) width,
+        .n = b->n,
+        .group = t->group,
+        .d = t->d,
+        .n_visible = env->n_visible + b->first,
+        .k = (const char *) t->k->data + head_offset(t, t->k),
+        .v = (const char *) t->v->data + head_offset(t, t->v),
+        .k_stride = t->k->nb[1],
+        .v_stride = t->v->nb[1],
+        .k_type = t->k->type,
+        .v_type = t->v->type,
+        .cells = b->cells,
+        .first_row = b->first_row,
+        .scratch = scratch,
+    };
+    if (few) m->attend_few(&work);
+    else m->attend_many(&work);
+}
+
+void kernel_fast_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) nth;
+    kernel_job * job = userdata;
+    const attention_env * env = job->attention;
+    const int64_t n_tasks = (int64_t) env->n_blocks * env->n_head_kv;
+    attention_task t = new_task(env, dst, ith);
+    for (;;) {
+        const int64_t task = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
+        if (task >= n_tasks || atomic_load_explicit(env->env.cancel, memory_order_relaxed)) return;
+        t.block = &env->blocks[n_tasks / env->n_head_kv - 1 - task / env->n_head_kv]; // the longest first
+        t.head_kv = (int) (task % env->n_head_kv);
+        run_fast(&t, env->env.micro, env->env.scratch + ith * env->env.scratch_size);
     }
 }

@@ -1,6 +1,7 @@
-// kernels.h - our CPU operations, put into a ggml graph as custom nodes (ggml_custom_4d). All of them keep
-// f32 activations and full-precision weights, and each output element is computed by one thread in an order
-// that does not depend on the number of threads: the same bytes for any thread count.
+// kernels.h - our CPU operations, put into a ggml graph as custom nodes (ggml_custom_4d). The exact ones keep
+// f32 activations and full-precision weights; the fast ones may round (micro.h). Each output element is
+// computed by one thread in an order that does not depend on the number of threads: the same bytes for any
+// thread count.
 #pragma once
 
 #include <ggml.h>
@@ -14,7 +15,26 @@ typedef struct kernel_env {
     const atomic_int * cancel;            // not zero: give up, the result does not matter
     char *             scratch;           // n_threads * scratch_size bytes, aligned to 64
     size_t             scratch_size;      // of one thread
+    const struct micro * micro;           // the inner loops of the fast mode; NULL: exact
 } kernel_env;
+
+// The fast mode: how a linear layer is computed.
+typedef enum linear_plan {
+    LINEAR_EXACT,                         // kernel_linear
+    LINEAR_ENGINE,                        // ggml's own
+    LINEAR_INT8,                          // many tokens: int8 panels
+    LINEAR_INT16,                         // many tokens, weights that need it: panels of about 12 bits
+    LINEAR_DOTS,                          // few tokens: int16 activations
+    LINEAR_FLOAT_DOTS,                    // few tokens, float weights: f32 activations
+} linear_plan;
+
+// A fast node's own part of the session, fresh for every run: tasks are taken from a counter.
+typedef struct kernel_job {
+    kernel_env * env;
+    atomic_llong next;
+    linear_plan  plan;
+    const struct attention_env * attention;
+} kernel_job;
 
 // Consecutive query tokens of one sequence (or one image view).
 typedef struct attention_block {
@@ -40,3 +60,17 @@ void kernel_linear(struct ggml_tensor * dst, int ith, int nth, void * env);
 // y = softmax(q k^T / sqrt(head_dim)) v per head.   src: q f32 [n_tokens, n_head * head_dim], k and v of any
 // type that divides head_dim [n_rows, n_head_kv * head_dim].   dst: f32 like q
 void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * env);
+
+// The fast mode. Activations are rounded by a node of their own, kernel_round: src x f32 [n_tokens, n_in] to
+// bytes [n_tokens, fast_linear_rounded_size]; then kernel_fast_linear as kernel_linear with these for x.
+// Userdata: a kernel_job.
+// careful: at least 12 bits for every weight.
+linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, int64_t n_tokens,
+                             bool careful);
+int64_t     fast_linear_rounded_size(linear_plan plan, int64_t n_in);       // 0: not rounded
+size_t      fast_linear_scratch_size(void);
+void        kernel_round(struct ggml_tensor * dst, int ith, int nth, void * job);
+void        kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * job);
+size_t      fast_attention_scratch_size(void);
+int32_t fast_attention_queries(const struct micro * m, int32_t head_dim); // KERNEL_QUERIES of the fast mode
+void        kernel_fast_attention(struct ggml_tensor * dst, int ith, int nth, void * job);

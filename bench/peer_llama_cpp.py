@@ -1,0 +1,133 @@
+"""One measurement of llama.cpp through llama-cpp-python, in the form of `pyllava-cli bench --json`; see compare.py."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import statistics
+import time
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+REPEAT = 2
+
+
+@llama_cpp.llama_log_callback
+def quiet(level: int, text: bytes, user: Any) -> None:
+    pass
+
+
+class Peer:
+    def __init__(self, path: str, n_threads: int, n_ctx: int, n_seq: int, model: Any = None) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.model = model or llama_cpp.llama_model_load_from_file(path.encode(), params)
+        context = llama_cpp.llama_context_default_params()
+        context.n_ctx, context.n_batch, context.n_ubatch = n_ctx * n_seq, 512, 512
+        context.n_threads = context.n_threads_batch = n_threads
+        context.n_seq_max = n_seq
+        self.context = llama_cpp.llama_init_from_model(self.model, context)
+        self.memory = llama_cpp.llama_get_memory(self.context)
+
+    def decode(self, tokens: list[int], positions: list[int], sequences: list[int], last_only: bool) -> float:
+        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence) in enumerate(zip(tokens, positions, sequences, strict=True)):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = not last_only or i == len(tokens) - 1
+        started = time.perf_counter()
+        if llama_cpp.llama_decode(self.context, batch):
+            raise SystemExit("llama_decode failed")
+        llama_cpp.llama_synchronize(self.context)
+        seconds = time.perf_counter() - started
+        llama_cpp.llama_batch_free(batch)
+        return seconds
+
+    def prefill(self, tokens: list[int], sequence: int = 0) -> float:
+        llama_cpp.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+        n = len(tokens)
+        return self.decode(tokens, list(range(n)), [sequence] * n, True)
+
+
+def decode_batch(peer: Peer, n_seq: int, n_predict: int, tokens: list[int]) -> float:
+    for sequence in range(n_seq):
+        peer.prefill(tokens[:32], sequence)
+    times = [
+        peer.decode(tokens[i : i + n_seq], [32 + i] * n_seq, list(range(n_seq)), False)
+        for i in range(n_predict)
+    ]
+    return n_seq / statistics.median(times)
+
+
+def encode_seconds(model: Any, path: str, n_threads: int) -> float:
+    """One 336-pixel image through llama.cpp's own multimodal library."""
+    from llama_cpp import mtmd_cpp
+
+    params = mtmd_cpp.mtmd_context_params_default()
+    params.use_gpu, params.n_threads, params.print_timings = False, n_threads, False
+    context = mtmd_cpp.mtmd_init_from_file(path.encode(), model, params)
+    if not context:
+        raise SystemExit(f"{path}: mtmd_init_from_file failed")
+    pixels = np.random.RandomState(0).randint(0, 256, (336, 336, 3)).astype(np.uint8)
+    data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    bitmap = mtmd_cpp.mtmd_bitmap_init(336, 336, data)
+    chunks = mtmd_cpp.mtmd_input_chunks_init()
+    text = mtmd_cpp.mtmd_input_text()
+    text.text, text.add_special, text.parse_special = mtmd_cpp.mtmd_default_marker(), False, True
+    text.text_len = len(text.text)
+    bitmaps = (ctypes.c_void_p * 1)(bitmap)
+    if mtmd_cpp.mtmd_tokenize(context, chunks, ctypes.byref(text), bitmaps, 1):
+        raise SystemExit("mtmd_tokenize failed")
+    found = [
+        mtmd_cpp.mtmd_input_chunks_get(chunks, i) for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))
+    ]
+    image = next(
+        c for c in found if mtmd_cpp.mtmd_input_chunk_get_type(c) == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_IMAGE
+    )
+    times = []
+    for _ in range(REPEAT + 1):
+        started = time.perf_counter()
+        if mtmd_cpp.mtmd_encode_chunk(context, image):
+            raise SystemExit("mtmd_encode_chunk failed")
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-m", required=True)
+    parser.add_argument("--mmproj")
+    parser.add_argument("-p", type=int, default=512)
+    parser.add_argument("-n", type=int, default=32)
+    parser.add_argument("-t", type=int, default=2)
+    parser.add_argument("--batch", default="1")
+    options = parser.parse_args()
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_log_set(quiet, None)
+    tokens = [int(i) for i in np.random.RandomState(0).randint(300, 30000, options.p + options.n + 64)]
+    started = time.perf_counter()
+    peer = Peer(options.m, options.t, options.p + options.n + 64, 1)
+    result: dict[str, Any] = {"load_s": time.perf_counter() - started}
+    if options.mmproj:
+        result["encode_s"] = encode_seconds(peer.model, options.mmproj, options.t)
+    peer.prefill(tokens[: options.p])
+    result["prefill_tok_s"] = options.p / statistics.median(
+        peer.prefill(tokens[: options.p]) for _ in range(REPEAT)
+    )
+    times = [peer.decode([tokens[i]], [options.p + i], [0], False) for i in range(options.n)]
+    result["decode_tok_s"] = 1 / statistics.median(times)
+    llama_cpp.llama_free(peer.context)
+    result["decode_batch_tok_s"] = {}
+    for n_seq in map(int, options.batch.split(",")):
+        many = Peer(options.m, options.t, options.n + 64, n_seq, peer.model)
+        result["decode_batch_tok_s"][str(n_seq)] = decode_batch(many, n_seq, options.n, tokens)
+        llama_cpp.llama_free(many.context)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+// cpu.c - which of the micro tables this machine can run.
+#include "micro.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+static bool has_avx2(void) {
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1); // F16C
+}
+
+static bool has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+static bool has_avx512bf16(void) {
+    unsigned a, b, c, d;
+    return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+#endif
+
+static bool has_any(void) { return true; }
+
+typedef struct candidate {
+    const micro * table;
+    bool (*runs)(void);
+} candidate;
+
+const micro * micro_choose(const char * wanted) {
+    const candidate candidates[] = { // the best first
+#if defined(__x86_64__)
+        { &micro_avx512bf16, has_avx512bf16 },
+        { &micro_avx512vnni, has_avx512vnni },
+        { &micro_avx512, has_avx512 },
+        { &micro_avxvnni, has_avxvnni },
+        { &micro_avx2, has_avx2 },
+#endif
+        { &micro_plain, has_any },
+    };
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        if ((!wanted || !strcmp(wanted, candidates[i].table->name)) && candidates[i].runs())
+            return candidates[i].table;
+    }
+    return NULL;
+}

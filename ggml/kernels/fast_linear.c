@@ -1,0 +1,140 @@
+// fast_linear.c - y = W x + b with rounded numbers (micro.h). Many tokens: a task is a panel of weight rows
+// and up to CHUNK tokens; block by block the panel is packed, small enough for the first cache, and all
+// tokens pass it. Few tokens: a task is a run of weight rows, each read once for up to 8 tokens. Tasks are
+// taken from a counter, since the cores of shared machines stall; who computes a task changes nothing in it.
+#include "micro.h"
+
+#include <string.h>
+
+#define CHUNK     768                     // tokens of a task
+#define DOT_ROWS  16                      // weight rows of a task
+#define DOT_LIMIT 12                      // tokens up to which a pass per 8 tokens is faster than a panel
+#define ROUND_TOKENS 4                    // tokens of a rounding task
+
+typedef struct fast_scratch {
+    _Alignas(64) char panel[2 * MAX_ROWS * BLOCK];
+    float w_scales[MAX_ROWS];
+    float y[CHUNK * MAX_ROWS];
+} fast_scratch;
+
+size_t fast_linear_scratch_size(void) { return sizeof(fast_scratch); }
+
+static bool is_float(enum ggml_type type) {
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+}
+
+linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, int64_t n_tokens, bool careful) {
+    const bool few = n_tokens <= DOT_LIMIT;
+    if (few && is_float(w->type)) return LINEAR_FLOAT_DOTS;
+    if (w->ne[0] % GROUP) return LINEAR_EXACT;
+    if (few) return m->dot[w->type] ? LINEAR_DOTS : LINEAR_ENGINE;
+    return careful || is_float(w->type) ? LINEAR_INT16 : LINEAR_INT8;
+}
+
+int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in) {
+    switch (plan) {
+    case LINEAR_INT8: return (int64_t) rounded8_of(n_in).size;
+    case LINEAR_INT16:
+    case LINEAR_DOTS: return (int64_t) rounded16_of(n_in).size;
+    default: return 0;
+    }
+}
+
+static bool take(kernel_job * job, int64_t n_tasks, int64_t * task) {
+    if (atomic_load_explicit(job->env->cancel, memory_order_relaxed)) return false;
+    *task = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
+    return *task < n_tasks;
+}
+
+void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) ith, (void) nth;
+    kernel_job * job = userdata;
+    const micro * m = job->env->micro;
+    const struct ggml_tensor * x = dst->src[0];
+    const int64_t n_in = x->ne[0], n_tokens = dst->ne[1];
+    for (int64_t task; take(job, (n_tokens + ROUND_TOKENS - 1) / ROUND_TOKENS, &task);) {
+        for (int64_t t = task * ROUND_TOKENS; t < n_tokens && t < (task + 1) * ROUND_TOKENS; t++) {
+            const float * from = (const float *) ((const char *) x->data + (size_t) t * x->nb[1]);
+            char * to = (char *) dst->data + (size_t) t * dst->nb[1];
+            if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
+            else m->round16(from, n_in, to);
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------ many tokens
+
+static void multiply_panel(const micro * m, linear_plan plan, fast_scratch * s, const struct ggml_tensor * w,
+                           const struct ggml_tensor * x, int64_t r0, int n_rows, int64_t t0, int n) {
+    const int64_t n_in = w->ne[0];
+    const rounded8 at8 = rounded8_of(n_in);
+    const rounded16 at16 = rounded16_of(n_in);
+    const char * row = (const char *) w->data + (size_t) r0 * w->nb[1];
+    const char * tokens = (const char *) x->data + (size_t) t0 * x->nb[1];
+    const size_t stride = x->nb[1];
+    memset(s->y, 0, (size_t) n * (size_t) m->rows * sizeof *s->y);
+    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
+        const int n_k = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
+        const char * from = row + (size_t) (k0 / ggml_blck_size(w->type)) * ggml_type_size(w->type);
+        const char * x8 = tokens + k0, * x16 = tokens + 2 * k0;
+        const size_t block = (size_t) (k0 / BLOCK * 4);
+        if (plan == LINEAR_INT16) {
+            m->pack16(w->type, from, w->nb[1], n_rows, n_k, s->panel, s->w_scales);
+            m->multiply16(n, n_k, s->panel, s->w_scales, x16, tokens + at16.scales + block,
+                          tokens + at16.sums + block, stride, s->y);
+        } else {
+            m->pack8(w->type, from, w->nb[1], n_rows, n_k, s->panel, s->w_scales);
+            m->multiply8(n, n_k, s->panel, s->w_scales, x8, tokens + at8.scales + block,
+                         tokens + at8.sums + block, stride, s->y);
+        }
+    }
+}
+
+static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst) {
+    const micro * m = job->env->micro;
+    const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * b = dst->src[2];
+    const float * bias = b ? b->data : NULL;
+    const int64_t n_out = w->ne[1], n_tokens = dst->ne[1], n_panels = (n_out + m->rows - 1) / m->rows;
+    const int64_t n_chunks = (n_tokens + CHUNK - 1) / CHUNK, chunk = (n_tokens + n_chunks - 1) / n_chunks;
+    for (int64_t task; take(job, n_panels * n_chunks, &task);) {
+        const int64_t r0 = task % n_panels * m->rows, t0 = task / n_panels * chunk;
+        const int n_rows = (int) (n_out - r0 < m->rows ? n_out - r0 : m->rows);
+        const int n = (int) (n_tokens - t0 < chunk ? n_tokens - t0 : chunk);
+        multiply_panel(m, job->plan, s, w, x, r0, n_rows, t0, n);
+        for (int t = 0; t < n; t++) {
+            const float * from = s->y + t * m->rows;
+            float * to = (float *) dst->data + (t0 + t) * n_out + r0;
+            for (int r = 0; r < n_rows; r++) to[r] = bias ? from[r] + bias[r0 + r] : from[r];
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------- few tokens
+
+static void dots(kernel_job * job, struct ggml_tensor * dst) {
+    const micro * m = job->env->micro;
+    const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * b = dst->src[2];
+    const float * bias = b ? b->data : NULL;
+    const int64_t n_out = w->ne[1];
+    const int n_tokens = (int) dst->ne[1];
+    float * y = dst->data, out[FEW_TOKENS];
+    for (int64_t task; take(job, (n_out + DOT_ROWS - 1) / DOT_ROWS, &task);) {
+        for (int64_t r = task * DOT_ROWS; r < n_out && r < (task + 1) * DOT_ROWS; r++) {
+            const char * row = (const char *) w->data + (size_t) r * w->nb[1];
+            for (int t = 0; t < n_tokens; t += FEW_TOKENS) {
+                const int n = n_tokens - t < FEW_TOKENS ? n_tokens - t : FEW_TOKENS;
+                const char * tokens = (const char *) x->data + (size_t) t * x->nb[1];
+                m->dot[w->type](n, w->ne[0], row, tokens, x->nb[1], out);
+                for (int i = 0; i < n; i++) y[(t + i) * n_out + r] = out[i] + (bias ? bias[r] : 0.0f);
+            }
+        }
+    }
+}
+
+void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) nth;
+    kernel_job * job = userdata;
+    char * scratch = job->env->scratch + (size_t) ith * job->env->scratch_size;
+    if (job->plan == LINEAR_DOTS || job->plan == LINEAR_FLOAT_DOTS) dots(job, dst);
+    else panels(job, (fast_scratch *) (void *) scratch, dst);
+}

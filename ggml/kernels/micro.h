@@ -1,0 +1,91 @@
+// micro.h - the innermost loops of the fast mode, one table of functions per instruction set. The loops are
+// written once (micro_code.h) over a few vector operations (simd_*.h) and compiled once per set, each file
+// with its own flags, so that one library runs everywhere.
+//
+// Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Many tokens: weights and
+// activations to int8, or, where that would lose too much (weights that are floats, the vision tower), to
+// about 12 bits in int16. Few tokens: weights stay as the file has them, activations are int16, so that
+// reading the weights is what takes the time.
+#pragma once
+
+#include "kernels.h"
+
+#include <stdint.h>
+
+#define BLOCK       256                   // inputs that share one scale
+#define GROUP       32                    // every quantised type has groups of 32 or divides them
+#define MAX_ROWS    32                    // weight rows of a panel, at most
+#define MAX_QUERIES 96                    // rows of queries that attend_many takes
+#define TILE_KEYS   64
+#define MAX_HEAD    256                   // numbers of a head, for the fast attention
+#define ATTEND_SCRATCH (384 << 10)        // bytes
+#define FEW_TOKENS  8                     // tokens that one pass over a weight row serves
+
+// A token's activations, rounded: numbers, then one scale per block, then sums. Sizes in bytes.
+typedef struct rounded8 {
+    size_t scales, sums, size;
+} rounded8; // int8 [n]; f32 [blocks]; int32 [blocks]
+typedef struct rounded16 { size_t scales, sums, size; } rounded16;    // int16 [n]; f32 [blocks]; f32 [n / 32]
+
+static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+static inline size_t blocks_of(int64_t n) { return (size_t) ((n + BLOCK - 1) / BLOCK); }
+
+static inline rounded8 rounded8_of(int64_t n) {
+    size_t scales = round_up((size_t) n, 64), sums = scales + 4 * blocks_of(n);
+    return (rounded8) { scales, sums, round_up(sums + 4 * blocks_of(n), 64) };
+}
+
+static inline rounded16 rounded16_of(int64_t n) {
+    size_t scales = round_up(2 * (size_t) n, 64), sums = scales + 4 * blocks_of(n);
+    return (rounded16) { scales, sums, round_up(sums + 4 * (size_t) (n / GROUP), 64) };
+}
+
+// Attention of one key/value head for n consecutive query tokens; `group` query heads share it.
+typedef struct attention_work {
+    const float *   q;                    // [n][group][d], tokens q_stride floats apart
+    float *         y;
+    size_t          q_stride;
+    int             n, group, d;
+    const int32_t * n_visible;            // [n]
+    const char *    k, * v;               // row 0 of the head
+    size_t          k_stride, v_stride;
+    enum ggml_type  k_type, v_type;
+    const int32_t * cells;                // row of each position; NULL: first_row on
+    int32_t         first_row;
+    char *          scratch;
+} attention_work;
+
+typedef struct micro {
+    const char * name;
+    int rows, tokens;                     // of a tile of multiply8 and multiply16
+
+    void (*round8)(const float * x, int64_t n, char * out);
+    void (*round16)(const float * x, int64_t n, char * out);
+
+    // One block (n_k <= BLOCK inputs) of `rows` weight rows as a panel; rows beyond n_rows repeat the first.
+    void (*pack8)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
+                  float * scales);
+    void (*pack16)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
+                   float * scales);
+    // y [n][rows] += W x for n tokens whose block starts at x (stride bytes apart).
+    void (*multiply8)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
+                      const char * x_scales, const char * x_sums, size_t stride, float * y);
+    void (*multiply16)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
+                       const char * x_scales, const char * x_sums, size_t stride, float * y);
+
+    // out[t] = w . x[t] for n <= FEW_TOKENS tokens: rounded16 for quantised types, f32 for floats. NULL: no
+    // such loop.
+    void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS
+    void (*attend_many)(const attention_work * work);     // NULL without bfloat16; d % 32 == 0
+    void (*dot[GGML_TYPE_COUNT])(int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                                 float * out);
+} micro;
+
+extern const micro micro_plain;
+#if defined(__x86_64__)
+extern const micro micro_avx2, micro_avxvnni, micro_avx512, micro_avx512vnni, micro_avx512bf16;
+#endif
+
+// The best of this machine, or the one that `wanted` names (NULL: the best); NULL if there is no such table
+// or the machine cannot run it.
+const micro * micro_choose(const char * wanted);

@@ -1,0 +1,818 @@
+// micro_code.h - the loops of a micro table over the vector operations of one simd_*.h. A file that includes
+// both names its table with MICRO and is compiled for its instruction set. Functions are static: the same
+// names exist once per set.
+#pragma once
+
+#include "micro.h"
+
+#include <math.h>
+#include <string.h>
+
+#define ROUND8_TOP  127.0f
+#define ROUND16_TOP 2000.0f // times the largest weight (q6_k: 32 * 127) times 256 inputs: below 2^31
+#define PANEL16_TOP 4190.0f               // likewise
+
+typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
+
+// What the file has in a block.
+typedef struct block_q4_0 { uint16_t d; uint8_t q[16]; } block_q4_0;
+typedef struct block_q8_0 { uint16_t d; int8_t q[32]; } block_q8_0;
+typedef struct block_q4_k { uint16_t d, min; uint8_t scales[12], q[128]; } block_q4_k;
+typedef struct block_q5_k { uint16_t d, min; uint8_t scales[12], high[32], q[128]; } block_q5_k;
+typedef struct block_q6_k { uint8_t low[128], high[64]; int8_t scales[16]; uint16_t d; } block_q6_k;
+
+INLINE float half(uint16_t h) {
+#if defined(HAS_F16C)
+    return _cvtsh_ss(h);
+#else
+    return ggml_fp16_to_fp32(h);
+#endif
+}
+
+// The 8 scales and 8 minima of 6 bits each in 12 bytes.
+typedef struct scales_k { uint8_t scale[8], min[8]; } scales_k;
+
+INLINE scales_k scales_of(const uint8_t * p) {
+    uint32_t w[3], out[4];
+    memcpy(w, p, 12);
+    out[0] = w[0] & 0x3F3F3F3Fu;
+    out[1] = (w[2] & 0x0F0F0F0Fu) | ((w[0] >> 2) & 0x30303030u);
+    out[2] = w[1] & 0x3F3F3F3Fu;
+    out[3] = ((w[2] >> 4) & 0x0F0F0F0Fu) | ((w[1] >> 2) & 0x30303030u);
+    scales_k s;
+    memcpy(&s, out, 16);
+    return s;
+}
+
+// 32 numbers of q6_k: part j (0..3) of half h.
+INLINE b32 q6_k_part(const block_q6_k * b, int h, int j) {
+    b32 low = b32_load(b->low + 64 * h + 32 * (j & 1));
+    return b32_or(j < 2 ? b32_low(low) : b32_high(low), b32_bits(b32_load(b->high + 32 * h), 2 * j, 3));
+}
+
+// d numbers of a type as f32; a pointer to them where they are f32 already.
+INLINE const float * floats_of(const char * from, enum ggml_type type, int d, float * to) {
+    if (type == GGML_TYPE_F32) return (const float *) (const void *) from;
+    if (type == GGML_TYPE_F16 && d % LANES == 0) {
+        for (int k = 0; k < d; k += LANES) vf_store(to + k, vf_of_f16(from + 2 * k));
+        return to;
+    }
+    if (type == GGML_TYPE_Q8_0) {
+        for (int g = 0; g < d / GROUP; g++) {
+            const block_q8_0 * b = (const block_q8_0 *) (const void *) from + g;
+            const vf scale = vf_set(half(b->d));
+            for (int k = 0; k < GROUP; k += LANES)
+                vf_store(to + g * GROUP + k, vf_mul(vf_of_i8(b->q + k), scale));
+        }
+        return to;
+    }
+    ggml_get_type_traits(type)->to_float(from, to, d);
+    return to;
+}
+
+// -------------------------------------------------------------------------------------- activations
+
+// NaN where a number of the block is not finite (their difference is), so that the result is, too.
+INLINE float top_of(const float * x, int n) {
+    vf top = vf_set(0.0f), wrong = vf_set(0.0f);
+    for (int k = 0; k < n; k += LANES) {
+        top = vf_max_abs(top, vf_load(x + k));
+        wrong = vf_fma(vf_load(x + k), vf_set(0.0f), wrong);
+    }
+    return vf_top(top) + vf_sum(wrong);
+}
+
+static void round8(const float * x, int64_t n_in, char * out) {
+    const rounded8 at = rounded8_of(n_in);
+    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
+        const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
+        const float top = top_of(x + k0, n), inverse = top > 0.0f ? ROUND8_TOP / top : 0.0f;
+        const float scale = top / ROUND8_TOP;
+        vi sum = vi_zero();
+        for (int k = 0; k < n; k += LANES) {
+            vi q = vi_round(vf_mul(vf_load(x + k0 + k), vf_set(inverse)));
+            vi_store8(out + k0 + k, q);
+            sum = vi_add(sum, q);
+        }
+        const int32_t total = vi_sum(sum);
+        memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
+        memcpy(out + at.sums + k0 / BLOCK * 4, &total, 4);
+    }
+}
+
+static void round16(const float * x, int64_t n_in, char * out) {
+    const rounded16 at = rounded16_of(n_in);
+    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
+        const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
+        const float top = top_of(x + k0, n), inverse = top > 0.0f ? ROUND16_TOP / top : 0.0f;
+        const float scale = top / ROUND16_TOP;
+        for (int g = 0; g < n; g += GROUP) {
+            vi sum = vi_zero();
+            for (int k = g; k < g + GROUP; k += LANES) {
+                vi q = vi_round(vf_mul(vf_load(x + k0 + k), vf_set(inverse)));
+                vi_store16(out + 2 * (k0 + k), q);
+                sum = vi_add(sum, q);
+            }
+            const float total = (float) vi_sum(sum) * scale;
+            memcpy(out + at.sums + (k0 + g) / GROUP * 4, &total, 4);
+        }
+        memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
+    }
+}
+
+// ------------------------------------------------------------------------------- panels of weights
+
+// The rounded numbers a q + b of 32 bytes; a and b for each 16.
+INLINE void put32(b32 q, const float * a, const float * b, char * out) {
+    int8_t bytes[32];
+    b32_store(bytes, q);
+    for (int k = 0; k < 32; k += LANES)
+        vi_store8(out + k, vi_round(vf_fma(vf_of_i8(bytes + k), vf_set(a[k / 16]), vf_set(b[k / 16]))));
+}
+
+INLINE float scale_of_top(float top, float * inverse) {
+    *inverse = top > 0.0f ? ROUND8_TOP / top : 0.0f;
+    return top / ROUND8_TOP;
+}
+
+// A row's block as int8 (plus W_OFFSET); its scale. Bounded by the scales of the groups, without a look at
+// the weights themselves.
+INLINE float put_q4_k(const block_q4_k * w, char * out) {
+    const scales_k s = scales_of(w->scales);
+    const float d = half(w->d), min = half(w->min);
+    float step[8], low[8], top = 0.0f, inverse;
+    for (int g = 0; g < 8; g++) {
+        step[g] = d * s.scale[g];
+        low[g] = -min * s.min[g];
+        const float a = __builtin_fabsf(low[g]), b = __builtin_fabsf(low[g] + 15 * step[g]);
+        top = a > top ? a : top;
+        top = b > top ? b : top;
+    }
+    const float scale = scale_of_top(top, &inverse);
+    for (int g = 0; g < 8; g += 2) {
+        const b32 q = b32_load(w->q + 16 * g);
+        b32_store(out + 32 * g, b32_table(b32_low(q), step[g] * inverse, low[g] * inverse + W_OFFSET));
+        b32_store(out + 32 * g + 32,
+                  b32_table(b32_high(q), step[g + 1] * inverse, low[g + 1] * inverse + W_OFFSET));
+    }
+    return scale;
+}
+
+INLINE float put_q5_k(const block_q5_k * w, char * out) {
+    const scales_k s = scales_of(w->scales);
+    const float d = half(w->d), min = half(w->min);
+    float step[8], low[8], top = 0.0f, inverse;
+    for (int g = 0; g < 8; g++) {
+        step[g] = d * s.scale[g];
+        low[g] = -min * s.min[g];
+        const float a = __builtin_fabsf(low[g]), b = __builtin_fabsf(low[g] + 31 * step[g]);
+        top = a > top ? a : top;
+        top = b > top ? b : top;
+    }
+    const float scale = scale_of_top(top, &inverse);
+    const b32 high = b32_load(w->high);
+    for (int g = 0; g < 8; g++) {
+        const b32 q = b32_load(w->q + 16 * (g & ~1));
+        const float a = step[g] * inverse, b = low[g] * inverse + W_OFFSET;
+        put32(b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(high, g, 1)), (float[]) { a, a },
+              (float[]) { b, b }, out + 32 * g);
+    }
+    return scale;
+}
+
+INLINE float put_q6_k(const block_q6_k * w, char * out) {
+    int most = 0;
+    for (int g = 0; g < 16; g++) {
+        const int s = w->scales[g] < 0 ? -w->scales[g] : w->scales[g];
+        most = s > most ? s : most;
+    }
+    float inverse;
+    const float d = half(w->d), scale = scale_of_top(__builtin_fabsf(d) * (float) (32 * most), &inverse);
+    for (int h = 0; h < 2; h++) {
+        for (int j = 0; j < 4; j++) {
+            const float a0 = d * w->scales[8 * h + 2 * j] * inverse,
+                        a1 = d * w->scales[8 * h + 2 * j + 1] * inverse;
+            put32(q6_k_part(w, h, j), (float[]) { a0, a1 },
+                  (float[]) { W_OFFSET - 32 * a0, W_OFFSET - 32 * a1 }, out + 128 * h + 32 * j);
+        }
+    }
+    return scale;
+}
+
+INLINE float put_q8_0(const block_q8_0 * w, int n, char * out) {
+    float top = 0.0f, inverse;
+    for (int g = 0; g < n / GROUP; g++) {
+        const float d = __builtin_fabsf(half(w[g].d));
+        top = d > top ? d : top;
+    }
+    const float scale = scale_of_top(top * 127.0f, &inverse); // -128 does not occur in what ggml writes; it
+    for (int g = 0; g < n / GROUP; g++) {                     // would become -128 of 127 (see put_any)
+        const float a = half(w[g].d) * inverse, b = W_OFFSET;
+        put32(b32_load(w[g].q), (float[]) { a, a }, (float[]) { b, b }, out + GROUP * g);
+    }
+    return scale;
+}
+
+INLINE float put_q4_0(const block_q4_0 * w, int n, char * out) {
+    float top = 0.0f, inverse;
+    for (int g = 0; g < n / GROUP; g++) {
+        const float d = __builtin_fabsf(half(w[g].d));
+        top = d > top ? d : top;
+    }
+    const float scale = scale_of_top(top * 8.0f, &inverse);
+    for (int g = 0; g < n / GROUP; g++) {
+        const b32 q = b32_two(w[g].q);
+        const float a = half(w[g].d) * inverse, b = W_OFFSET - 8 * a;
+        put32(b32_halves(b32_low(q), b32_high(q)), (float[]) { a, a }, (float[]) { b, b }, out + GROUP * g);
+    }
+    return scale;
+}
+
+// Any type, through f32.
+static float put_any(enum ggml_type type, const char * w, int n, char * out) {
+    float x[BLOCK], inverse;
+    if (type == GGML_TYPE_F32) memcpy(x, w, (size_t) n * sizeof *x);
+    else ggml_get_type_traits(type)->to_float(w, x, n);
+    const float scale = scale_of_top(top_of(x, n), &inverse);
+    for (int k = 0; k < n; k += LANES)
+        vi_store8(out + k, vi_round(vf_fma(vf_load(x + k), vf_set(inverse), vf_set(W_OFFSET))));
+    return scale;
+}
+
+static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
+                  float * scales) {
+    _Alignas(64) char rows[ROWS * BLOCK];
+    for (int r = 0; r < ROWS; r++) {
+        const char * from = w + (r < n_rows ? (size_t) r * row_size : 0);
+        char * to = rows + r * BLOCK;
+        switch (type) {
+        case GGML_TYPE_Q4_K: scales[r] = put_q4_k((const void *) from, to); break;
+        case GGML_TYPE_Q5_K: scales[r] = put_q5_k((const void *) from, to); break;
+        case GGML_TYPE_Q6_K: scales[r] = put_q6_k((const void *) from, to); break;
+        case GGML_TYPE_Q8_0: scales[r] = put_q8_0((const void *) from, n_k, to); break;
+        case GGML_TYPE_Q4_0: scales[r] = put_q4_0((const void *) from, n_k, to); break;
+        default: scales[r] = put_any(type, from, n_k, to);
+        }
+    }
+    transpose(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
+}
+
+// A row's block as int16; its scale.
+static float put16(enum ggml_type type, const char * w, int n, char * out) {
+    float x[BLOCK];
+    const float * from = floats_of(w, type, n, x);
+    const float top = top_of(from, n), inverse = top > 0.0f ? PANEL16_TOP / top : 0.0f;
+    for (int k = 0; k < n; k += LANES)
+        vi_store16(out + 2 * k, vi_round(vf_mul(vf_load(from + k), vf_set(inverse))));
+    return top / PANEL16_TOP;
+}
+
+static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
+                   float * scales) {
+    _Alignas(64) char rows[2 * ROWS * BLOCK];
+    for (int r = 0; r < ROWS; r++)
+        scales[r] = put16(type, w + (r < n_rows ? (size_t) r * row_size : 0), n_k, rows + 2 * r * BLOCK);
+    transpose(rows, 2 * BLOCK, n_k / 2, panel);
+}
+
+// ------------------------------------------------------------------------------------ many tokens
+
+INLINE int32_t int_at(const char * p) {
+    int32_t x;
+    memcpy(&x, p, 4);
+    return x;
+}
+
+INLINE float float_at(const char * p) {
+    float x;
+    memcpy(&x, p, 4);
+    return x;
+}
+
+// A full tile of TOKENS tokens, two vectors of rows each. Named accumulators: as an array, compilers spill
+// them.
+#define START(j, i)     vi a##i = vi_set(-OFFSET * (OFFSET ? int_at(x_sums + i * stride) : 0)), b##i = a##i;
+#define STEP(j, i)                                                                                           \
+    {                                                                                                        \
+        const vi v = vi_set(int_at(base##j + (i - 3 * j) * stride));                                         \
+        DOT(a##i, w0, v);                                                                                    \
+        DOT(b##i, w1, v);                                                                                    \
+    }
+#define END(j, i)                                                                                            \
+    {                                                                                                        \
+        const vf s = vf_set(float_at(x_scales + i * stride));                                                \
+        float * out = y + i * ROWS;                                                                          \
+        vf_store(out, vf_fma(vf_of(a##i), vf_mul(s0, s), vf_load(out)));                                     \
+        vf_store(out + LANES, vf_fma(vf_of(b##i), vf_mul(s1, s), vf_load(out + LANES)));                     \
+    }
+
+// n_dwords: groups of 4 bytes (int8: 4 numbers, int16: 2).
+#define DEFINE_MULTIPLY(name)                                                                                \
+    static __attribute__((noinline)) void name##_tile(                                                       \
+        int n_dwords, const char * panel, const float * w_scales, const char * x, const char * x_scales,     \
+        const char * x_sums, size_t stride, float * y) {                                                     \
+        const char *base0 = x, *base1 = x + 3 * stride, *base2 = x + 6 * stride, *base3 = x + 9 * stride;    \
+        (void)base2, (void)base3, (void)x_sums;                                                              \
+        EACH_TOKEN(START)                                                                                    \
+        for (int k = 0; k < n_dwords; k++) {                                                                 \
+            const vi w0 = vi_load(panel), w1 = vi_load(panel + 2 * ROWS);                                    \
+            panel += 4 * ROWS;                                                                               \
+            EACH_TOKEN(STEP)                                                                                 \
+            base0 += 4, base1 += 4, base2 += 4, base3 += 4;                                                  \
+        }                                                                                                    \
+        const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
+        EACH_TOKEN(END)                                                                                      \
+    }                                                                                                        \
+    INLINE void name##_tail(const int n, int n_dwords, const char * panel, const float * w_scales,           \
+                            const char * x, const char * x_scales, const char * x_sums, size_t stride,       \
+                            float * y) {                                                                     \
+        vi a[4], b[4];                                                                                       \
+        (void)x_sums;                                                                                        \
+        _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) a[i] = b[i] =                                    \
+            vi_set(-OFFSET * (OFFSET ? int_at(x_sums + i * stride) : 0));                                    \
+        for (int k = 0; k < n_dwords; k++) {                                                                 \
+            const vi w0 = vi_load(panel + 4 * k * ROWS), w1 = vi_load(panel + 4 * k * ROWS + 2 * ROWS);      \
+            _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) {                                            \
+                const vi v = vi_set(int_at(x + i * stride + 4 * k));                                         \
+                DOT(a[i], w0, v);                                                                            \
+                DOT(b[i], w1, v);                                                                            \
+            }                                                                                                \
+        }                                                                                                    \
+        const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
+        _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) {                                                \
+            const vf s = vf_set(float_at(x_scales + i * stride));                                            \
+            float * out = y + i * ROWS;                                                                      \
+            vf_store(out, vf_fma(vf_of(a[i]), vf_mul(s0, s), vf_load(out)));                                 \
+            vf_store(out + LANES, vf_fma(vf_of(b[i]), vf_mul(s1, s), vf_load(out + LANES)));                 \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void name(int n, int n_k, const char * panel, const float * w_scales, const char * x,             \
+                     const char * x_scales, const char * x_sums, size_t stride, float * y) {                 \
+        const int n_dwords = n_k * NUMBER_SIZE / 4;                                                          \
+        int i = 0;                                                                                           \
+        size_t at = 0;                                                                                       \
+        for (; i + TOKENS <= n; i += TOKENS, at = (size_t)i * stride)                                        \
+            name##_tile(n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,               \
+                        y + i * ROWS);                                                                       \
+        for (; i + 4 <= n; i += 4, at = (size_t)i * stride)                                                  \
+            name##_tail(4, n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,            \
+                        y + i * ROWS);                                                                       \
+        for (; i < n; i++, at = (size_t)i * stride)                                                          \
+            name##_tail(1, n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,            \
+                        y + i * ROWS);                                                                       \
+    }
+
+#define OFFSET      W_OFFSET
+#define NUMBER_SIZE 1
+#define DOT         DOT4
+DEFINE_MULTIPLY(multiply8)
+#undef OFFSET
+#undef NUMBER_SIZE
+#undef DOT
+#define OFFSET      0
+#define NUMBER_SIZE 2
+#define DOT         DOT2
+DEFINE_MULTIPLY(multiply16)
+
+#if defined(HAS_BF16)
+
+static void round_bf16(const float * x, int64_t n, uint16_t * out) {
+    for (int64_t k = 0; k < n; k += 32) store_bf16(out + k, vf_load(x + k), vf_load(x + k + 16));
+}
+
+static __attribute__((noinline)) void tile_bf16(int n_k, const char * panel, const char * x, size_t stride,
+                                                float * y) {
+    const char * base0 = x, * base1 = x + 3 * stride, * base2 = x + 6 * stride, * base3 = x + 9 * stride;
+#define START_BF16(j, i) vf a##i = vf_load(y + i * ROWS), b##i = vf_load(y + i * ROWS + LANES);
+    EACH_TOKEN(START_BF16)
+    for (int k = 0; k < n_k; k += 2) {
+        const vi w0 = vi_load(panel), w1 = vi_load(panel + 2 * ROWS);
+        panel += 4 * ROWS;
+#define STEP_BF16(j, i)                                                                                      \
+    {                                                                                                        \
+        const vi v = vi_set(int_at(base##j + (i - 3 * j) * stride));                                         \
+        DOT_BF16(a##i, w0, v);                                                                               \
+        DOT_BF16(b##i, w1, v);                                                                               \
+    }
+        EACH_TOKEN(STEP_BF16)
+        base0 += 4, base1 += 4, base2 += 4, base3 += 4;
+    }
+#define END_BF16(j, i) vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
+    EACH_TOKEN(END_BF16)
+}
+
+INLINE void tail_bf16(const int n, int n_k, const char * panel, const char * x, size_t stride, float * y) {
+    vf a[4], b[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) a[i] = vf_load(y + i * ROWS), b[i] = vf_load(y + i * ROWS + LANES);
+    for (int k = 0; k < n_k; k += 2) {
+        const vi w0 = vi_load(panel + 2 * k * ROWS), w1 = vi_load(panel + 2 * k * ROWS + 2 * ROWS);
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) {
+            const vi v = vi_set(int_at(x + i * stride + 2 * k));
+            DOT_BF16(a[i], w0, v);
+            DOT_BF16(b[i], w1, v);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) vf_store(y + i * ROWS, a[i]), vf_store(y + i * ROWS + LANES, b[i]);
+}
+
+static void multiply_bf16(int n, int n_k, const char * panel, const char * x, size_t stride, float * y) {
+    int i = 0;
+    for (; i + TOKENS <= n; i += TOKENS) tile_bf16(n_k, panel, x + i * stride, stride, y + i * ROWS);
+    for (; i + 4 <= n; i += 4) tail_bf16(4, n_k, panel, x + i * stride, stride, y + i * ROWS);
+    for (; i < n; i++) tail_bf16(1, n_k, panel, x + i * stride, stride, y + i * ROWS);
+}
+
+#endif
+
+// ------------------------------------------------------------------------------------- few tokens
+
+// Each dot_* takes a constant n; BY_COUNT makes one function for every count and chooses.
+#define BY_COUNT(name)                                                                                       \
+    static void name(int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out) {      \
+        switch (n) {                                                                                         \
+        case 1: name##_n(1, n_in, w, x, stride, out); break;                                                 \
+        case 2: name##_n(2, n_in, w, x, stride, out); break;                                                 \
+        case 3: name##_n(3, n_in, w, x, stride, out); break;                                                 \
+        case 4: name##_n(4, n_in, w, x, stride, out); break;                                                 \
+        case 5: name##_n(5, n_in, w, x, stride, out); break;                                                 \
+        case 6: name##_n(6, n_in, w, x, stride, out); break;                                                 \
+        case 7: name##_n(7, n_in, w, x, stride, out); break;                                                 \
+        default: name##_n(8, n_in, w, x, stride, out);                                                       \
+        }                                                                                                    \
+    }
+#define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
+
+INLINE const int16_t * numbers16(const char * x, size_t stride, int i, int64_t k) {
+    return (const int16_t *) (const void *) (x + i * stride) + k;
+}
+
+INLINE void finish(const int n, const vf * acc, const v8 * mins, float * out) {
+    EACH(i) {
+        out[i] = vf_sum(acc[i]);
+        if (mins) {
+            for (int j = 0; j < 8; j++) out[i] -= mins[i][j];
+        }
+    }
+}
+
+// The two K types with minima: d sum_g scale_g (q . x)_g - min sum_g min_g sum(x)_g per block.
+INLINE void dot_k45_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
+                      const bool five) {
+    const rounded16 at = rounded16_of(n_in);
+    const size_t size = five ? sizeof(block_q5_k) : sizeof(block_q4_k);
+    vf acc[FEW_TOKENS];
+    v8 mins[FEW_TOKENS];
+    EACH(i) acc[i] = vf_set(0.0f), mins[i] = (v8) { 0 };
+    for (int64_t b = 0; b < n_in / BLOCK; b++, w += size) {
+        const block_q4_k * head = (const void *) w; // both begin alike
+        const uint8_t * q = five ? ((const block_q5_k *) (const void *) w)->q : head->q;
+        const scales_k s = scales_of(head->scales);
+        vi sum[FEW_TOKENS];
+        EACH(i) sum[i] = vi_zero();
+        for (int g = 0; g < 8; g++) {
+            b32 v = b32_load(q + 16 * (g & ~1));
+            v = g & 1 ? b32_high(v) : b32_low(v);
+            if (five) v = b32_or(v, b32_bits(b32_load(((const block_q5_k *) (const void *) w)->high), g, 1));
+            const h32 scaled = h32_scale1(h32_of(v), s.scale[g]);
+            EACH(i) sum[i] = dot2(sum[i], scaled, numbers16(x, stride, i, b * BLOCK + g * GROUP));
+        }
+        const float d = half(head->d), min = half(head->min);
+        v8 m;
+        for (int g = 0; g < 8; g++) m[g] = min * s.min[g];
+        EACH(i) {
+            acc[i] = vf_fma(vf_of(sum[i]), vf_set(d * float_at(x + i * stride + at.scales + 4 * b)), acc[i]);
+            mins[i] += m * *(const v8 *) (const void *) (x + i * stride + at.sums + 32 * b);
+        }
+    }
+    finish(n, acc, mins, out);
+}
+
+INLINE void dot_q4_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                       float * out) {
+    dot_k45_n(n, n_in, w, x, stride, out, false);
+}
+
+INLINE void dot_q5_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                       float * out) {
+    dot_k45_n(n, n_in, w, x, stride, out, true);
+}
+
+INLINE void dot_q6_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                       float * out) {
+    const rounded16 at = rounded16_of(n_in);
+    const block_q6_k * block = (const void *) w;
+    vf acc[FEW_TOKENS];
+    EACH(i) acc[i] = vf_set(0.0f);
+    for (int64_t b = 0; b < n_in / BLOCK; b++, block++) {
+        vi sum[FEW_TOKENS];
+        EACH(i) sum[i] = vi_zero();
+        for (int g = 0; g < 8; g++) {
+            const h32 q = h32_minus(h32_of(q6_k_part(block, g / 4, g % 4)), 32);
+            const h32 scaled = h32_scale(q, block->scales[2 * g], block->scales[2 * g + 1]);
+            EACH(i) sum[i] = dot2(sum[i], scaled, numbers16(x, stride, i, b * BLOCK + g * GROUP));
+        }
+        const float d = half(block->d);
+        EACH(i)
+        acc[i] = vf_fma(vf_of(sum[i]), vf_set(d * float_at(x + i * stride + at.scales + 4 * b)), acc[i]);
+    }
+    finish(n, acc, NULL, out);
+}
+
+INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                       float * out) {
+    const rounded16 at = rounded16_of(n_in);
+    const block_q8_0 * block = (const void *) w;
+    vf acc[FEW_TOKENS];
+    EACH(i) acc[i] = vf_set(0.0f);
+    for (int64_t g = 0; g < n_in / GROUP; g++, block++) {
+        const h32 q = h32_of(b32_load(block->q));
+        const float d = half(block->d);
+        EACH(i) {
+            const vi sum = dot2(vi_zero(), q, numbers16(x, stride, i, g * GROUP));
+            acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(x + i * stride + at.scales + g / 8 * 4)), acc[i]);
+        }
+    }
+    finish(n, acc, NULL, out);
+}
+
+INLINE void dot_q4_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                       float * out) {
+    const rounded16 at = rounded16_of(n_in);
+    const block_q4_0 * block = (const void *) w;
+    vf acc[FEW_TOKENS];
+    EACH(i) acc[i] = vf_set(0.0f);
+    for (int64_t g = 0; g < n_in / GROUP; g++, block++) {
+        const b32 two = b32_two(block->q);
+        const h32 q = h32_minus(h32_of(b32_halves(b32_low(two), b32_high(two))), 8);
+        const float d = half(block->d);
+        EACH(i) {
+            const vi sum = dot2(vi_zero(), q, numbers16(x, stride, i, g * GROUP));
+            acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(x + i * stride + at.scales + g / 8 * 4)), acc[i]);
+        }
+    }
+    finish(n, acc, NULL, out);
+}
+
+INLINE float number(const char * w, int64_t k, int bits) {
+    uint16_t h;
+    if (bits == 32) return float_at(w + 4 * k);
+    memcpy(&h, w + 2 * k, 2);
+    if (bits == 16) return half(h);
+    const uint32_t f = (uint32_t) h << 16;
+    float x;
+    memcpy(&x, &f, 4);
+    return x;
+}
+
+// Floats: bits 32, 16 (f16) or 0 (bf16).
+INLINE void dot_floats_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                         float * out, const int bits) {
+    vf acc[FEW_TOKENS];
+    EACH(i) acc[i] = vf_set(0.0f);
+    int64_t k = 0;
+    for (; k + LANES <= n_in; k += LANES) {
+        const vf v = bits == 32   ? vf_load((const float *) (const void *) w + k)
+                     : bits == 16 ? vf_of_f16(w + 2 * k)
+                                  : vf_of_bf16(w + 2 * k);
+        EACH(i) acc[i] = vf_fma(v, vf_load((const float *) (const void *) (x + i * stride) + k), acc[i]);
+    }
+    finish(n, acc, NULL, out);
+    for (; k < n_in; k++) {
+        EACH(i) out[i] += number(w, k, bits) * float_at(x + i * stride + 4 * k);
+    }
+}
+
+INLINE void dot_f32_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out) {
+    dot_floats_n(n, n_in, w, x, stride, out, 32);
+}
+
+INLINE void dot_f16_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out) {
+    dot_floats_n(n, n_in, w, x, stride, out, 16);
+}
+
+INLINE void dot_bf16_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                       float * out) {
+    dot_floats_n(n, n_in, w, x, stride, out, 0);
+}
+
+// -------------------------------------------------------------------------------------- attention
+
+INLINE const char * key_row(const attention_work * a, const char * rows, size_t stride, int position) {
+    return rows + (size_t) (a->cells ? a->cells[position] : a->first_row + position) * stride;
+}
+
+// Scores to weights with the running maximum and sum; gives the factor for what was added up so far.
+INLINE float fold(float * s, int n_seen, int n_keys, float * max, float * sum) {
+    float m = *max;
+    for (int j = 0; j < n_seen; j++) m = s[j] > m ? s[j] : m;
+    for (int j = n_seen; j < n_keys; j++) s[j] = -INFINITY;
+    const float rescale = *max == m ? 1.0f : *sum > 0.0f ? expf(*max - m) : 0.0f;
+    v16 total = v16_set(0.0f);
+    for (int j = 0; j < n_keys; j += 16) {
+        const v16 p = v16_exp(v16_load(s + j) - m);
+        v16_store(s + j, p);
+        total += p;
+    }
+    *sum = *sum * rescale + v16_sum(total);
+    *max = m;
+    return rescale;
+}
+
+INLINE int seen_by(const attention_work * a, int row, int p0, int n_keys) {
+    const int n = a->n_visible[row / a->group] - p0;
+    return n < 0 ? 0 : n < n_keys ? n : n_keys;
+}
+
+INLINE const float * query_row(const attention_work * a, int row) {
+    return a->q + (size_t) (row / a->group) * a->q_stride + (size_t) (row % a->group * a->d);
+}
+
+INLINE void write_row(const attention_work * a, int row, const float * out, int at, int n, float sum) {
+    float * y = a->y + (size_t) (row / a->group) * a->q_stride + (size_t) (row % a->group * a->d) + at;
+    for (int c = 0; c < n; c++) y[c] = out[c] / sum;
+}
+
+INLINE int most_visible(const attention_work * a) {
+    int most = 0;
+    for (int t = 0; t < a->n; t++) most = a->n_visible[t] > most ? a->n_visible[t] : most;
+    return most;
+}
+
+// Few rows of queries: each key and value is read once, as the cache has it.
+INLINE void attend_few_n(const int n, const attention_work * a) {
+    const int d = a->d, n_keys = most_visible(a);
+    const float scale = 1.0f / sqrtf((float) d);
+    _Alignas(64) float q[FEW_TOKENS][MAX_HEAD], out[FEW_TOKENS][MAX_HEAD], row[MAX_HEAD],
+        s[FEW_TOKENS][GROUP];
+    float max[FEW_TOKENS], sum[FEW_TOKENS], dots[FEW_TOKENS];
+    for (int i = 0; i < n; i++) {
+        for (int c = 0; c < d; c++) q[i][c] = query_row(a, i)[c] * scale;
+        memset(out[i], 0, (size_t) d * sizeof(float));
+        max[i] = -INFINITY;
+        sum[i] = 0.0f;
+    }
+    for (int p0 = 0; p0 < n_keys; p0 += GROUP) {
+        const int n_here = n_keys - p0 < GROUP ? n_keys - p0 : GROUP;
+        for (int j = 0; j < n_here; j++) {
+            const float * k = floats_of(key_row(a, a->k, a->k_stride, p0 + j), a->k_type, d, row);
+            dot_floats_n(n, d, (const char *) k, (const char *) q, sizeof q[0], dots, 32);
+            EACH(i) s[i][j] = dots[i];
+        }
+        EACH(i) {
+            const int n_seen = seen_by(a, i, p0, n_here);
+            if (n_seen == 0) {
+                memset(s[i], 0, sizeof s[i]);
+                continue;
+            }
+            const float rescale = fold(s[i], n_seen, GROUP, &max[i], &sum[i]);
+            if (rescale != 1.0f) {
+                for (int c = 0; c < d; c++) out[i][c] *= rescale;
+            }
+        }
+        for (int j = 0; j < n_here; j++) {
+            const float * v = floats_of(key_row(a, a->v, a->v_stride, p0 + j), a->v_type, d, row);
+            EACH(i) {
+                int c = 0;
+                for (; c + LANES <= d; c += LANES)
+                    vf_store(out[i] + c, vf_fma(vf_set(s[i][j]), vf_load(v + c), vf_load(out[i] + c)));
+                for (; c < d; c++) out[i][c] += s[i][j] * v[c];
+            }
+        }
+    }
+    for (int i = 0; i < n; i++) write_row(a, i, out[i], 0, d, sum[i]);
+}
+
+static void attend_few(const attention_work * a) {
+    switch (a->n * a->group) {
+    case 1: attend_few_n(1, a); break;
+    case 2: attend_few_n(2, a); break;
+    case 3: attend_few_n(3, a); break;
+    case 4: attend_few_n(4, a); break;
+    case 5: attend_few_n(5, a); break;
+    case 6: attend_few_n(6, a); break;
+    case 7: attend_few_n(7, a); break;
+    default: attend_few_n(8, a);
+    }
+}
+
+#if defined(HAS_BF16)
+
+typedef struct many_scratch {
+    _Alignas(64) uint16_t q[MAX_QUERIES * MAX_HEAD], weights[MAX_QUERIES * TILE_KEYS];
+    uint16_t rows[TILE_KEYS * MAX_HEAD];
+    char     panel[2 * TILE_KEYS * MAX_ROWS > 2 * MAX_HEAD * MAX_ROWS ? 2 * TILE_KEYS * MAX_ROWS
+                                                                      : 2 * MAX_HEAD * MAX_ROWS];
+    float s[TILE_KEYS / MAX_ROWS][MAX_QUERIES * MAX_ROWS], out[MAX_HEAD / MAX_ROWS][MAX_QUERIES * MAX_ROWS];
+    float    row[TILE_KEYS], unpacked[MAX_HEAD], max[MAX_QUERIES], sum[MAX_QUERIES];
+} many_scratch;
+
+_Static_assert(sizeof(many_scratch) <= ATTEND_SCRATCH, "scratch of attend_many");
+
+// TILE_KEYS rows of the cache in bfloat16; rows beyond n_keys are zero.
+INLINE void load_rows(const attention_work * a, const char * from, size_t stride, enum ggml_type type, int p0,
+                      int n_keys, many_scratch * s) {
+    for (int j = 0; j < TILE_KEYS; j++) {
+        uint16_t * to = s->rows + j * a->d;
+        if (j >= n_keys) memset(to, 0, 2 * (size_t) a->d);
+        else round_bf16(floats_of(key_row(a, from, stride, p0 + j), type, a->d, s->unpacked), a->d, to);
+    }
+}
+
+INLINE void fold_rows(const attention_work * a, int n_rows, int p0, int n_keys, many_scratch * s) {
+    for (int r = 0; r < n_rows; r++) {
+        uint16_t * weights = s->weights + r * TILE_KEYS;
+        const int n_seen = seen_by(a, r, p0, n_keys);
+        if (n_seen == 0) {
+            memset(weights, 0, 2 * TILE_KEYS);
+            continue;
+        }
+        for (int h = 0; h < TILE_KEYS / ROWS; h++)
+            memcpy(s->row + h * ROWS, s->s[h] + r * ROWS, ROWS * sizeof(float));
+        const float rescale = fold(s->row, n_seen, TILE_KEYS, &s->max[r], &s->sum[r]);
+        round_bf16(s->row, TILE_KEYS, weights);
+        for (int c = 0; rescale != 1.0f && c < a->d / ROWS; c++) {
+            float * out = s->out[c] + r * ROWS;
+            for (int j = 0; j < ROWS; j += LANES)
+                vf_store(out + j, vf_mul(vf_load(out + j), vf_set(rescale)));
+        }
+    }
+}
+
+// panel[k / 2][ROWS][2] of columns c .. c + ROWS - 1 of TILE_KEYS rows: neighbouring rows interleaved.
+INLINE void value_panel(const many_scratch * s, int d, int c, char * panel) {
+    for (int k = 0; k < TILE_KEYS; k += 2) {
+        const uint16_t * a = s->rows + k * d + c, * b = a + d;
+        uint16_t * out = (uint16_t *) (void *) panel + k * ROWS;
+        for (int j = 0; j < ROWS; j++) out[2 * j] = a[j], out[2 * j + 1] = b[j];
+    }
+}
+
+static void attend_many(const attention_work * a) {
+    many_scratch * s = (many_scratch *) (void *) a->scratch;
+    const int d = a->d, n_rows = a->n * a->group, n_keys = most_visible(a);
+    const float scale = 1.0f / sqrtf((float) d);
+    for (int r = 0; r < n_rows; r++) {
+        for (int c = 0; c < d; c++) s->unpacked[c] = query_row(a, r)[c] * scale;
+        round_bf16(s->unpacked, d, s->q + r * d);
+        s->max[r] = -INFINITY;
+        s->sum[r] = 0.0f;
+    }
+    for (int c = 0; c < d / ROWS; c++) memset(s->out[c], 0, (size_t) n_rows * ROWS * sizeof(float));
+    for (int p0 = 0; p0 < n_keys; p0 += TILE_KEYS) {
+        const int n_here = n_keys - p0 < TILE_KEYS ? n_keys - p0 : TILE_KEYS;
+        load_rows(a, a->k, a->k_stride, a->k_type, p0, n_here, s);
+        for (int h = 0; h < TILE_KEYS / ROWS; h++) {
+            transpose((const char *) (s->rows + h * ROWS * d), 2 * (size_t) d, d / 2, s->panel);
+            memset(s->s[h], 0, (size_t) n_rows * ROWS * sizeof(float));
+            multiply_bf16(n_rows, d, s->panel, (const char *) s->q, 2 * (size_t) d, s->s[h]);
+        }
+        fold_rows(a, n_rows, p0, n_here, s);
+        load_rows(a, a->v, a->v_stride, a->v_type, p0, n_here, s);
+        for (int c = 0; c < d / ROWS; c++) {
+            value_panel(s, d, c * ROWS, s->panel);
+            multiply_bf16(n_rows, TILE_KEYS, s->panel, (const char *) s->weights, 2 * TILE_KEYS, s->out[c]);
+        }
+    }
+    for (int r = 0; r < n_rows; r++) {
+        for (int c = 0; c < d / ROWS; c++) write_row(a, r, s->out[c] + r * ROWS, c * ROWS, ROWS, s->sum[r]);
+    }
+}
+
+#endif
+
+BY_COUNT(dot_q4_k)
+BY_COUNT(dot_q5_k)
+BY_COUNT(dot_q6_k)
+BY_COUNT(dot_q8_0)
+BY_COUNT(dot_q4_0)
+BY_COUNT(dot_f32)
+BY_COUNT(dot_f16)
+BY_COUNT(dot_bf16)
+
+
+const micro MICRO = {
+    .name = MICRO_NAME,
+    .rows = ROWS,
+    .tokens = TOKENS,
+    .round8 = round8,
+    .round16 = round16,
+    .pack8 = pack8,
+    .multiply8 = multiply8,
+    .pack16 = pack16,
+    .multiply16 = multiply16,
+    .attend_few = attend_few,
+#if defined(HAS_BF16)
+    .attend_many = attend_many,
+#endif
+    .dot = { [GGML_TYPE_Q4_K] = dot_q4_k,
+             [GGML_TYPE_Q5_K] = dot_q5_k,
+             [GGML_TYPE_Q6_K] = dot_q6_k,
+             [GGML_TYPE_Q8_0] = dot_q8_0,
+             [GGML_TYPE_Q4_0] = dot_q4_0,
+             [GGML_TYPE_F32] = dot_f32,
+             [GGML_TYPE_F16] = dot_f16,
+             [GGML_TYPE_BF16] = dot_bf16 },
+};

@@ -1,0 +1,149 @@
+// simd_avx2.h - the vector operations of micro_code.h on AVX2 with FMA and F16C, and AVX-VNNI where the file
+// is compiled for it. Sixteen registers: tiles are 16 rows by 4 or 6 tokens.
+#pragma once
+
+#include <immintrin.h>
+
+#define ROWS  16
+#define LANES 8
+#define HAS_F16C
+
+typedef __m256  vf;                       // 8 floats
+typedef __m256i vi;                       // 8 int32, or their bytes
+typedef struct h32 { __m256i a, b; } h32; // 32 int16
+typedef __m256i b32;                      // 32 bytes
+
+INLINE vf vf_load(const float * p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float * p, vf x) { _mm256_storeu_ps(p, x); }
+INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
+INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_of(vi x) { return _mm256_cvtepi32_ps(x); }
+INLINE vf vf_max_abs(vf m, vf x) { return _mm256_max_ps(m, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)); }
+INLINE float vf_top(vf x) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE float vf_sum(vf x) {
+    __m128 m = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    m = _mm_add_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_add_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE vf vf_of_f16(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+INLINE vf vf_of_bf16(const void * p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+INLINE vf vf_of_i8(const void * p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
+INLINE vi vi_zero(void) { return _mm256_setzero_si256(); }
+INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
+INLINE vi vi_load(const void * p) { return _mm256_loadu_si256(p); }
+INLINE vi vi_round(vf x) { return _mm256_cvtps_epi32(x); }
+INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+INLINE int32_t vi_sum(vi x) {
+    __m128i m = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    m = _mm_add_epi32(m, _mm_unpackhi_epi64(m, m));
+    return _mm_cvtsi128_si32(m) + _mm_extract_epi32(m, 1);
+}
+INLINE __m128i words_of(vi x) {
+    return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+INLINE void vi_store16(void * p, vi x) { _mm_storeu_si128(p, words_of(x)); }
+INLINE void vi_store8(void * p, vi x) {
+    __m128i w = words_of(x);
+    _mm_storel_epi64(p, _mm_packs_epi16(w, w));
+}
+
+#if defined(__AVXVNNI__)
+#define W_OFFSET 128                      // weights are unsigned
+#define TOKENS   6
+#define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
+#define DOT2(acc, w, x) __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
+#define DOT4(acc, w, x) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
+#else
+#define W_OFFSET 0
+#define TOKENS   4
+#define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
+INLINE vi dot4(vi acc, vi w, vi x) { // |w| and sign(x): at most 2 * 127 * 127 fits into 16 bits
+    vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#define DOT4(acc, w, x) acc = dot4(acc, w, x)
+#define DOT2(acc, w, x) acc = _mm256_add_epi32(acc, _mm256_madd_epi16(w, x))
+#endif
+
+INLINE vi dot2(vi acc, h32 w, const int16_t * x) {
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(w.a, vi_load(x)));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(w.b, vi_load(x + 16)));
+}
+
+INLINE b32 b32_load(const void * p) { return _mm256_loadu_si256(p); }
+INLINE void b32_store(void * p, b32 x) { _mm256_storeu_si256(p, x); }
+INLINE b32 b32_low(b32 x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INLINE b32 b32_high(b32 x) { return b32_low(_mm256_srli_epi16(x, 4)); }
+INLINE b32 b32_or(b32 a, b32 b) { return _mm256_or_si256(a, b); }
+INLINE b32 b32_bits(b32 x, int shift, int mask) {
+    b32 bits = _mm256_and_si256(_mm256_srl_epi16(x, _mm_cvtsi32_si128(shift)), _mm256_set1_epi8((char) mask));
+    return _mm256_slli_epi16(bits, 4);
+}
+INLINE b32 b32_two(const void * p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
+INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 0xF0); }
+INLINE h32 h32_of(b32 x) {
+    return (h32) { _mm256_cvtepi8_epi16(_mm256_castsi256_si128(x)),
+                   _mm256_cvtepi8_epi16(_mm256_extracti128_si256(x, 1)) };
+}
+INLINE h32 h32_scale(h32 x, int s0, int s1) {
+    return (h32) { _mm256_mullo_epi16(x.a, _mm256_set1_epi16((short) s0)),
+                   _mm256_mullo_epi16(x.b, _mm256_set1_epi16((short) s1)) };
+}
+INLINE h32 h32_scale1(h32 x, int s) { return h32_scale(x, s, s); }
+INLINE h32 h32_minus(h32 x, int y) {
+    const __m256i v = _mm256_set1_epi16((short) y);
+    return (h32) { _mm256_sub_epi16(x.a, v), _mm256_sub_epi16(x.b, v) };
+}
+
+INLINE b32 b32_table(b32 index, float a, float b) {
+    const vf i = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
+    vi low = _mm256_cvtps_epi32(_mm256_fmadd_ps(i, vf_set(a), vf_set(b)));
+    vi high = _mm256_cvtps_epi32(_mm256_fmadd_ps(i, vf_set(a), vf_set(b + 8 * a)));
+    __m128i l = words_of(low), h = words_of(high);
+#if W_OFFSET
+    __m128i t = _mm_packus_epi16(l, h);
+#else
+    __m128i t = _mm_packs_epi16(l, h);
+#endif
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
+}
+
+INLINE void transpose8(const char * rows, size_t stride, char * out) {
+    vi a[8], b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) a[i] = vi_load(rows + i * stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_si256((__m256i *)(out + (size_t)i * 4 * ROWS),
+                            _mm256_permute2x128_si256(a[i], a[4 + i], 0x20));
+        _mm256_storeu_si256((__m256i *) (out + (size_t) (i + 4) * 4 * ROWS),
+                            _mm256_permute2x128_si256(a[i], a[4 + i], 0x31));
+    }
+}
+
+INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
+    for (int k = 0; k < n; k += 8) {
+        transpose8(rows + 4 * k, stride, out + (size_t) k * 4 * ROWS);
+        transpose8(rows + 8 * stride + 4 * k, stride, out + (size_t) k * 4 * ROWS + 32);
+    }
+}

@@ -1,0 +1,147 @@
+// simd_plain.h - the vector operations of micro_code.h in plain C: the twin that every other set is tested
+// against, and what runs where there is no other.
+#pragma once
+
+#include <math.h>
+
+#define ROWS   16
+#define LANES  8
+#define TOKENS 4
+#define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
+#define W_OFFSET 0
+
+typedef float   vf __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+typedef int8_t  vb __attribute__((vector_size(32)));
+typedef struct h32 { int16_t v[32]; } h32;
+typedef uint8_t b32 __attribute__((vector_size(32)));
+
+INLINE vf vf_load(const float * p) {
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE void vf_store(float * p, vf x) { memcpy(p, &x, sizeof x); }
+INLINE vf vf_set(float x) { return (vf) { x, x, x, x, x, x, x, x }; }
+INLINE vf vf_add(vf a, vf b) { return a + b; }
+INLINE vf vf_mul(vf a, vf b) { return a * b; }
+INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+INLINE vf vf_of(vi x) { return __builtin_convertvector(x, vf); }
+INLINE vf vf_max_abs(vf m, vf x) {
+    for (int i = 0; i < LANES; i++) m[i] = fabsf(x[i]) > m[i] ? fabsf(x[i]) : m[i];
+    return m;
+}
+INLINE float vf_top(vf x) {
+    float m = x[0];
+    for (int i = 1; i < LANES; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+INLINE float vf_sum(vf x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+INLINE vf vf_of_f16(const void * p) {
+    uint16_t h[LANES];
+    vf x;
+    memcpy(h, p, sizeof h);
+    for (int i = 0; i < LANES; i++) x[i] = ggml_fp16_to_fp32(h[i]);
+    return x;
+}
+INLINE vf vf_of_bf16(const void * p) {
+    uint16_t h[LANES];
+    vi bits;
+    memcpy(h, p, sizeof h);
+    for (int i = 0; i < LANES; i++) bits[i] = (int32_t) ((uint32_t) h[i] << 16);
+    return (vf) bits;
+}
+INLINE vf vf_of_i8(const void * p) {
+    vf x;
+    for (int i = 0; i < LANES; i++) x[i] = ((const int8_t *) p)[i];
+    return x;
+}
+INLINE vi vi_zero(void) { return (vi) { 0 }; }
+INLINE vi vi_set(int32_t x) { return (vi) { x, x, x, x, x, x, x, x }; }
+INLINE vi vi_load(const void * p) {
+    vi x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE vi vi_round(vf x) {
+    vi n;
+    for (int i = 0; i < LANES; i++) n[i] = (int32_t) nearbyintf(x[i]);
+    return n;
+}
+INLINE vi vi_add(vi a, vi b) { return a + b; }
+INLINE int32_t vi_sum(vi x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
+INLINE void vi_store8(void * p, vi x) {
+    for (int i = 0; i < LANES; i++) ((int8_t *) p)[i] = (int8_t) x[i];
+}
+INLINE void vi_store16(void * p, vi x) {
+    for (int i = 0; i < LANES; i++) ((int16_t *) p)[i] = (int16_t) x[i];
+}
+
+INLINE vi dot4(vi acc, vi w, vi x) {
+    vb a = (vb) w, b = (vb) x;
+    for (int i = 0; i < LANES; i++) {
+        for (int j = 0; j < 4; j++) acc[i] += a[4 * i + j] * b[4 * i + j];
+    }
+    return acc;
+}
+#define DOT4(acc, w, x) acc = dot4(acc, w, x)
+
+INLINE vi dot2_pairs(vi acc, vi w, vi x) {
+    int16_t a[2 * LANES], b[2 * LANES];
+    memcpy(a, &w, sizeof a);
+    memcpy(b, &x, sizeof b);
+    for (int i = 0; i < 2 * LANES; i++) acc[i / 2] += a[i] * b[i];
+    return acc;
+}
+#define DOT2(acc, w, x) acc = dot2_pairs(acc, w, x)
+
+INLINE vi dot2(vi acc, h32 w, const int16_t * x) {
+    for (int i = 0; i < 32; i++) acc[i / 2 % LANES] += w.v[i] * x[i];
+    return acc;
+}
+
+INLINE b32 b32_load(const void * p) {
+    b32 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE void b32_store(void * p, b32 x) { memcpy(p, &x, sizeof x); }
+INLINE b32 b32_low(b32 x) { return x & 15; }
+INLINE b32 b32_high(b32 x) { return x >> 4; }
+INLINE b32 b32_or(b32 a, b32 b) { return a | b; }
+INLINE b32 b32_bits(b32 x, int shift, int mask) {
+    for (int i = 0; i < 32; i++) x[i] = (uint8_t) (((x[i] >> shift) & mask) << 4);
+    return x;
+}
+INLINE b32 b32_two(const void * p) {
+    b32 x;
+    for (int i = 0; i < 32; i++) x[i] = ((const uint8_t *) p)[i % 16];
+    return x;
+}
+INLINE b32 b32_halves(b32 low, b32 high) {
+    for (int i = 16; i < 32; i++) low[i] = high[i];
+    return low;
+}
+INLINE h32 h32_of(b32 x) {
+    h32 h;
+    for (int i = 0; i < 32; i++) h.v[i] = (int8_t) x[i];
+    return h;
+}
+INLINE h32 h32_scale(h32 x, int s0, int s1) {
+    for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] * (i < 16 ? s0 : s1));
+    return x;
+}
+INLINE h32 h32_scale1(h32 x, int s) { return h32_scale(x, s, s); }
+INLINE h32 h32_minus(h32 x, int y) {
+    for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] - y);
+    return x;
+}
+INLINE b32 b32_table(b32 index, float a, float b) {
+    for (int i = 0; i < 32; i++) index[i] = (uint8_t) (int8_t) nearbyintf(index[i] * a + b);
+    return index;
+}
+INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
+    for (int k = 0; k < n; k++) {
+        for (int r = 0; r < ROWS; r++) memcpy(out + 4 * (k * ROWS + r), rows + (size_t)r * stride + 4 * k, 4);
+    }
+}

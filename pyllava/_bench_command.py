@@ -1,0 +1,236 @@
+"""``pyllava-cli bench``: how fast a model is on this machine, stage by stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import _lib, models
+from ._options import PROGRAM, Parser
+from .errors import PyllavaError
+from .images import ImageSpec, load_image, preprocess
+
+_DESCRIPTION = """\
+Measure loading, image encoding, prefill and decoding; medians of --repeat runs after one that is not counted.
+Tokens and picture are random numbers: speed does not depend on them.
+"""
+
+
+def bench(argv: list[str]) -> None:
+    """Measure as the command line says; every failure is an exception."""
+    options = _parser().parse(argv)
+    result = _Bench(options).run()
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(_table(result))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog=f"{PROGRAM} bench", description=_DESCRIPTION)
+    add = parser.add_argument
+    add("-m", "--model", metavar="FILE", help="GGUF file or folder (default: the demo model)")
+    add("--mmproj", metavar="FILE", help="projector file (default: the one beside the model)")
+    add(
+        "-p",
+        "--prompt-tokens",
+        metavar="N",
+        type=_count,
+        default=512,
+        help="tokens of the prompt (default: 512)",
+    )
+    add("-n", "--predict", metavar="N", type=_count, default=32, help="tokens to decode (default: 32)")
+    add("--batch", metavar="N,N", type=_counts, default=(1,), help="sequences decoded together (default: 1)")
+    add(
+        "--image-size",
+        metavar="WxH",
+        type=_size,
+        default=(336, 336),
+        help="of the picture (default: 336x336)",
+    )
+    add(
+        "-b",
+        "--batch-size",
+        metavar="N",
+        type=_count,
+        default=512,
+        help="tokens per prefill step (default: 512)",
+    )
+    add("-t", "--threads", metavar="N", type=_count, default=0, help="threads (default: one per core)")
+    add("--precision", choices=("exact", "fast"), default="exact", help="default: exact")
+    add("--repeat", metavar="N", type=_count, default=3, help="runs of each stage (default: 3)")
+    add("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}, need a number from 1 to 999999")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not cross:
+        raise argparse.ArgumentTypeError(f"{text!r}, need WIDTHxHEIGHT")
+    return _count(width), _count(height)
+
+
+class _Bench:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.random = np.random.RandomState(0)
+        self.peak_anon = 0
+
+    def run(self) -> dict[str, Any]:
+        options = self.options
+        files = models.find(options.model, options.mmproj)
+        started = time.perf_counter()
+        self.model = _lib.ModelHandle(files.model, files.mmproj)
+        load = time.perf_counter() - started
+        info = self.model.info
+        if info.n_ctx_train < options.prompt_tokens + options.predict:
+            raise PyllavaError(
+                f"{options.prompt_tokens} + {options.predict} tokens, the model was trained for {info.n_ctx_train}: "
+                "fewer with -p and -n"
+            )
+        result: dict[str, Any] = {
+            "model": str(files.model),
+            "mmproj": None if files.mmproj is None else str(files.mmproj),
+            "settings": {
+                "prompt_tokens": options.prompt_tokens,
+                "predict": options.predict,
+                "image_size": list(options.image_size),
+                "batch_size": options.batch_size,
+                "threads": options.threads,
+                "precision": options.precision,
+                "repeat": options.repeat,
+            },
+            "load_s": load,
+        }
+        image_rows = self._images(result) if info.has_vision else None
+        self._text(result, image_rows, load)
+        result["peak_anon_bytes"] = self.peak_anon or None
+        return result
+
+    def _close(self, session: _lib.SessionHandle) -> None:
+        self.peak_anon = max(self.peak_anon, _anon())
+        session.close()
+
+    def _session(self, n_ctx: int, n_seq: int = 1, n_views: int = 1) -> _lib.SessionHandle:
+        options = self.options
+        return _lib.SessionHandle(
+            self.model, n_ctx=n_ctx, n_batch=options.batch_size, n_seq=n_seq, n_threads=options.threads,
+            n_views=n_views, precision=options.precision,
+        )  # fmt: skip
+
+    def _median(self, run: Callable[[], object]) -> float:
+        run()
+        times = []
+        for _ in range(self.options.repeat):
+            started = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    def _tokens(self, n: int) -> list[int]:
+        n_vocab = self.model.info.n_vocab
+        return [int(i) for i in self.random.randint(min(259, n_vocab - 1), n_vocab, n)]
+
+    def _images(self, result: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        info, (width, height) = self.model.info, self.options.image_size
+        aspect = "anyres" if info.anyres else "pad"
+        spec = ImageSpec(info.image_size, info.image_mean, info.image_std, aspect, info.pinpoints)  # type: ignore[arg-type]
+        picture = load_image(self.random.randint(0, 256, (height, width, 3)).astype(np.uint8))
+        views = preprocess(picture, spec)
+        session = self._session(64, n_views=len(views.pixels))
+        result["vision_layers_run"] = info.n_layer_vision_run
+        result["views"] = len(views.pixels)
+        result["encode_s"] = self._median(lambda: session.encode(views.pixels))
+        rows = self.model.merge(
+            _lib.Layout(views.grid, views.size, flat=not info.anyres), session.encode(views.pixels)
+        )
+        result["image_tokens"] = len(rows)
+        self._close(session)
+        return rows
+
+    def _text(self, result: dict[str, Any], rows: Any, load: float) -> None:
+        n, n_predict = self.options.prompt_tokens, self.options.predict
+        session = self._session(n + n_predict + (0 if rows is None else len(rows)))
+
+        def prefill() -> None:
+            session.prefill([_lib.Tokens(self._tokens(n))])
+
+        result["prefill_tok_s"] = n / self._median(prefill)
+        times = []
+        for token in self._tokens(n_predict):
+            started = time.perf_counter()
+            session.decode([token], seqs=[0])
+            times.append(time.perf_counter() - started)
+        result["decode_tok_s"] = 1 / statistics.median(times)
+        if rows is not None:
+            prompt: list[_lib.Span] = [
+                _lib.Tokens(self._tokens(32)),
+                _lib.Rows(rows, 1),
+                _lib.Tokens(self._tokens(16)),
+            ]
+            started = time.perf_counter()
+            session.prefill(prompt)
+            result["ttft_s"] = load + result["encode_s"] + time.perf_counter() - started
+        self._close(session)
+        result["decode_batch_tok_s"] = {str(k): self._decode_batch(k) for k in self.options.batch}
+
+    def _decode_batch(self, n_seq: int) -> float:
+        """Tokens per second of `n_seq` sequences together, each after its own short prompt."""
+        session = self._session(64 + self.options.predict, n_seq=n_seq)
+        for seq in range(n_seq):
+            session.prefill([_lib.Tokens(self._tokens(32))], seq=seq)
+        times = []
+        for _ in range(self.options.predict):
+            tokens = self._tokens(n_seq)
+            started = time.perf_counter()
+            session.decode(tokens, seqs=list(range(n_seq)))
+            times.append(time.perf_counter() - started)
+        self._close(session)
+        return n_seq / statistics.median(times)
+
+
+def _anon() -> int:
+    """Resident memory of this process that is no mapped file, in bytes; 0 where unknown."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["RssAnon"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [("load", result["load_s"], "s")]
+    if "encode_s" in result:
+        lines.append(
+            (f"encode ({result['views']} views, {result['image_tokens']} tokens)", result["encode_s"], "s")
+        )
+    lines += [
+        ("prefill", result["prefill_tok_s"], "tokens/s"),
+        ("decode", result["decode_tok_s"], "tokens/s"),
+    ]
+    lines += [
+        (f"decode, {k} at once", v, "tokens/s") for k, v in result["decode_batch_tok_s"].items() if k != "1"
+    ]
+    if "ttft_s" in result:
+        lines.append(("first token, with image", result["ttft_s"], "s"))
+    if result["peak_anon_bytes"] is not None:
+        lines.append(("memory besides the files", result["peak_anon_bytes"] / 2**20, "MiB"))
+    return "\n".join(f"{name:<34}{value:>12.{3 if value < 10 else 1}f} {unit}" for name, value, unit in lines)

@@ -1,0 +1,253 @@
+// test_fast_kernels.c - the fast mode's kernels against double precision: every instruction set that this
+// machine runs, every type, odd sizes, a few and many tokens, attention over shuffled cells and shared heads.
+#include "micro.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_TOKENS 29
+#define GATE_INT8  2e-4
+#define GATE_INT16 1e-6
+#define GATE_FLOAT 1e-11
+#define GATE_ATTENTION_BF16 1e-4
+#define GATE_ATTENTION 1e-9
+
+static long n_checks;
+static atomic_int not_cancelled;
+
+static void fail(const char * format, ...) {
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "test-fast-kernels: FAILED: ");
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    exit(1);
+}
+
+static void * take(size_t size) {
+    void * p = aligned_alloc(64, (size + 127) / 64 * 64);
+    if (!p) fail("out of memory");
+    memset(p, 0xFF, (size + 127) / 64 * 64);                             // NaN, where it is not written
+    return p;
+}
+
+static uint64_t random_state = 1;
+
+static double uniform(void) {                                            // SplitMix64, [0, 1)
+    uint64_t z = random_state += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return (double) ((z ^ (z >> 31)) >> 11) * 0x1p-53;
+}
+
+static float * normals(size_t n) {
+    float * x = take(n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float) (sqrt(-2 * log(1 - uniform())) * cos(6.283185307179586 * uniform()));
+    return x;
+}
+
+static void check(const double * expected, const float * found, size_t n, double gate, const char * set,
+                  const char * what) {
+    double error = 0, power = 1e-300;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(found[i])) fail("%s: %s: result %zu is not finite", set, what, i);
+        error += (found[i] - expected[i]) * (found[i] - expected[i]);
+        power += expected[i] * expected[i];
+    }
+    if (!(error / power <= gate)) fail("%s: %s: NMSE %.3g, need at most %g", set, what, error / power, gate);
+    n_checks++;
+}
+
+static struct ggml_tensor rows_of(enum ggml_type type, void * data, int64_t n_rows, int64_t n) {
+    struct ggml_tensor t = { .type = type, .data = data, .ne = { n, n_rows, 1, 1 } };
+    t.nb[0] = ggml_type_size(type);
+    t.nb[1] = ggml_row_size(type, n);
+    t.nb[2] = t.nb[3] = t.nb[1] * (size_t) n_rows;
+    return t;
+}
+
+static kernel_env env_of(const micro * m) {
+    size_t size = fast_linear_scratch_size() > fast_attention_scratch_size() ? fast_linear_scratch_size()
+                                                                             : fast_attention_scratch_size();
+    size = (size > linear_scratch_size() ? size : linear_scratch_size()) + (1 << 20);
+    return (kernel_env) { &not_cancelled, take(size), size, m };
+}
+
+// ------------------------------------------------------------------------------------------ linear
+
+static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int64_t n_out, int64_t n_tokens,
+                        bool careful) {
+    float *w = normals((size_t)(n_in * n_out)), *x = normals((size_t)(n_in * n_tokens)),
+          *b = normals((size_t)n_out);
+    struct ggml_tensor wt = rows_of(type, take(ggml_row_size(type, n_in) * (size_t) n_out), n_out, n_in);
+    if (type == GGML_TYPE_F32) memcpy(wt.data, w, wt.nb[2]);
+    else ggml_quantize_chunk(type, w, wt.data, 0, n_out, n_in, NULL);
+    for (int64_t r = 0; r < n_out && type != GGML_TYPE_F32; r++)
+        ggml_get_type_traits(type)->to_float((char *) wt.data + r * wt.nb[1], w + r * n_in, n_in);
+    double * expected = take((size_t) (n_out * n_tokens) * sizeof *expected);
+    for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t r = 0; r < n_out; r++) {
+            double sum = b[r];
+            for (int64_t k = 0; k < n_in; k++) sum += (double) w[r * n_in + k] * x[t * n_in + k];
+            expected[t * n_out + r] = sum;
+        }
+    }
+    kernel_env env = env_of(m);
+    const linear_plan plan = fast_linear_plan(m, &wt, n_tokens, careful);
+    const char * names[] = { "exact", "engine", "int8", "int16", "dots", "float dots" };
+    const double gates[] = { 0, 0, GATE_INT8, GATE_INT16, GATE_INT16, GATE_FLOAT };
+    if (plan != LINEAR_EXACT && plan != LINEAR_ENGINE) {
+        struct ggml_tensor xt = rows_of(GGML_TYPE_F32, x, n_tokens, n_in),
+                           bt = rows_of(GGML_TYPE_F32, b, 1, n_out);
+        const int64_t size = fast_linear_rounded_size(plan, n_in);
+        struct ggml_tensor rt =
+            rows_of(GGML_TYPE_I8, size ? take((size_t)(size * n_tokens)) : NULL, n_tokens, size);
+        rt.src[0] = &xt;
+        kernel_job round = { .env = &env, .plan = plan }, job = { .env = &env, .plan = plan };
+        if (size) kernel_round(&rt, 0, 1, &round);
+        struct ggml_tensor y = rows_of(GGML_TYPE_F32, take((size_t) (n_out * n_tokens) * 4), n_tokens, n_out);
+        y.src[0] = &wt, y.src[1] = size ? &rt : &xt, y.src[2] = &bt;
+        kernel_fast_linear(&y, 0, 1, &job);
+        char what[128];
+        snprintf(what, sizeof what, "%s [%d, %d] x %d tokens as %s", ggml_type_name(type), (int)n_out,
+                 (int)n_in, (int)n_tokens, names[plan]);
+        check(expected, y.data, (size_t) (n_out * n_tokens), gates[plan], m->name, what);
+        free(y.data);
+        free(rt.data);
+    }
+    free(env.scratch);
+    free(expected);
+    free(wt.data);
+    free(w);
+    free(x);
+    free(b);
+}
+
+static void test_linears(const micro * m) {
+    const enum ggml_type types[] = { GGML_TYPE_F32,   GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q4_0,
+                                     GGML_TYPE_Q4_1,  GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
+                                     GGML_TYPE_Q3_K,  GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
+                                     GGML_TYPE_IQ4_NL };
+    const int tokens[] = { 1, 2, 3, 7, 8, 9, 12, 13, 24, 29 };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        for (size_t j = 0; j < sizeof tokens / sizeof *tokens; j++) {
+            for (int careful = 0; careful < 2; careful++) {
+                test_linear(m, types[i], 512, 67, tokens[j], careful);
+                if (ggml_blck_size(types[i]) <= 32) test_linear(m, types[i], 288, 33, tokens[j], careful);
+            }
+        }
+    }
+    test_linear(m, GGML_TYPE_F16, 75, 5, 3, false);
+}
+
+// --------------------------------------------------------------------------------------- attention
+
+typedef struct attention_case {
+    int n_tokens, n_past, n_head, n_head_kv, d;
+    enum ggml_type type;
+} attention_case;
+
+static void test_attention(const micro * m, attention_case c) {
+    const int n_keys = c.n_past + c.n_tokens, group = c.n_head / c.n_head_kv, kv = c.n_head_kv * c.d;
+    float * q = normals((size_t) (c.n_tokens * c.n_head * c.d));
+    struct ggml_tensor cache[2];
+    float * values[2];
+    int32_t * cells = take((size_t) n_keys * 4), * visible = take((size_t) c.n_tokens * 4);
+    for (int i = 0; i < n_keys; i++) cells[i] = i;
+    for (int i = n_keys - 1; i > 0; i--) {                               // a sequence's cells lie anywhere
+        const int j = (int) (uniform() * (i + 1)), t = cells[i];
+        cells[i] = cells[j], cells[j] = t;
+    }
+    for (int i = 0; i < 2; i++) {
+        values[i] = normals((size_t) (n_keys * kv));
+        cache[i] = rows_of(c.type, take(ggml_row_size(c.type, kv) * (size_t) n_keys), n_keys, kv);
+        if (c.type == GGML_TYPE_F32) memcpy(cache[i].data, values[i], cache[i].nb[2]);
+        else ggml_quantize_chunk(c.type, values[i], cache[i].data, 0, n_keys, kv, NULL);
+        for (int r = 0; r < n_keys && c.type != GGML_TYPE_F32; r++)
+            ggml_get_type_traits(c.type)->to_float((char *)cache[i].data + r * cache[i].nb[1],
+                                                   values[i] + r * kv, kv);
+    }
+    double * expected = take((size_t) (c.n_tokens * c.n_head * c.d) * sizeof *expected);
+    double * p = take((size_t) n_keys * sizeof *p);
+    for (int t = 0; t < c.n_tokens; t++) {
+        visible[t] = c.n_past + t + 1;
+        for (int h = 0; h < c.n_head; h++) {
+            double sum = 0;
+            for (int j = 0; j < visible[t]; j++) {
+                double s = 0;
+                for (int k = 0; k < c.d; k++)
+                    s += (double)q[(t * c.n_head + h) * c.d + k] *
+                         values[0][cells[j] * kv + h / group * c.d + k];
+                sum += p[j] = exp(s / sqrt(c.d));
+            }
+            for (int k = 0; k < c.d; k++) {
+                double y = 0;
+                for (int j = 0; j < visible[t]; j++)
+                    y += p[j] / sum * values[1][cells[j] * kv + h / group * c.d + k];
+                expected[(t * c.n_head + h) * c.d + k] = y;
+            }
+        }
+    }
+    attention_block blocks[64];
+    attention_env env = { .env = env_of(m), .n_head = c.n_head, .n_head_kv = c.n_head_kv, .head_dim = c.d,
+                          .blocks = blocks, .n_visible = visible };
+    const int most = fast_attention_queries(m, c.d), step = most / group > 1 ? most / group : 1;
+    for (int i = 0; i < c.n_tokens; i += step)
+        blocks[env.n_blocks++] =
+            (attention_block) { i, c.n_tokens - i < step ? c.n_tokens - i : step, cells, 0 };
+    struct ggml_tensor qt = rows_of(GGML_TYPE_F32, q, c.n_tokens, c.n_head * c.d);
+    struct ggml_tensor y = rows_of(GGML_TYPE_F32, take(qt.nb[2]), c.n_tokens, c.n_head * c.d);
+    y.src[0] = &qt, y.src[1] = &cache[0], y.src[2] = &cache[1];
+    kernel_job job = { .env = &env.env, .attention = &env };
+    kernel_fast_attention(&y, 0, 1, &job);
+    char what[128];
+    snprintf(what, sizeof what, "attention of %d tokens after %d, heads %d/%d of %d, %s", c.n_tokens,
+             c.n_past, c.n_head, c.n_head_kv, c.d, ggml_type_name(c.type));
+    const bool rounds = m->attend_many && c.d % MAX_ROWS == 0;
+    check(expected, y.data, (size_t)(c.n_tokens * c.n_head * c.d),
+          rounds ? GATE_ATTENTION_BF16 : GATE_ATTENTION, m->name, what);
+    free(env.env.scratch);
+    free(y.data);
+    free(q);
+    free(p);
+    free(expected);
+    free(cells);
+    free(visible);
+    for (int i = 0; i < 2; i++) free(values[i]), free(cache[i].data);
+}
+
+static void test_attentions(const micro * m) {
+    const attention_case cases[] = {
+        { 1, 0, 2, 2, 64, GGML_TYPE_F32 },     { 1, 300, 8, 2, 128, GGML_TYPE_F16 },
+        { 1, 77, 7, 1, 96, GGML_TYPE_Q8_0 },   { 2, 130, 8, 2, 64, GGML_TYPE_F16 },
+        { 40, 0, 4, 4, 64, GGML_TYPE_F16 },    { 130, 65, 4, 2, 64, GGML_TYPE_F32 },
+        { 50, 14, 8, 1, 128, GGML_TYPE_F16 },  { 33, 3, 2, 2, 20, GGML_TYPE_F32 },
+        { 97, 0, 3, 3, 256, GGML_TYPE_Q8_0 },  { 3, 20, 2, 2, 288, GGML_TYPE_F16 },
+        { 70, 1, 6, 2, 32, GGML_TYPE_BF16 },   { 1, 10, 16, 1, 64, GGML_TYPE_F32 },
+        { 5, 200, 100, 1, 32, GGML_TYPE_F32 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) test_attention(m, cases[i]);
+}
+
+int main(void) {
+    const char * names[] = { "plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const micro * m = micro_choose(names[i]);
+        if (!m) {
+            printf("test-fast-kernels: %s: not on this machine\n", names[i]);
+            continue;
+        }
+        if (strcmp(m->name, names[i])) fail("%s: the table is called %s", names[i], m->name);
+        test_linears(m);
+        test_attentions(m);
+    }
+    if (micro_choose("no such set")) fail("a set that does not exist was chosen");
+    if (!micro_choose(NULL)) fail("nothing to run on this machine");
+    printf("test-fast-kernels: %ld checks passed\n", n_checks);
+    return 0;
+}

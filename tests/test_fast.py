@@ -1,0 +1,120 @@
+"""The fast mode: the same answers as the exact one within its gates, on every instruction set of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pyllava
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PICTURES = ["scene.png", "sign.png", "bread.png"]
+QUESTION = "What is in the picture?"
+SETS = ["plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"]
+Open = Callable[..., pyllava.Llava]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    models = []
+
+    def make(cpu: str | None = None, **options: Any) -> pyllava.Llava:
+        if cpu is None:
+            monkeypatch.delenv("PYLLAVA_CPU", raising=False)
+        else:
+            monkeypatch.setenv("PYLLAVA_CPU", cpu)
+        models.append(pyllava.Llava(**{"n_threads": 1, "precision": "fast"} | options))
+        return models[-1]
+
+    yield make
+    for model in models:
+        model.close()
+
+
+def on_this_machine(opened: Open, cpu: str) -> pyllava.Llava:
+    try:
+        return opened(cpu)
+    except ValueError:
+        pytest.skip(f"no {cpu} here")
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))
+
+
+def kld(expected: np.ndarray, found: np.ndarray) -> float:
+    p, q = log_softmax(expected), log_softmax(found)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("cpu", SETS)
+def test_within_the_gates(opened: Open, cpu: str) -> None:
+    """Vision: cosine 0.9998 on average and 0.9995 for the worst row; logits: KL divergence 5e-4."""
+    fast, exact = on_this_machine(opened, cpu), opened(precision="exact")
+    divergences = []
+    for name in PICTURES:
+        a, b = (m.encode_image(EXAMPLES / name).array.astype(np.float64) for m in (exact, fast))
+        cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+        assert cosines.mean() >= 0.9998
+        assert cosines.min() >= 0.9995
+        divergences.append(kld(*(m.logits(EXAMPLES / name, QUESTION) for m in (exact, fast))))
+        assert str(fast.ask(EXAMPLES / name, QUESTION)) == str(exact.ask(EXAMPLES / name, QUESTION))
+    assert np.mean(divergences) <= 5e-4
+    assert max(divergences) > 1e-9, "computed as in the exact mode"
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_the_same_bytes_for_any_thread_count(opened: Open, n_threads: int) -> None:
+    one, more = opened(), opened(n_threads=n_threads)
+    picture = EXAMPLES / "scene.png"
+    for angle in range(3):
+        image = Image.open(picture).rotate(angle)
+        assert np.array_equal(one.encode_image(image).array, more.encode_image(image).array)
+        assert np.array_equal(one.logits(picture, QUESTION), more.logits(picture, QUESTION))
+        assert one.ask(picture, QUESTION).tokens == more.ask(picture, QUESTION).tokens
+
+
+def test_batch_size_and_reuse_change_little(opened: Open) -> None:
+    whole, pieces = opened(), opened(n_batch=37)
+    picture = EXAMPLES / "scene.png"
+    a, b = (m.logits(picture, QUESTION) for m in (whole, pieces))
+    assert kld(a, b) <= 5e-4
+    first = whole.ask(picture, QUESTION)
+    again = whole.ask(picture, QUESTION)
+    assert again.usage.cached_tokens > 0
+    assert first.text == again.text
+
+
+def test_a_set_that_is_not_there(opened: Open) -> None:
+    with pytest.raises(ValueError, match="PYLLAVA_CPU=sse9"):
+        opened("sse9")
+
+
+def test_exact_does_not_look_at_it(opened: Open) -> None:
+    opened("sse9", precision="exact")
+
+
+def test_cancel_and_go_on(opened: Open) -> None:
+    model = opened()
+    stream = model.ask(EXAMPLES / "scene.png", QUESTION, stream=True)
+    next(stream)
+    model.cancel()
+    with pytest.raises(pyllava.GenerationCancelled):
+        list(stream)
+    assert model.ask(EXAMPLES / "scene.png", QUESTION).text
+
+
+def test_numbers_that_are_not_finite_are_not_rounded_away(opened: Open) -> None:
+    model = opened()
+    rows = model.encode_image(EXAMPLES / "scene.png")
+    array = rows.array.copy()
+    array[3, 5] = np.nan
+    with pytest.raises(pyllava.NumericError):
+        model.ask(pyllava.ImageEmbedding(array, rows.size, 77), QUESTION)
