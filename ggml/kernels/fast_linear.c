@@ -27,15 +27,18 @@ linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, int6
     const bool few = n_tokens <= DOT_LIMIT;
     if (few && is_float(w->type)) return LINEAR_FLOAT_DOTS;
     if (w->ne[0] % GROUP) return LINEAR_EXACT;
-    if (few) return m->dot[w->type] ? LINEAR_DOTS : LINEAR_ENGINE;
+    const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
+    if (few && k_type) return LINEAR_DOTS8;
+    if (few) return m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
     return careful || is_float(w->type) ? LINEAR_INT16 : LINEAR_INT8;
 }
 
 int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in) {
     switch (plan) {
+    case LINEAR_DOTS8:
     case LINEAR_INT8: return (int64_t) rounded8_of(n_in).size;
     case LINEAR_INT16:
-    case LINEAR_DOTS: return (int64_t) rounded16_of(n_in).size;
+    case LINEAR_DOTS16: return (int64_t) rounded16_of(n_in).size;
     default: return 0;
     }
 }
@@ -56,7 +59,7 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
         for (int64_t t = task * ROUND_TOKENS; t < n_tokens && t < (task + 1) * ROUND_TOKENS; t++) {
             const float * from = (const float *) ((const char *) x->data + (size_t) t * x->nb[1]);
             char * to = (char *) dst->data + (size_t) t * dst->nb[1];
-            if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
+            if (job->plan == LINEAR_INT8 || job->plan == LINEAR_DOTS8) m->round8(from, n_in, to);
             else m->round16(from, n_in, to);
         }
     }
@@ -135,6 +138,7 @@ void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * userd
     (void) nth;
     kernel_job * job = userdata;
     char * scratch = job->env->scratch + (size_t) ith * job->env->scratch_size;
-    if (job->plan == LINEAR_DOTS || job->plan == LINEAR_FLOAT_DOTS) dots(job, dst);
+    const linear_plan plan = job->plan;
+    if (plan == LINEAR_DOTS8 || plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, dst);
     else panels(job, (fast_scratch *) (void *) scratch, dst);
 }

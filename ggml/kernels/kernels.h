@@ -24,7 +24,8 @@ typedef enum linear_plan {
     LINEAR_ENGINE,                        // ggml's own
     LINEAR_INT8,                          // many tokens: int8 panels
     LINEAR_INT16,                         // many tokens, weights that need it: panels of about 12 bits
-    LINEAR_DOTS,                          // few tokens: int16 activations
+    LINEAR_DOTS8,                         // few tokens, K types: int8 activations
+    LINEAR_DOTS16,                        // few tokens, other types: int16 activations
     LINEAR_FLOAT_DOTS,                    // few tokens, float weights: f32 activations
 } linear_plan;
 

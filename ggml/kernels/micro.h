@@ -23,16 +23,17 @@
 
 // A token's activations, rounded: numbers, then one scale per block, then sums. Sizes in bytes.
 typedef struct rounded8 {
-    size_t scales, sums, size;
-} rounded8; // int8 [n]; f32 [blocks]; int32 [blocks]
+    size_t scales, sums, parts, size;
+} rounded8; // int8 [n]; f32 [blocks]; int32 [blocks]; f32 [n / 16], times the scale
 typedef struct rounded16 { size_t scales, sums, size; } rounded16;    // int16 [n]; f32 [blocks]; f32 [n / 32]
 
 static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static inline size_t blocks_of(int64_t n) { return (size_t) ((n + BLOCK - 1) / BLOCK); }
 
 static inline rounded8 rounded8_of(int64_t n) {
-    size_t scales = round_up((size_t) n, 64), sums = scales + 4 * blocks_of(n);
-    return (rounded8) { scales, sums, round_up(sums + 4 * blocks_of(n), 64) };
+    size_t scales = round_up((size_t) n, 64), sums = scales + 4 * blocks_of(n),
+           parts = sums + 4 * blocks_of(n);
+    return (rounded8) { scales, sums, parts, round_up(parts + 4 * (size_t) (n / 16), 64) };
 }
 
 static inline rounded16 rounded16_of(int64_t n) {
@@ -73,8 +74,8 @@ typedef struct micro {
     void (*multiply16)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
                        const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    // out[t] = w . x[t] for n <= FEW_TOKENS tokens: rounded16 for quantised types, f32 for floats. NULL: no
-    // such loop.
+    // out[t] = w . x[t] for n <= FEW_TOKENS tokens: rounded8 for K types, rounded16 for other quantised ones,
+    // f32 for floats. NULL: no such loop.
     void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS
     void (*attend_many)(const attention_work * work);     // NULL without bfloat16; d % 32 == 0
     void (*dot[GGML_TYPE_COUNT])(int n, int64_t n_in, const char * w, const char * x, size_t stride,

@@ -88,13 +88,19 @@ static void round8(const float * x, int64_t n_in, char * out) {
         const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
         const float top = top_of(x + k0, n), inverse = top > 0.0f ? ROUND8_TOP / top : 0.0f;
         const float scale = top / ROUND8_TOP;
-        vi sum = vi_zero();
-        for (int k = 0; k < n; k += LANES) {
-            vi q = vi_round(vf_mul(vf_load(x + k0 + k), vf_set(inverse)));
-            vi_store8(out + k0 + k, q);
-            sum = vi_add(sum, q);
+        int32_t total = 0;
+        for (int part = 0; part < n; part += 16) {
+            vi sum = vi_zero();
+            for (int k = part; k < part + 16; k += LANES) {
+                vi q = vi_round(vf_mul(vf_load(x + k0 + k), vf_set(inverse)));
+                vi_store8(out + k0 + k, q);
+                sum = vi_add(sum, q);
+            }
+            const int32_t n_here = vi_sum(sum);
+            const float scaled = (float) n_here * scale;
+            memcpy(out + at.parts + (k0 + part) / 16 * 4, &scaled, 4);
+            total += n_here;
         }
-        const int32_t total = vi_sum(sum);
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
         memcpy(out + at.sums + k0 / BLOCK * 4, &total, 4);
     }
@@ -458,67 +464,87 @@ INLINE void finish(const int n, const vf * acc, const v8 * mins, float * out) {
     }
 }
 
-// The two K types with minima: d sum_g scale_g (q . x)_g - min sum_g min_g sum(x)_g per block.
-INLINE void dot_k45_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
-                      const bool five) {
-    const rounded16 at = rounded16_of(n_in);
-    const size_t size = five ? sizeof(block_q5_k) : sizeof(block_q4_k);
+// A block of a K type: 256 weights q of at most 6 bits with a scale and a constant for each 16. Its product
+// is x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p, p = 0 .. 15.
+typedef struct parts_k { float scale[16], low[16]; } parts_k;
+
+typedef uint8_t u8x8 __attribute__((vector_size(8)));
+typedef int8_t  i8x16 __attribute__((vector_size(16)));
+
+INLINE v16 each_twice(v8 x) {
+    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+}
+
+INLINE parts_k parts_of_45(const void * block) { // q4_k and q5_k begin alike
+    const block_q4_k * b = block;
+    const scales_k s = scales_of(b->scales);
+    u8x8 scale, min;
+    parts_k p;
+    memcpy(&scale, s.scale, 8);
+    memcpy(&min, s.min, 8);
+    v16_store(p.scale, each_twice(__builtin_convertvector(scale, v8) * half(b->d)));
+    v16_store(p.low, each_twice(__builtin_convertvector(min, v8) * half(b->min)));
+    return p;
+}
+
+INLINE parts_k parts_of_6(const block_q6_k * b) {
+    i8x16 scale;
+    parts_k p;
+    memcpy(&scale, b->scales, 16);
+    const v16 scaled = __builtin_convertvector(scale, v16) * half(b->d);
+    v16_store(p.scale, scaled);
+    v16_store(p.low, scaled * 32.0f);
+    return p;
+}
+
+INLINE b64 weights_64(const char * w, const int bits, int j) {
+    if (bits == 4) return b64_nibbles(((const block_q4_k *) (const void *) w)->q + 32 * j);
+    if (bits == 5) {
+        const block_q5_k * b = (const void *) w;
+        return b64_with_bits(b64_nibbles(b->q + 32 * j), b->high, j);
+    }
+    const block_q6_k * b = (const void *) w;
+    return b64_of(q6_k_part(b, j / 2, j % 2 * 2), q6_k_part(b, j / 2, j % 2 * 2 + 1));
+}
+
+INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
+                    const int bits, const size_t size) {
+    const rounded8 at = rounded8_of(n_in);
     vf acc[FEW_TOKENS];
-    v8 mins[FEW_TOKENS];
-    EACH(i) acc[i] = vf_set(0.0f), mins[i] = (v8) { 0 };
+    v8 low[FEW_TOKENS];
+    EACH(i) acc[i] = vf_set(0.0f), low[i] = (v8) { 0 };
     for (int64_t b = 0; b < n_in / BLOCK; b++, w += size) {
-        const block_q4_k * head = (const void *) w; // both begin alike
-        const uint8_t * q = five ? ((const block_q5_k *) (const void *) w)->q : head->q;
-        const scales_k s = scales_of(head->scales);
-        vi sum[FEW_TOKENS];
-        EACH(i) sum[i] = vi_zero();
-        for (int g = 0; g < 8; g++) {
-            b32 v = b32_load(q + 16 * (g & ~1));
-            v = g & 1 ? b32_high(v) : b32_low(v);
-            if (five) v = b32_or(v, b32_bits(b32_load(((const block_q5_k *) (const void *) w)->high), g, 1));
-            const h32 scaled = h32_scale1(h32_of(v), s.scale[g]);
-            EACH(i) sum[i] = dot2(sum[i], scaled, numbers16(x, stride, i, b * BLOCK + g * GROUP));
+        const parts_k p = bits == 6 ? parts_of_6((const void *) w) : parts_of_45(w);
+        vf sum[FEW_TOKENS];
+        EACH(i) sum[i] = vf_set(0.0f);
+        for (int j = 0; j < 4; j++) {
+            const b64 q = weights_64(w, bits, j);
+            const scales64 s = scales64_of(p.scale + 4 * j);
+            EACH(i) sum[i] = dot64(sum[i], q, (const int8_t *) (x + i * stride) + b * BLOCK + 64 * j, s);
         }
-        const float d = half(head->d), min = half(head->min);
-        v8 m;
-        for (int g = 0; g < 8; g++) m[g] = min * s.min[g];
         EACH(i) {
-            acc[i] = vf_fma(vf_of(sum[i]), vf_set(d * float_at(x + i * stride + at.scales + 4 * b)), acc[i]);
-            mins[i] += m * *(const v8 *) (const void *) (x + i * stride + at.sums + 32 * b);
+            const v8 * parts = (const v8 *) (const void *) (x + i * stride + at.parts + 64 * b);
+            const v8 * lows = (const v8 *) (const void *) p.low;
+            acc[i] = vf_fma(sum[i], vf_set(float_at(x + i * stride + at.scales + 4 * b)), acc[i]);
+            low[i] += lows[0] * parts[0] + lows[1] * parts[1];
         }
     }
-    finish(n, acc, mins, out);
+    finish(n, acc, low, out);
 }
 
 INLINE void dot_q4_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
                        float * out) {
-    dot_k45_n(n, n_in, w, x, stride, out, false);
+    dot_k_n(n, n_in, w, x, stride, out, 4, sizeof(block_q4_k));
 }
 
 INLINE void dot_q5_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
                        float * out) {
-    dot_k45_n(n, n_in, w, x, stride, out, true);
+    dot_k_n(n, n_in, w, x, stride, out, 5, sizeof(block_q5_k));
 }
 
 INLINE void dot_q6_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
                        float * out) {
-    const rounded16 at = rounded16_of(n_in);
-    const block_q6_k * block = (const void *) w;
-    vf acc[FEW_TOKENS];
-    EACH(i) acc[i] = vf_set(0.0f);
-    for (int64_t b = 0; b < n_in / BLOCK; b++, block++) {
-        vi sum[FEW_TOKENS];
-        EACH(i) sum[i] = vi_zero();
-        for (int g = 0; g < 8; g++) {
-            const h32 q = h32_minus(h32_of(q6_k_part(block, g / 4, g % 4)), 32);
-            const h32 scaled = h32_scale(q, block->scales[2 * g], block->scales[2 * g + 1]);
-            EACH(i) sum[i] = dot2(sum[i], scaled, numbers16(x, stride, i, b * BLOCK + g * GROUP));
-        }
-        const float d = half(block->d);
-        EACH(i)
-        acc[i] = vf_fma(vf_of(sum[i]), vf_set(d * float_at(x + i * stride + at.scales + 4 * b)), acc[i]);
-    }
-    finish(n, acc, NULL, out);
+    dot_k_n(n, n_in, w, x, stride, out, 6, sizeof(block_q6_k));
 }
 
 INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,

@@ -116,6 +116,30 @@ INLINE b32 b32_table(b32 index, float a, float b) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
 }
 
+// 64 numbers of at most 6 bits, without sign, and scales for each 16 of them.
+typedef struct b64 { __m256i a, b; } b64;
+typedef struct scales64 { __m256 a, b; } scales64;
+
+INLINE b64 b64_nibbles(const void * p) { // the low halves of 32 bytes, then the high ones
+    const b32 x = b32_load(p);
+    return (b64) { b32_low(x), b32_high(x) };
+}
+INLINE b64 b64_with_bits(b64 w, const void * p, int j) {
+    const b32 x = b32_load(p);
+    return (b64) { b32_or(w.a, b32_bits(x, 2 * j, 1)), b32_or(w.b, b32_bits(x, 2 * j + 1, 1)) };
+}
+INLINE b64 b64_of(b32 first, b32 second) { return (b64) { first, second }; }
+INLINE scales64 scales64_of(const float * s) { // 4 scales
+    return (scales64) { _mm256_set_m128(_mm_set1_ps(s[1]), _mm_set1_ps(s[0])),
+                        _mm256_set_m128(_mm_set1_ps(s[3]), _mm_set1_ps(s[2])) };
+}
+INLINE vf dot64(vf acc, b64 w, const int8_t * x, scales64 s) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, vi_load(x)), ones);
+    const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, vi_load(x + 32)), ones);
+    return _mm256_fmadd_ps(vf_of(b), s.b, _mm256_fmadd_ps(vf_of(a), s.a, acc));
+}
+
 INLINE void transpose8(const char * rows, size_t stride, char * out) {
     vi a[8], b[8];
 #pragma GCC unroll 8

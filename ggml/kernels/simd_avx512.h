@@ -109,6 +109,39 @@ INLINE b32 b32_table(b32 index, float a, float b) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
 }
 
+// 64 numbers of at most 6 bits, without sign, and scales for each 16 of them.
+typedef __m512i b64;
+typedef __m512  scales64;
+
+INLINE b64 b64_nibbles(const void * p) { // the low halves of 32 bytes, then the high ones
+    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    const __m512i two = _mm512_broadcast_i64x4(_mm256_loadu_si256(p));
+    return _mm512_and_si512(_mm512_srlv_epi16(two, shifts), _mm512_set1_epi8(15));
+}
+// Adds bit 2j of 32 bytes to the first half as its bit 4, and bit 2j + 1 to the second.
+INLINE b64 b64_with_bits(b64 w, const void * p, int j) {
+    const __m512i shifts =
+        _mm512_inserti64x4(_mm512_set1_epi16((short)(2 * j)), _mm256_set1_epi16((short)(2 * j + 1)), 1);
+    const __m512i bits = _mm512_srlv_epi16(_mm512_broadcast_i64x4(_mm256_loadu_si256(p)), shifts);
+    return _mm512_or_si512(w, _mm512_slli_epi16(_mm512_and_si512(bits, _mm512_set1_epi8(1)), 4));
+}
+INLINE b64 b64_of(b32 first, b32 second) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+INLINE scales64 scales64_of(const float * s) { // 4 scales
+    const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(each, _mm512_castps128_ps512(_mm_loadu_ps(s)));
+}
+INLINE vf dot64(vf acc, b64 w, const int8_t * x, scales64 s) {
+    const __m512i v = _mm512_loadu_si512(x);
+#if defined(__AVX512VNNI__)
+    const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, v);
+#else
+    const __m512i sums = _mm512_madd_epi16(_mm512_maddubs_epi16(w, v), _mm512_set1_epi16(1));
+#endif
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), s, acc);
+}
+
 // rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS].
 INLINE void transpose16(const char * rows, size_t stride, char * out) {
     vi a[16], b[16];

@@ -140,6 +140,23 @@ INLINE b32 b32_table(b32 index, float a, float b) {
     for (int i = 0; i < 32; i++) index[i] = (uint8_t) (int8_t) nearbyintf(index[i] * a + b);
     return index;
 }
+typedef struct b64 { b32 a, b; } b64;
+typedef struct scales64 { float s[4]; } scales64;
+
+INLINE b64 b64_nibbles(const void * p) { return (b64) { b32_low(b32_load(p)), b32_high(b32_load(p)) }; }
+INLINE b64 b64_with_bits(b64 w, const void * p, int j) {
+    const b32 x = b32_load(p);
+    return (b64) { b32_or(w.a, b32_bits(x, 2 * j, 1)), b32_or(w.b, b32_bits(x, 2 * j + 1, 1)) };
+}
+INLINE b64 b64_of(b32 first, b32 second) { return (b64) { first, second }; }
+INLINE scales64 scales64_of(const float * s) { return (scales64) { { s[0], s[1], s[2], s[3] } }; }
+INLINE vf dot64(vf acc, b64 w, const int8_t * x, scales64 s) {
+    int32_t sums[4] = { 0 };
+    for (int i = 0; i < 64; i++) sums[i / 16] += (i < 32 ? w.a[i] : w.b[i - 32]) * x[i];
+    for (int i = 0; i < 4; i++) acc[i] += (float) sums[i] * s.s[i];
+    return acc;
+}
+
 INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
     for (int k = 0; k < n; k++) {
         for (int r = 0; r < ROWS; r++) memcpy(out + 4 * (k * ROWS + r), rows + (size_t)r * stride + 4 * k, 4);

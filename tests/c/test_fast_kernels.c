@@ -99,8 +99,10 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
     }
     kernel_env env = env_of(m);
     const linear_plan plan = fast_linear_plan(m, &wt, n_tokens, careful);
-    const char * names[] = { "exact", "engine", "int8", "int16", "dots", "float dots" };
-    const double gates[] = { 0, 0, GATE_INT8, GATE_INT16, GATE_INT16, GATE_FLOAT };
+    const char * names[] = {
+        "exact", "engine", "int8", "int16", "dots of int8", "dots of int16", "float dots"
+    };
+    const double gates[] = { 0, 0, GATE_INT8, GATE_INT16, GATE_INT8, GATE_INT16, GATE_FLOAT };
     if (plan != LINEAR_EXACT && plan != LINEAR_ENGINE) {
         struct ggml_tensor xt = rows_of(GGML_TYPE_F32, x, n_tokens, n_in),
                            bt = rows_of(GGML_TYPE_F32, b, 1, n_out);
