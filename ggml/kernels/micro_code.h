@@ -141,20 +141,28 @@ INLINE float scale_of_top(float top, float * inverse) {
     return top / ROUND8_TOP;
 }
 
-// A row's block as int8 (plus W_OFFSET); its scale. Bounded by the scales of the groups, without a look at
-// the weights themselves.
-INLINE float put_q4_k(const block_q4_k * w, char * out) {
+// Of a block of q4_k or q5_k (both begin alike), whose numbers go up to `most`: step and lowest value of each
+// group, and the scale that no value exceeds.
+INLINE float ranges_of_45(const void * block, int most, float * step, float * low, float * inverse) {
+    const block_q4_k * w = block;
     const scales_k s = scales_of(w->scales);
     const float d = half(w->d), min = half(w->min);
-    float step[8], low[8], top = 0.0f, inverse;
+    float top = 0.0f;
     for (int g = 0; g < 8; g++) {
         step[g] = d * s.scale[g];
         low[g] = -min * s.min[g];
-        const float a = __builtin_fabsf(low[g]), b = __builtin_fabsf(low[g] + 15 * step[g]);
+        const float a = __builtin_fabsf(low[g]), b = __builtin_fabsf(low[g] + (float) most * step[g]);
         top = a > top ? a : top;
         top = b > top ? b : top;
     }
-    const float scale = scale_of_top(top, &inverse);
+    return scale_of_top(top, inverse);
+}
+
+// A row's block as int8 (plus W_OFFSET); its scale. Bounded by the scales of the groups, without a look at
+// the weights themselves.
+INLINE float put_q4_k(const block_q4_k * w, char * out) {
+    float step[8], low[8], inverse;
+    const float scale = ranges_of_45(w, 15, step, low, &inverse);
     for (int g = 0; g < 8; g += 2) {
         const b32 q = b32_load(w->q + 16 * g);
         b32_store(out + 32 * g, b32_table(b32_low(q), step[g] * inverse, low[g] * inverse + W_OFFSET));
@@ -165,17 +173,8 @@ INLINE float put_q4_k(const block_q4_k * w, char * out) {
 }
 
 INLINE float put_q5_k(const block_q5_k * w, char * out) {
-    const scales_k s = scales_of(w->scales);
-    const float d = half(w->d), min = half(w->min);
-    float step[8], low[8], top = 0.0f, inverse;
-    for (int g = 0; g < 8; g++) {
-        step[g] = d * s.scale[g];
-        low[g] = -min * s.min[g];
-        const float a = __builtin_fabsf(low[g]), b = __builtin_fabsf(low[g] + 31 * step[g]);
-        top = a > top ? a : top;
-        top = b > top ? b : top;
-    }
-    const float scale = scale_of_top(top, &inverse);
+    float step[8], low[8], inverse;
+    const float scale = ranges_of_45(w, 31, step, low, &inverse);
     const b32 high = b32_load(w->high);
     for (int g = 0; g < 8; g++) {
         const b32 q = b32_load(w->q + 16 * (g & ~1));

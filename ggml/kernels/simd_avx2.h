@@ -16,7 +16,6 @@ typedef __m256i b32;                      // 32 bytes
 INLINE vf vf_load(const float * p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float * p, vf x) { _mm256_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
-INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_of(vi x) { return _mm256_cvtepi32_ps(x); }
@@ -93,11 +92,6 @@ INLINE h32 h32_of(b32 x) {
     return (h32) { _mm256_cvtepi8_epi16(_mm256_castsi256_si128(x)),
                    _mm256_cvtepi8_epi16(_mm256_extracti128_si256(x, 1)) };
 }
-INLINE h32 h32_scale(h32 x, int s0, int s1) {
-    return (h32) { _mm256_mullo_epi16(x.a, _mm256_set1_epi16((short) s0)),
-                   _mm256_mullo_epi16(x.b, _mm256_set1_epi16((short) s1)) };
-}
-INLINE h32 h32_scale1(h32 x, int s) { return h32_scale(x, s, s); }
 INLINE h32 h32_minus(h32 x, int y) {
     const __m256i v = _mm256_set1_epi16((short) y);
     return (h32) { _mm256_sub_epi16(x.a, v), _mm256_sub_epi16(x.b, v) };

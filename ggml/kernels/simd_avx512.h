@@ -20,7 +20,6 @@ typedef __m256i b32;                      // 32 bytes
 INLINE vf vf_load(const float * p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float * p, vf x) { _mm512_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
-INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_of(vi x) { return _mm512_cvtepi32_ps(x); }
@@ -95,11 +94,6 @@ INLINE b32 b32_two(const void * p) { return _mm256_broadcastsi128_si256(_mm_load
 // The first 16 bytes of one, the last 16 of the other.
 INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 0xF0); }
 INLINE h32 h32_of(b32 x) { return _mm512_cvtepi8_epi16(x); }
-INLINE h32 h32_scale(h32 x, int s0, int s1) {                            // 16 numbers each
-    vi s = _mm512_inserti64x4(_mm512_set1_epi16((short) s0), _mm256_set1_epi16((short) s1), 1);
-    return _mm512_mullo_epi16(x, s);
-}
-INLINE h32 h32_scale1(h32 x, int s) { return _mm512_mullo_epi16(x, _mm512_set1_epi16((short) s)); }
 INLINE h32 h32_minus(h32 x, int y) { return _mm512_sub_epi16(x, _mm512_set1_epi16((short) y)); }
 
 // table[j][x & 15] of the 16 rounded numbers a * i + b.

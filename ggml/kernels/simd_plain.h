@@ -23,7 +23,6 @@ INLINE vf vf_load(const float * p) {
 }
 INLINE void vf_store(float * p, vf x) { memcpy(p, &x, sizeof x); }
 INLINE vf vf_set(float x) { return (vf) { x, x, x, x, x, x, x, x }; }
-INLINE vf vf_add(vf a, vf b) { return a + b; }
 INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf vf_of(vi x) { return __builtin_convertvector(x, vf); }
@@ -127,11 +126,6 @@ INLINE h32 h32_of(b32 x) {
     for (int i = 0; i < 32; i++) h.v[i] = (int8_t) x[i];
     return h;
 }
-INLINE h32 h32_scale(h32 x, int s0, int s1) {
-    for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] * (i < 16 ? s0 : s1));
-    return x;
-}
-INLINE h32 h32_scale1(h32 x, int s) { return h32_scale(x, s, s); }
 INLINE h32 h32_minus(h32 x, int y) {
     for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] - y);
     return x;
