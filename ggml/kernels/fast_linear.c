@@ -7,7 +7,8 @@
 #include <string.h>
 
 #define CHUNK     768                     // tokens of a task
-#define DOT_ROWS  16                      // weight rows of a task
+#define DOT_ROWS  128                     // weight rows of a task, at most
+#define DOT_BYTES (96 << 10)              // and about so many bytes: one thread reads them in a row
 #define DOT_LIMIT 12                      // tokens up to which a pass per 8 tokens is faster than a panel
 #define ROUND_TOKENS 4                    // tokens of a rounding task
 
@@ -59,7 +60,8 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
         for (int64_t t = task * ROUND_TOKENS; t < n_tokens && t < (task + 1) * ROUND_TOKENS; t++) {
             const float * from = (const float *) ((const char *) x->data + (size_t) t * x->nb[1]);
             char * to = (char *) dst->data + (size_t) t * dst->nb[1];
-            if (job->plan == LINEAR_INT8 || job->plan == LINEAR_DOTS8) m->round8(from, n_in, to);
+            if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
+            else if (job->plan == LINEAR_DOTS8) m->round_k(from, n_in, to);
             else m->round16(from, n_in, to);
         }
     }
@@ -114,31 +116,41 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst)
 
 // ------------------------------------------------------------------------------------- few tokens
 
-static void dots(kernel_job * job, struct ggml_tensor * dst) {
+// Rows of a task: long runs are read faster, but every thread should have a few.
+static int64_t dot_rows(const struct ggml_tensor * w, int nth) {
+    const int64_t long_run = DOT_BYTES / (int64_t) w->nb[1], share = w->ne[1] / (4 * nth);
+    const int64_t n = long_run < share ? long_run : share;
+    return n < 4 ? 4 : n < DOT_ROWS ? n : DOT_ROWS;
+}
+
+static void dots(kernel_job * job, struct ggml_tensor * dst, int nth) {
     const micro * m = job->env->micro;
     const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * b = dst->src[2];
     const float * bias = b ? b->data : NULL;
     const int64_t n_out = w->ne[1];
     const int n_tokens = (int) dst->ne[1];
-    float * y = dst->data, out[FEW_TOKENS];
-    for (int64_t task; take(job, (n_out + DOT_ROWS - 1) / DOT_ROWS, &task);) {
-        for (int64_t r = task * DOT_ROWS; r < n_out && r < (task + 1) * DOT_ROWS; r++) {
-            const char * row = (const char *) w->data + (size_t) r * w->nb[1];
-            for (int t = 0; t < n_tokens; t += FEW_TOKENS) {
-                const int n = n_tokens - t < FEW_TOKENS ? n_tokens - t : FEW_TOKENS;
-                const char * tokens = (const char *) x->data + (size_t) t * x->nb[1];
-                m->dot[w->type](n, w->ne[0], row, tokens, x->nb[1], out);
-                for (int i = 0; i < n; i++) y[(t + i) * n_out + r] = out[i] + (bias ? bias[r] : 0.0f);
+    float * y = dst->data, out[DOT_ROWS * FEW_TOKENS];
+    const int64_t step = dot_rows(w, nth);
+    for (int64_t task; take(job, (n_out + step - 1) / step, &task);) {
+        const int64_t r0 = task * step;
+        const int n_rows = (int) (n_out - r0 < step ? n_out - r0 : step);
+        const char * rows = (const char *) w->data + (size_t) r0 * w->nb[1];
+        for (int t = 0; t < n_tokens; t += FEW_TOKENS) {
+            const int n = n_tokens - t < FEW_TOKENS ? n_tokens - t : FEW_TOKENS;
+            const char * tokens = (const char *) x->data + (size_t) t * x->nb[1];
+            m->dot[w->type](n_rows, n, w->ne[0], rows, w->nb[1], tokens, x->nb[1], out);
+            for (int i = 0; i < n; i++) {
+                for (int r = 0; r < n_rows; r++)
+                    y[(t + i) * n_out + r0 + r] = out[r * FEW_TOKENS + i] + (bias ? bias[r0 + r] : 0.0f);
             }
         }
     }
 }
 
 void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
-    (void) nth;
     kernel_job * job = userdata;
     char * scratch = job->env->scratch + (size_t) ith * job->env->scratch_size;
     const linear_plan plan = job->plan;
-    if (plan == LINEAR_DOTS8 || plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, dst);
+    if (plan == LINEAR_DOTS8 || plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, dst, nth);
     else panels(job, (fast_scratch *) (void *) scratch, dst);
 }

@@ -61,6 +61,7 @@ typedef struct micro {
     int rows, tokens;                     // of a tile of multiply8 and multiply16
 
     void (*round8)(const float * x, int64_t n, char * out);
+    void (*round_k)(const float * x, int64_t n, char * out);             // round8 for dots of K types
     void (*round16)(const float * x, int64_t n, char * out);
 
     // One block (n_k <= BLOCK inputs) of `rows` weight rows as a panel; rows beyond n_rows repeat the first.
@@ -74,12 +75,12 @@ typedef struct micro {
     void (*multiply16)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
                        const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    // out[t] = w . x[t] for n <= FEW_TOKENS tokens: rounded8 for K types, rounded16 for other quantised ones,
-    // f32 for floats. NULL: no such loop.
     void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS
     void (*attend_many)(const attention_work * work);     // NULL without bfloat16; d % 32 == 0
-    void (*dot[GGML_TYPE_COUNT])(int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                                 float * out);
+    // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: rounded8 for K types, rounded16 for
+    // other quantised ones, f32 for floats. NULL: no such loop.
+    void (*dot[GGML_TYPE_COUNT])(int n_rows, int n, int64_t n_in, const char * w, size_t row_size,
+                                 const char * x, size_t stride, float * out);
 } micro;
 
 extern const micro micro_plain;

@@ -30,16 +30,16 @@ INLINE float half(uint16_t h) {
 }
 
 // The 8 scales and 8 minima of 6 bits each in 12 bytes.
-typedef struct scales_k { uint8_t scale[8], min[8]; } scales_k;
+typedef struct bytes_k { uint8_t scale[8], min[8]; } bytes_k;
 
-INLINE scales_k scales_of(const uint8_t * p) {
+INLINE bytes_k bytes_of(const uint8_t * p) {
     uint32_t w[3], out[4];
     memcpy(w, p, 12);
     out[0] = w[0] & 0x3F3F3F3Fu;
     out[1] = (w[2] & 0x0F0F0F0Fu) | ((w[0] >> 2) & 0x30303030u);
     out[2] = w[1] & 0x3F3F3F3Fu;
     out[3] = ((w[2] >> 4) & 0x0F0F0F0Fu) | ((w[1] >> 2) & 0x30303030u);
-    scales_k s;
+    bytes_k s;
     memcpy(&s, out, 16);
     return s;
 }
@@ -106,6 +106,16 @@ static void round8(const float * x, int64_t n_in, char * out) {
     }
 }
 
+// As round8 for whole blocks, in the order of K types' dots.
+static void round_k(const float * x, int64_t n_in, char * out) {
+    round8(x, n_in, out);
+    for (int64_t b = 0; b < n_in / BLOCK; b++) {
+        char natural[BLOCK];
+        memcpy(natural, out + b * BLOCK, BLOCK);
+        for (int p = 0; p < 16; p++) memcpy(out + b * BLOCK + 64 * (p % 4) + 16 * (p / 4), natural + 16 * p, 16);
+    }
+}
+
 static void round16(const float * x, int64_t n_in, char * out) {
     const rounded16 at = rounded16_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
@@ -145,7 +155,7 @@ INLINE float scale_of_top(float top, float * inverse) {
 // group, and the scale that no value exceeds.
 INLINE float ranges_of_45(const void * block, int most, float * step, float * low, float * inverse) {
     const block_q4_k * w = block;
-    const scales_k s = scales_of(w->scales);
+    const bytes_k s = bytes_of(w->scales);
     const float d = half(w->d), min = half(w->min);
     float top = 0.0f;
     for (int g = 0; g < 8; g++) {
@@ -434,101 +444,125 @@ static void multiply_bf16(int n, int n_k, const char * panel, const char * x, si
 
 // ------------------------------------------------------------------------------------- few tokens
 
-// Each dot_* takes a constant n; BY_COUNT makes one function for every count and chooses.
+// Each dot_* takes a constant n; BY_COUNT makes one loop over rows for every count and chooses.
 #define BY_COUNT(name)                                                                                       \
-    static void name(int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out) {      \
+    static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
+                     size_t stride, float * out) {                                                           \
         switch (n) {                                                                                         \
-        case 1: name##_n(1, n_in, w, x, stride, out); break;                                                 \
-        case 2: name##_n(2, n_in, w, x, stride, out); break;                                                 \
-        case 3: name##_n(3, n_in, w, x, stride, out); break;                                                 \
-        case 4: name##_n(4, n_in, w, x, stride, out); break;                                                 \
-        case 5: name##_n(5, n_in, w, x, stride, out); break;                                                 \
-        case 6: name##_n(6, n_in, w, x, stride, out); break;                                                 \
-        case 7: name##_n(7, n_in, w, x, stride, out); break;                                                 \
-        default: name##_n(8, n_in, w, x, stride, out);                                                       \
+            ROWS_OF(name, 1)                                                                                 \
+            ROWS_OF(name, 2)                                                                                 \
+            ROWS_OF(name, 3)                                                                                 \
+            ROWS_OF(name, 4)                                                                                 \
+            ROWS_OF(name, 5)                                                                                 \
+            ROWS_OF(name, 6)                                                                                 \
+            ROWS_OF(name, 7)                                                                                 \
+            ROWS_OF(name, 8)                                                                                 \
         }                                                                                                    \
     }
+#define ROWS_OF(name, count)                                                                                 \
+    case count:                                                                                              \
+        for (int r = 0; r < n_rows; r++)                                                                     \
+            name##_n(count, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS);                \
+        break;
 #define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
 
 INLINE const int16_t * numbers16(const char * x, size_t stride, int i, int64_t k) {
     return (const int16_t *) (const void *) (x + i * stride) + k;
 }
 
-INLINE void finish(const int n, const vf * acc, const v8 * mins, float * out) {
-    EACH(i) {
-        out[i] = vf_sum(acc[i]);
-        if (mins) {
-            for (int j = 0; j < 8; j++) out[i] -= mins[i][j];
+INLINE void finish(const int n, const vf * acc, float * out) { EACH(i) out[i] = vf_sum(acc[i]); }
+
+// K types: a block's 256 weights q of at most 6 bits, dealt so that each 16 bytes of a vector belong to one
+// group of 16, and four vectors of 64 bytes hold the groups 0 4 8 12, 1 5 9 13, 2 6 10 14, 3 7 11 15. Rounded
+// activations lie in the same order (round_k). Then, with low_p the constant of group p,
+//   w . x = x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p .
+// q4_k and q5_k have one scale for groups 2g and 2g + 1: vectors 0 and 1 share theirs, and 2 and 3.
+#define PARTS (16 / LANES)                // vectors that 64 bytes take
+
+typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef struct weights_k {
+    vi q[4][PARTS];
+    scales_k s;
+} weights_k;
+
+static const uint32_t HIGH_NIBBLE[16] = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
+static const uint32_t LOW_NIBBLE[16]  = { 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0 };
+static const uint32_t EVEN_BIT[16]    = { 0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6 };
+
+INLINE vu vu_load(const void * p) { return *(const vu *) p; }
+INLINE vu each_byte(vu x, uint32_t mask) { return x & (mask * 0x01010101u); }
+
+INLINE void unpack_45(const char * w, const int bits, weights_k * out) {
+    const block_q4_k * b4 = (const void *) w;
+    const block_q5_k * b5 = (const void *) w;
+    scales_of_45(w, &out->s);
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
+        vi dealt[2];
+        deal((bits == 4 ? b4->q : b5->q) + 8 * LANES * p, &dealt[0], &dealt[1]);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            vu low = each_byte((vu) dealt[j], 15), high = each_byte((vu) dealt[j] >> 4, 15);
+            if (bits == 5) {
+                const vu fifth = (vu) to_all(b5->high + 16 * j) >> vu_load(EVEN_BIT + LANES * p);
+                low |= each_byte(fifth, 1) << 4;
+                high |= each_byte(fifth, 2) << 3;
+            }
+            out->q[j][p] = (vi) low;
+            out->q[2 + j][p] = (vi) high;
         }
     }
 }
 
-// A block of a K type: 256 weights q of at most 6 bits with a scale and a constant for each 16. Its product
-// is x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p, p = 0 .. 15.
-typedef struct parts_k { float scale[16], low[16]; } parts_k;
-
-typedef uint8_t u8x8 __attribute__((vector_size(8)));
-typedef int8_t  i8x16 __attribute__((vector_size(16)));
-
-INLINE v16 each_twice(v8 x) {
-    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-}
-
-INLINE parts_k parts_of_45(const void * block) { // q4_k and q5_k begin alike
-    const block_q4_k * b = block;
-    const scales_k s = scales_of(b->scales);
-    u8x8 scale, min;
-    parts_k p;
-    memcpy(&scale, s.scale, 8);
-    memcpy(&min, s.min, 8);
-    v16_store(p.scale, each_twice(__builtin_convertvector(scale, v8) * half(b->d)));
-    v16_store(p.low, each_twice(__builtin_convertvector(min, v8) * half(b->min)));
-    return p;
-}
-
-INLINE parts_k parts_of_6(const block_q6_k * b) {
-    i8x16 scale;
-    parts_k p;
-    memcpy(&scale, b->scales, 16);
-    const v16 scaled = __builtin_convertvector(scale, v16) * half(b->d);
-    v16_store(p.scale, scaled);
-    v16_store(p.low, scaled * 32.0f);
-    return p;
-}
-
-INLINE b64 weights_64(const char * w, const int bits, int j) {
-    if (bits == 4) return b64_nibbles(((const block_q4_k *) (const void *) w)->q + 32 * j);
-    if (bits == 5) {
-        const block_q5_k * b = (const void *) w;
-        return b64_with_bits(b64_nibbles(b->q + 32 * j), b->high, j);
-    }
+INLINE void unpack_6(const char * w, weights_k * out) {
     const block_q6_k * b = (const void *) w;
-    return b64_of(q6_k_part(b, j / 2, j % 2 * 2), q6_k_part(b, j / 2, j % 2 * 2 + 1));
+    scales_of_6(b->scales, b->d, &out->s);
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
+        const vu right = vu_load(HIGH_NIBBLE + LANES * p), left = vu_load(LOW_NIBBLE + LANES * p);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            const vu top = (vu) twice(b->high + 16 * j, 32, p);
+            const vu a = (vu) twice(b->low + 16 * j, 64, p), c = (vu) twice(b->low + 32 + 16 * j, 64, p);
+            out->q[j][p] = (vi) (each_byte(a >> right, 15) | each_byte(top << left, 0x30));
+            out->q[2 + j][p] = (vi) (each_byte(c >> right, 15) | each_byte((top >> 2) << left, 0x30));
+        }
+    }
 }
+
+#define PREFETCH 2048                     // bytes ahead: hardware stops at each page
 
 INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
                     const int bits, const size_t size) {
     const rounded8 at = rounded8_of(n_in);
     vf acc[FEW_TOKENS];
-    v8 low[FEW_TOKENS];
-    EACH(i) acc[i] = vf_set(0.0f), low[i] = (v8) { 0 };
+    EACH(i) acc[i] = vf_set(0.0f);
     for (int64_t b = 0; b < n_in / BLOCK; b++, w += size) {
-        const parts_k p = bits == 6 ? parts_of_6((const void *) w) : parts_of_45(w);
-        vf sum[FEW_TOKENS];
-        EACH(i) sum[i] = vf_set(0.0f);
-        for (int j = 0; j < 4; j++) {
-            const b64 q = weights_64(w, bits, j);
-            const scales64 s = scales64_of(p.scale + 4 * j);
-            EACH(i) sum[i] = dot64(sum[i], q, (const int8_t *) (x + i * stride) + b * BLOCK + 64 * j, s);
-        }
+        weights_k k;
+        for (size_t line = 0; line < size; line += 64) __builtin_prefetch(w + PREFETCH + line);
+        if (bits == 6) unpack_6(w, &k);
+        else unpack_45(w, bits, &k);
         EACH(i) {
-            const v8 * parts = (const v8 *) (const void *) (x + i * stride + at.parts + 64 * b);
-            const v8 * lows = (const v8 *) (const void *) p.low;
-            acc[i] = vf_fma(sum[i], vf_set(float_at(x + i * stride + at.scales + 4 * b)), acc[i]);
-            low[i] += lows[0] * parts[0] + lows[1] * parts[1];
+            const char * xi = x + i * stride;
+            vf sum = vf_set(0.0f);
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) {
+                const char * from = xi + b * BLOCK + 4 * LANES * p;
+#pragma GCC unroll 2
+                for (int j = 0; j < 4; j += 2) {
+                    vi dots = dot_small(vi_zero(), k.q[j][p], vi_load(from + 64 * j));
+                    if (bits == 6) sum = vf_fma(vf_of(dots), k.s.scale[j][p], sum), dots = vi_zero();
+                    dots = dot_small(dots, k.q[j + 1][p], vi_load(from + 64 * j + 64));
+                    sum = vf_fma(vf_of(dots), k.s.scale[j + 1][p], sum);
+                }
+            }
+            acc[i] = vf_fma(sum, vf_set(float_at(xi + at.scales + 4 * b)), acc[i]);
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++)
+                acc[i] = vf_fnma(k.s.low[p], vf_load((const float *) (const void *) (xi + at.parts + 64 * b) + LANES * p), acc[i]);
         }
     }
-    finish(n, acc, low, out);
+    finish(n, acc, out);
 }
 
 INLINE void dot_q4_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
@@ -560,7 +594,7 @@ INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x
             acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(x + i * stride + at.scales + g / 8 * 4)), acc[i]);
         }
     }
-    finish(n, acc, NULL, out);
+    finish(n, acc, out);
 }
 
 INLINE void dot_q4_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
@@ -578,7 +612,7 @@ INLINE void dot_q4_0_n(const int n, int64_t n_in, const char * w, const char * x
             acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(x + i * stride + at.scales + g / 8 * 4)), acc[i]);
         }
     }
-    finish(n, acc, NULL, out);
+    finish(n, acc, out);
 }
 
 INLINE float number(const char * w, int64_t k, int bits) {
@@ -604,7 +638,7 @@ INLINE void dot_floats_n(const int n, int64_t n_in, const char * w, const char *
                                   : vf_of_bf16(w + 2 * k);
         EACH(i) acc[i] = vf_fma(v, vf_load((const float *) (const void *) (x + i * stride) + k), acc[i]);
     }
-    finish(n, acc, NULL, out);
+    finish(n, acc, out);
     for (; k < n_in; k++) {
         EACH(i) out[i] += number(w, k, bits) * float_at(x + i * stride + 4 * k);
     }
@@ -823,6 +857,7 @@ const micro MICRO = {
     .rows = ROWS,
     .tokens = TOKENS,
     .round8 = round8,
+    .round_k = round_k,
     .round16 = round16,
     .pack8 = pack8,
     .multiply8 = multiply8,

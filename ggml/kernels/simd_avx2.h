@@ -18,6 +18,7 @@ INLINE void vf_store(float * p, vf x) { _mm256_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }            // c - a b
 INLINE vf vf_of(vi x) { return _mm256_cvtepi32_ps(x); }
 INLINE vf vf_max_abs(vf m, vf x) { return _mm256_max_ps(m, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)); }
 INLINE float vf_top(vf x) {
@@ -110,28 +111,50 @@ INLINE b32 b32_table(b32 index, float a, float b) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
 }
 
-// 64 numbers of at most 6 bits, without sign, and scales for each 16 of them.
-typedef struct b64 { __m256i a, b; } b64;
-typedef struct scales64 { __m256 a, b; } scales64;
+// For blocks of K types (micro_code.h).
+typedef struct scales_k { vf scale[4][2], low[2]; } scales_k;
 
-INLINE b64 b64_nibbles(const void * p) { // the low halves of 32 bytes, then the high ones
-    const b32 x = b32_load(p);
-    return (b64) { b32_low(x), b32_high(x) };
+INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4 times 16 bytes
+    const vi a = vi_load(p), b = vi_load((const char *) p + 32);
+    *even = _mm256_permute2x128_si256(a, b, 0x20);
+    *odd = _mm256_permute2x128_si256(a, b, 0x31);
 }
-INLINE b64 b64_with_bits(b64 w, const void * p, int j) {
-    const b32 x = b32_load(p);
-    return (b64) { b32_or(w.a, b32_bits(x, 2 * j, 1)), b32_or(w.b, b32_bits(x, 2 * j + 1, 1)) };
+INLINE vi to_all(const void * p) { return b32_two(p); }
+INLINE vi twice(const void * p, int stride, int part) { return b32_two((const char *) p + stride * part); }
+INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(acc, w, x);
+#else
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+#endif
 }
-INLINE b64 b64_of(b32 first, b32 second) { return (b64) { first, second }; }
-INLINE scales64 scales64_of(const float * s) { // 4 scales
-    return (scales64) { _mm256_set_m128(_mm_set1_ps(s[1]), _mm_set1_ps(s[0])),
-                        _mm256_set_m128(_mm_set1_ps(s[3]), _mm_set1_ps(s[2])) };
+INLINE vf choose(vf x, int a, int b) { // lane a four times, lane b four times
+    return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(a, a, a, a, b, b, b, b));
 }
-INLINE vf dot64(vf acc, b64 w, const int8_t * x, scales64 s) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, vi_load(x)), ones);
-    const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, vi_load(x + 32)), ones);
-    return _mm256_fmadd_ps(vf_of(b), s.b, _mm256_fmadd_ps(vf_of(a), s.a, acc));
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    const __m128i v = _mm_loadu_si128(block); // d, min, 12 bytes of 6-bit numbers
+    const __m128i low = _mm_srlv_epi32(_mm_shuffle_epi32(v, 0xED), _mm_setr_epi32(0, 0, 0, 4));
+    const __m128i high = _mm_srli_epi32(_mm_shuffle_epi32(v, 0xA5), 2);
+    const __m128i bytes = _mm_or_si128(
+        _mm_and_si128(low, _mm_setr_epi32(0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F)),
+        _mm_and_si128(high, _mm_setr_epi32(0, 0x30303030, 0, 0x30303030)));
+    const __m128 d = _mm_cvtph_ps(v);
+    const vf scale = vf_mul(vf_of(_mm256_cvtepu8_epi32(bytes)), _mm256_broadcastss_ps(d));
+    const vf min = vf_mul(vf_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),
+                          _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
+    for (int p = 0; p < 2; p++) {
+        out->scale[0][p] = out->scale[1][p] = choose(scale, 4 * p, 4 * p + 2);
+        out->scale[2][p] = out->scale[3][p] = choose(scale, 4 * p + 1, 4 * p + 3);
+        out->low[p] = _mm256_permutevar8x32_ps(
+            min, _mm256_add_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), vi_set(4 * p)));
+    }
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    for (int p = 0; p < 2; p++) {
+        const vf s = vf_mul(vf_of_i8(scales + 8 * p), vf_set(_cvtsh_ss(d)));
+        for (int j = 0; j < 4; j++) out->scale[j][p] = choose(s, j, j + 4);
+        out->low[p] = vf_mul(s, vf_set(32.0f));
+    }
 }
 
 INLINE void transpose8(const char * rows, size_t stride, char * out) {

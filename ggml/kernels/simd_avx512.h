@@ -22,6 +22,7 @@ INLINE void vf_store(float * p, vf x) { _mm512_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }            // c - a b
 INLINE vf vf_of(vi x) { return _mm512_cvtepi32_ps(x); }
 INLINE vf vf_max_abs(vf m, vf x) { return _mm512_max_ps(m, _mm512_abs_ps(x)); }
 INLINE float vf_top(vf x) { return _mm512_reduce_max_ps(x); }
@@ -103,37 +104,48 @@ INLINE b32 b32_table(b32 index, float a, float b) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
 }
 
-// 64 numbers of at most 6 bits, without sign, and scales for each 16 of them.
-typedef __m512i b64;
-typedef __m512  scales64;
+// For blocks of K types (micro_code.h).
+typedef struct scales_k { vf scale[4][1], low[1]; } scales_k;
 
-INLINE b64 b64_nibbles(const void * p) { // the low halves of 32 bytes, then the high ones
-    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
-    const __m512i two = _mm512_broadcast_i64x4(_mm256_loadu_si256(p));
-    return _mm512_and_si512(_mm512_srlv_epi16(two, shifts), _mm512_set1_epi8(15));
+INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 8 times 16 bytes
+    const vi a = vi_load(p), b = vi_load((const char *) p + 64);
+    *even = _mm512_shuffle_i64x2(a, b, 0x88);
+    *odd = _mm512_shuffle_i64x2(a, b, 0xDD);
 }
-// Adds bit 2j of 32 bytes to the first half as its bit 4, and bit 2j + 1 to the second.
-INLINE b64 b64_with_bits(b64 w, const void * p, int j) {
-    const __m512i shifts =
-        _mm512_inserti64x4(_mm512_set1_epi16((short)(2 * j)), _mm256_set1_epi16((short)(2 * j + 1)), 1);
-    const __m512i bits = _mm512_srlv_epi16(_mm512_broadcast_i64x4(_mm256_loadu_si256(p)), shifts);
-    return _mm512_or_si512(w, _mm512_slli_epi16(_mm512_and_si512(bits, _mm512_set1_epi8(1)), 4));
+INLINE vi to_all(const void * p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
+INLINE vi twice(const void * p, int stride, int part) {                  // p p q q, q = p + stride
+    (void) part;
+    return _mm512_mask_broadcast_i32x4(to_all(p), 0xFF00, _mm_loadu_si128((const void *) ((const char *) p + stride)));
 }
-INLINE b64 b64_of(b32 first, b32 second) {
-    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-}
-INLINE scales64 scales64_of(const float * s) { // 4 scales
-    const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutexvar_ps(each, _mm512_castps128_ps512(_mm_loadu_ps(s)));
-}
-INLINE vf dot64(vf acc, b64 w, const int8_t * x, scales64 s) {
-    const __m512i v = _mm512_loadu_si512(x);
+INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
 #if defined(__AVX512VNNI__)
-    const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, v);
+    return _mm512_dpbusd_epi32(acc, w, x);
 #else
-    const __m512i sums = _mm512_madd_epi16(_mm512_maddubs_epi16(w, v), _mm512_set1_epi16(1));
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
 #endif
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), s, acc);
+}
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    const __m128i v = _mm_loadu_si128(block); // d, min, 12 bytes of 6-bit numbers
+    const __m128i low = _mm_srlv_epi32(_mm_shuffle_epi32(v, 0xED), _mm_setr_epi32(0, 0, 0, 4));
+    const __m128i high = _mm_srli_epi32(_mm_shuffle_epi32(v, 0xA5), 2);
+    const __m128i bytes = _mm_or_si128(
+        _mm_and_si128(low, _mm_setr_epi32(0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F)),
+        _mm_and_si128(high, _mm_setr_epi32(0, 0x30303030, 0, 0x30303030)));
+    const vi which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const vf unit = _mm512_permutexvar_ps(which, _mm512_castps128_ps512(_mm_cvtph_ps(v)));
+    const vf all = vf_mul(vf_of(_mm512_cvtepu8_epi32(bytes)), unit);                // 8 scales, 8 minima
+    const vi even = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
+    const vi lows = _mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
+    out->scale[0][0] = out->scale[1][0] = _mm512_permutexvar_ps(even, all);
+    out->scale[2][0] = out->scale[3][0] = _mm512_permutexvar_ps(_mm512_add_epi32(even, vi_set(1)), all);
+    out->low[0] = _mm512_permutexvar_ps(lows, all);
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    const vf all = vf_mul(vf_of_i8(scales), vf_set(_cvtsh_ss(d)));
+    const vi first = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    for (int j = 0; j < 4; j++)
+        out->scale[j][0] = _mm512_permutexvar_ps(_mm512_add_epi32(first, vi_set(j)), all);
+    out->low[0] = vf_mul(all, vf_set(32.0f));
 }
 
 // rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS].

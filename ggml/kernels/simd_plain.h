@@ -25,6 +25,7 @@ INLINE void vf_store(float * p, vf x) { memcpy(p, &x, sizeof x); }
 INLINE vf vf_set(float x) { return (vf) { x, x, x, x, x, x, x, x }; }
 INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return c - a * b; }
 INLINE vf vf_of(vi x) { return __builtin_convertvector(x, vf); }
 INLINE vf vf_max_abs(vf m, vf x) {
     for (int i = 0; i < LANES; i++) m[i] = fabsf(x[i]) > m[i] ? fabsf(x[i]) : m[i];
@@ -134,21 +135,52 @@ INLINE b32 b32_table(b32 index, float a, float b) {
     for (int i = 0; i < 32; i++) index[i] = (uint8_t) (int8_t) nearbyintf(index[i] * a + b);
     return index;
 }
-typedef struct b64 { b32 a, b; } b64;
-typedef struct scales64 { float s[4]; } scales64;
 
-INLINE b64 b64_nibbles(const void * p) { return (b64) { b32_low(b32_load(p)), b32_high(b32_load(p)) }; }
-INLINE b64 b64_with_bits(b64 w, const void * p, int j) {
-    const b32 x = b32_load(p);
-    return (b64) { b32_or(w.a, b32_bits(x, 2 * j, 1)), b32_or(w.b, b32_bits(x, 2 * j + 1, 1)) };
+// For blocks of K types (micro_code.h).
+typedef struct scales_k { vf scale[4][16 / LANES], low[16 / LANES]; } scales_k;
+
+INLINE void gather(const char * p, int stride, int repeat, vi * out) { // LANES / 4 times 16 bytes
+    for (int i = 0; i < LANES / 4; i++) memcpy((char *) out + 16 * i, p + i / repeat * stride, 16);
 }
-INLINE b64 b64_of(b32 first, b32 second) { return (b64) { first, second }; }
-INLINE scales64 scales64_of(const float * s) { return (scales64) { { s[0], s[1], s[2], s[3] } }; }
-INLINE vf dot64(vf acc, b64 w, const int8_t * x, scales64 s) {
-    int32_t sums[4] = { 0 };
-    for (int i = 0; i < 64; i++) sums[i / 16] += (i < 32 ? w.a[i] : w.b[i - 32]) * x[i];
-    for (int i = 0; i < 4; i++) acc[i] += (float) sums[i] * s.s[i];
-    return acc;
+INLINE void deal(const void * p, vi * even, vi * odd) {
+    gather(p, 32, 1, even);
+    gather((const char *) p + 16, 32, 1, odd);
+}
+INLINE vi to_all(const void * p) {
+    vi x;
+    gather(p, 0, 1, &x);
+    return x;
+}
+INLINE vi twice(const void * p, int stride, int part) {
+    vi x;
+    gather((const char *) p + part * (LANES / 8) * stride, stride, 2, &x);
+    return x;
+}
+INLINE vi dot_small(vi acc, vi w, vi x) { return dot4(acc, w, x); }
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    const uint8_t * s = (const uint8_t *) block + 4;
+    uint16_t d[2];
+    memcpy(d, block, 4);
+    const float step = ggml_fp16_to_fp32(d[0]), min = ggml_fp16_to_fp32(d[1]);
+    for (int g = 0; g < 8; g++) {
+        const int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
+        const int low = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
+        for (int i = 0; i < 4; i++) {
+            const int lane = g / 2 * 4 + i;
+            for (int j = 0; j < 2; j++) out->scale[g % 2 * 2 + j][lane / LANES][lane % LANES] = step * (float) scale;
+        }
+        for (int i = 2 * g; i < 2 * g + 2; i++) out->low[i / LANES][i % LANES] = min * (float) low;
+    }
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    const float step = ggml_fp16_to_fp32(d);
+    for (int g = 0; g < 16; g++) {
+        for (int i = 0; i < 4; i++) {
+            const int lane = g / 4 * 4 + i;
+            out->scale[g % 4][lane / LANES][lane % LANES] = step * (float) scales[g];
+        }
+        out->low[g / LANES][g % LANES] = 32.0f * step * (float) scales[g];
+    }
 }
 
 INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
