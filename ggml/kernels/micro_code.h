@@ -106,13 +106,16 @@ static void round8(const float * x, int64_t n_in, char * out) {
     }
 }
 
-// As round8 for whole blocks, in the order of K types' dots.
+// As round8 for whole blocks, in the order of K types' dots (dot_k_n): of each 64, 8 from here and 8 from there.
+static const uint8_t DEALT[4][2] = { { 0, 40 }, { 8, 32 }, { 16, 56 }, { 24, 48 } };
+
 static void round_k(const float * x, int64_t n_in, char * out) {
     round8(x, n_in, out);
     for (int64_t b = 0; b < n_in / BLOCK; b++) {
         char natural[BLOCK];
         memcpy(natural, out + b * BLOCK, BLOCK);
-        for (int p = 0; p < 16; p++) memcpy(out + b * BLOCK + 64 * (p % 4) + 16 * (p / 4), natural + 16 * p, 16);
+        for (int i = 0; i < 32; i++)
+            memcpy(out + b * BLOCK + 8 * i, natural + 64 * (i / 2 % 4) + DEALT[i / 8][i % 2], 8);
     }
 }
 
@@ -472,11 +475,12 @@ INLINE const int16_t * numbers16(const char * x, size_t stride, int i, int64_t k
 
 INLINE void finish(const int n, const vf * acc, float * out) { EACH(i) out[i] = vf_sum(acc[i]); }
 
-// K types: a block's 256 weights q of at most 6 bits, dealt so that each 16 bytes of a vector belong to one
-// group of 16, and four vectors of 64 bytes hold the groups 0 4 8 12, 1 5 9 13, 2 6 10 14, 3 7 11 15. Rounded
-// activations lie in the same order (round_k). Then, with low_p the constant of group p,
+// K types: a block's 256 weights q of at most 6 bits as four vectors of 64 bytes, dealt so that the lanes of
+// vectors 0 and 1 belong to the same groups of 16, and those of 2 and 3, so that their products can be added
+// before they are scaled. In each 16 bytes i of a vector lie 8 weights from 64 i + first and 8 from 64 i +
+// second (DEALT), as the rounded activations do. With low_p the constant of group p,
 //   w . x = x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p .
-// q4_k and q5_k have one scale for groups 2g and 2g + 1: vectors 0 and 1 share theirs, and 2 and 3.
+// q4_k and q5_k have one scale and constant for two groups of 16: all four vectors share theirs.
 #define PARTS (16 / LANES)                // vectors that 64 bytes take
 
 typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -485,9 +489,10 @@ typedef struct weights_k {
     scales_k s;
 } weights_k;
 
-static const uint32_t HIGH_NIBBLE[16] = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
-static const uint32_t LOW_NIBBLE[16]  = { 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0 };
-static const uint32_t EVEN_BIT[16]    = { 0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6 };
+static const uint32_t NIBBLE_45[16] = { 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4 };
+static const uint32_t NIBBLE_6[16]  = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
+static const uint32_t BIT_5[16]     = { 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7 };
+static const uint32_t BITS_6[16]    = { 0, 0, 2, 2, 4, 4, 6, 6, 0, 0, 2, 2, 4, 4, 6, 6 };
 
 INLINE vu vu_load(const void * p) { return *(const vu *) p; }
 INLINE vu each_byte(vu x, uint32_t mask) { return x & (mask * 0x01010101u); }
@@ -498,18 +503,19 @@ INLINE void unpack_45(const char * w, const int bits, weights_k * out) {
     scales_of_45(w, &out->s);
 #pragma GCC unroll 4
     for (int p = 0; p < PARTS; p++) {
+        const vu nibble = vu_load(NIBBLE_45 + LANES * p), bit = vu_load(BIT_5 + LANES * p);
         vi dealt[2];
         deal((bits == 4 ? b4->q : b5->q) + 8 * LANES * p, &dealt[0], &dealt[1]);
 #pragma GCC unroll 2
         for (int j = 0; j < 2; j++) {
-            vu low = each_byte((vu) dealt[j], 15), high = each_byte((vu) dealt[j] >> 4, 15);
+            vu a = each_byte((vu) dealt[j] >> nibble, 15), b = each_byte((vu) swap(dealt[j]) >> nibble, 15);
             if (bits == 5) {
-                const vu fifth = (vu) to_all(b5->high + 16 * j) >> vu_load(EVEN_BIT + LANES * p);
-                low |= each_byte(fifth, 1) << 4;
-                high |= each_byte(fifth, 2) << 3;
+                const vi fifth = to_all(b5->high + 16 * j);
+                a |= each_byte((vu) fifth >> bit, 1) << 4;
+                b |= each_byte((vu) swap(fifth) >> bit, 1) << 4;
             }
-            out->q[j][p] = (vi) low;
-            out->q[2 + j][p] = (vi) high;
+            out->q[2 * j][p] = (vi) a;
+            out->q[2 * j + 1][p] = (vi) b;
         }
     }
 }
@@ -519,13 +525,15 @@ INLINE void unpack_6(const char * w, weights_k * out) {
     scales_of_6(b->scales, b->d, &out->s);
 #pragma GCC unroll 4
     for (int p = 0; p < PARTS; p++) {
-        const vu right = vu_load(HIGH_NIBBLE + LANES * p), left = vu_load(LOW_NIBBLE + LANES * p);
+        const vu nibble = vu_load(NIBBLE_6 + LANES * p), bits = vu_load(BITS_6 + LANES * p);
 #pragma GCC unroll 2
         for (int j = 0; j < 2; j++) {
-            const vu top = (vu) twice(b->high + 16 * j, 32, p);
-            const vu a = (vu) twice(b->low + 16 * j, 64, p), c = (vu) twice(b->low + 32 + 16 * j, 64, p);
-            out->q[j][p] = (vi) (each_byte(a >> right, 15) | each_byte(top << left, 0x30));
-            out->q[2 + j][p] = (vi) (each_byte(c >> right, 15) | each_byte((top >> 2) << left, 0x30));
+            const vi top = twice(b->high + 16 * j, 32, p);
+            const vi low = twice(b->low + 16 * j, 64, p), high = twice(b->low + 32 + 16 * j, 64, p);
+            out->q[2 * j][p] = (vi) (each_byte((vu) outer(low, high) >> nibble, 15) |
+                                     each_byte((vu) top >> bits, 3) << 4);
+            out->q[2 * j + 1][p] = (vi) (each_byte((vu) inner(low, high) >> nibble, 15) |
+                                         each_byte((vu) swap(top) >> bits, 3) << 4);
         }
     }
 }
@@ -548,12 +556,14 @@ INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, s
 #pragma GCC unroll 4
             for (int p = 0; p < PARTS; p++) {
                 const char * from = xi + b * BLOCK + 4 * LANES * p;
-#pragma GCC unroll 2
-                for (int j = 0; j < 4; j += 2) {
-                    vi dots = dot_small(vi_zero(), k.q[j][p], vi_load(from + 64 * j));
-                    if (bits == 6) sum = vf_fma(vf_of(dots), k.s.scale[j][p], sum), dots = vi_zero();
-                    dots = dot_small(dots, k.q[j + 1][p], vi_load(from + 64 * j + 64));
-                    sum = vf_fma(vf_of(dots), k.s.scale[j + 1][p], sum);
+                vi dots = vi_zero();
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    dots = dot_small(dots, k.q[j][p], vi_load(from + 64 * j));
+                    if (j == 3 || (j == 1 && bits == 6)) {
+                        sum = vf_fma(vf_of(dots), k.s.scale[j / 2][p], sum);
+                        dots = vi_zero();
+                    }
                 }
             }
             acc[i] = vf_fma(sum, vf_set(float_at(xi + at.scales + 4 * b)), acc[i]);

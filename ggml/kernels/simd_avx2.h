@@ -112,7 +112,7 @@ INLINE b32 b32_table(b32 index, float a, float b) {
 }
 
 // For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[4][2], low[2]; } scales_k;
+typedef struct scales_k { vf scale[2][2], low[2]; } scales_k;
 
 INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4 times 16 bytes
     const vi a = vi_load(p), b = vi_load((const char *) p + 32);
@@ -121,6 +121,13 @@ INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4
 }
 INLINE vi to_all(const void * p) { return b32_two(p); }
 INLINE vi twice(const void * p, int stride, int part) { return b32_two((const char *) p + stride * part); }
+INLINE vi swap(vi x) { return _mm256_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
+INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
+    return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 10));
+}
+INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
+    return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 5));
+}
 INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
 #if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(acc, w, x);
@@ -128,8 +135,9 @@ INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 #endif
 }
-INLINE vf choose(vf x, int a, int b) { // lane a four times, lane b four times
-    return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(a, a, a, a, b, b, b, b));
+INLINE vf pairs_of(vf x, int first, int step) { // four lanes, each twice
+    const __m256i each = _mm256_mullo_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), vi_set(step));
+    return _mm256_permutevar8x32_ps(x, vi_add(each, vi_set(first)));
 }
 INLINE void scales_of_45(const void * block, scales_k * out) {
     const __m128i v = _mm_loadu_si128(block); // d, min, 12 bytes of 6-bit numbers
@@ -143,16 +151,14 @@ INLINE void scales_of_45(const void * block, scales_k * out) {
     const vf min = vf_mul(vf_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),
                           _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
     for (int p = 0; p < 2; p++) {
-        out->scale[0][p] = out->scale[1][p] = choose(scale, 4 * p, 4 * p + 2);
-        out->scale[2][p] = out->scale[3][p] = choose(scale, 4 * p + 1, 4 * p + 3);
-        out->low[p] = _mm256_permutevar8x32_ps(
-            min, _mm256_add_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), vi_set(4 * p)));
+        out->scale[0][p] = out->scale[1][p] = pairs_of(scale, 4 * p, 1);
+        out->low[p] = pairs_of(min, 4 * p, 1);
     }
 }
 INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
     for (int p = 0; p < 2; p++) {
         const vf s = vf_mul(vf_of_i8(scales + 8 * p), vf_set(_cvtsh_ss(d)));
-        for (int j = 0; j < 4; j++) out->scale[j][p] = choose(s, j, j + 4);
+        for (int j = 0; j < 2; j++) out->scale[j][p] = pairs_of(s, j, 2);
         out->low[p] = vf_mul(s, vf_set(32.0f));
     }
 }

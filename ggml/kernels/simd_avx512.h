@@ -105,7 +105,7 @@ INLINE b32 b32_table(b32 index, float a, float b) {
 }
 
 // For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[4][1], low[1]; } scales_k;
+typedef struct scales_k { vf scale[2][1], low[1]; } scales_k;
 
 INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 8 times 16 bytes
     const vi a = vi_load(p), b = vi_load((const char *) p + 64);
@@ -116,6 +116,13 @@ INLINE vi to_all(const void * p) { return _mm512_broadcast_i32x4(_mm_loadu_si128
 INLINE vi twice(const void * p, int stride, int part) {                  // p p q q, q = p + stride
     (void) part;
     return _mm512_mask_broadcast_i32x4(to_all(p), 0xFF00, _mm_loadu_si128((const void *) ((const char *) p + stride)));
+}
+INLINE vi swap(vi x) { return _mm512_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
+INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
+    return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0xAA));
+}
+INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
+    return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0x55));
 }
 INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
 #if defined(__AVX512VNNI__)
@@ -134,16 +141,14 @@ INLINE void scales_of_45(const void * block, scales_k * out) {
     const vi which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     const vf unit = _mm512_permutexvar_ps(which, _mm512_castps128_ps512(_mm_cvtph_ps(v)));
     const vf all = vf_mul(vf_of(_mm512_cvtepu8_epi32(bytes)), unit);                // 8 scales, 8 minima
-    const vi even = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
-    const vi lows = _mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
-    out->scale[0][0] = out->scale[1][0] = _mm512_permutexvar_ps(even, all);
-    out->scale[2][0] = out->scale[3][0] = _mm512_permutexvar_ps(_mm512_add_epi32(even, vi_set(1)), all);
-    out->low[0] = _mm512_permutexvar_ps(lows, all);
+    const vi each = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    out->scale[0][0] = out->scale[1][0] = _mm512_permutexvar_ps(each, all);
+    out->low[0] = _mm512_permutexvar_ps(_mm512_add_epi32(each, vi_set(8)), all);
 }
 INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
     const vf all = vf_mul(vf_of_i8(scales), vf_set(_cvtsh_ss(d)));
-    const vi first = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
-    for (int j = 0; j < 4; j++)
+    const vi first = _mm512_setr_epi32(0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
+    for (int j = 0; j < 2; j++)
         out->scale[j][0] = _mm512_permutexvar_ps(_mm512_add_epi32(first, vi_set(j)), all);
     out->low[0] = vf_mul(all, vf_set(32.0f));
 }

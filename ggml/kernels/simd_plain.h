@@ -137,7 +137,7 @@ INLINE b32 b32_table(b32 index, float a, float b) {
 }
 
 // For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[4][16 / LANES], low[16 / LANES]; } scales_k;
+typedef struct scales_k { vf scale[2][16 / LANES], low[16 / LANES]; } scales_k;
 
 INLINE void gather(const char * p, int stride, int repeat, vi * out) { // LANES / 4 times 16 bytes
     for (int i = 0; i < LANES / 4; i++) memcpy((char *) out + 16 * i, p + i / repeat * stride, 16);
@@ -156,6 +156,9 @@ INLINE vi twice(const void * p, int stride, int part) {
     gather((const char *) p + part * (LANES / 8) * stride, stride, 2, &x);
     return x;
 }
+INLINE vi swap(vi x) { return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5); } // halves of 16 bytes
+INLINE vi outer(vi a, vi b) { return __builtin_shufflevector(a, b, 0, 1, 10, 11, 4, 5, 14, 15); }
+INLINE vi inner(vi a, vi b) { return __builtin_shufflevector(a, b, 2, 3, 8, 9, 6, 7, 12, 13); }
 INLINE vi dot_small(vi acc, vi w, vi x) { return dot4(acc, w, x); }
 INLINE void scales_of_45(const void * block, scales_k * out) {
     const uint8_t * s = (const uint8_t *) block + 4;
@@ -165,20 +168,17 @@ INLINE void scales_of_45(const void * block, scales_k * out) {
     for (int g = 0; g < 8; g++) {
         const int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
         const int low = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
-        for (int i = 0; i < 4; i++) {
-            const int lane = g / 2 * 4 + i;
-            for (int j = 0; j < 2; j++) out->scale[g % 2 * 2 + j][lane / LANES][lane % LANES] = step * (float) scale;
+        for (int i = 2 * g; i < 2 * g + 2; i++) {
+            for (int j = 0; j < 2; j++) out->scale[j][i / LANES][i % LANES] = step * (float) scale;
+            out->low[i / LANES][i % LANES] = min * (float) low;
         }
-        for (int i = 2 * g; i < 2 * g + 2; i++) out->low[i / LANES][i % LANES] = min * (float) low;
     }
 }
 INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
     const float step = ggml_fp16_to_fp32(d);
     for (int g = 0; g < 16; g++) {
-        for (int i = 0; i < 4; i++) {
-            const int lane = g / 4 * 4 + i;
-            out->scale[g % 4][lane / LANES][lane % LANES] = step * (float) scales[g];
-        }
+        for (int i = g / 2 * 2; i < g / 2 * 2 + 2; i++)
+            out->scale[g % 2][i / LANES][i % LANES] = step * (float) scales[g];
         out->low[g / LANES][g % LANES] = 32.0f * step * (float) scales[g];
     }
 }
