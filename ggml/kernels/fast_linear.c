@@ -69,6 +69,13 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
 
 // ------------------------------------------------------------------------------------ many tokens
 
+// The rows of the next block lie far apart: too far for the hardware to guess.
+static void prefetch(const char * from, size_t row_size, int n_rows, size_t n) {
+    for (int r = 0; r < n_rows; r++) {
+        for (size_t line = 0; line < n; line += 64) __builtin_prefetch(from + (size_t) r * row_size + line);
+    }
+}
+
 static void multiply_panel(const micro * m, linear_plan plan, fast_scratch * s, const struct ggml_tensor * w,
                            const struct ggml_tensor * x, int64_t r0, int n_rows, int64_t t0, int n) {
     const int64_t n_in = w->ne[0];
@@ -76,19 +83,22 @@ static void multiply_panel(const micro * m, linear_plan plan, fast_scratch * s, 
     const rounded16 at16 = rounded16_of(n_in);
     const char * row = (const char *) w->data + (size_t) r0 * w->nb[1];
     const char * tokens = (const char *) x->data + (size_t) t0 * x->nb[1];
-    const size_t stride = x->nb[1];
+    const size_t stride = x->nb[1], block_size = ggml_row_size(w->type, BLOCK);
     memset(s->y, 0, (size_t) n * (size_t) m->rows * sizeof *s->y);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         const int n_k = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
         const char * from = row + (size_t) (k0 / ggml_blck_size(w->type)) * ggml_type_size(w->type);
         const char * x8 = tokens + k0, * x16 = tokens + 2 * k0;
         const size_t block = (size_t) (k0 / BLOCK * 4);
+        const bool last = k0 + BLOCK >= n_in;
         if (plan == LINEAR_INT16) {
             m->pack16(w->type, from, w->nb[1], n_rows, n_k, s->panel, s->w_scales);
+            if (!last) prefetch(from + block_size, w->nb[1], n_rows, block_size);
             m->multiply16(n, n_k, s->panel, s->w_scales, x16, tokens + at16.scales + block,
                           tokens + at16.sums + block, stride, s->y);
         } else {
             m->pack8(w->type, from, w->nb[1], n_rows, n_k, s->panel, s->w_scales);
+            if (!last) prefetch(from + block_size, w->nb[1], n_rows, block_size);
             m->multiply8(n, n_k, s->panel, s->w_scales, x8, tokens + at8.scales + block,
                          tokens + at8.sums + block, stride, s->y);
         }
