@@ -101,7 +101,7 @@ static tensor * llama_attention(graph * g, const llama * m, const llama_input * 
 
 // SwiGLU (Shazeer, 2020):   down(silu(gate(x)) * up(x))
 static tensor * llama_ffn(graph * g, const llama_layer * l, int i, tensor * x) {
-    tensor * h = nn_mul(g, nn_silu(g, nn_linear(g, l->ffn_gate, NULL, x)), nn_linear(g, l->ffn_up, NULL, x));
+    tensor * h = nn_swiglu(g, l->ffn_gate, l->ffn_up, x);
     return nn_name(g, nn_linear(g, l->ffn_down, NULL, h), "blk.%d.ffn_out", i);
 }
 

@@ -27,6 +27,10 @@ pyllava_status graph_finish(graph * g, tensor * out) {
     return PYLLAVA_OK;
 }
 
+void graph_rewind(graph * g) {
+    for (int32_t i = 0; i < g->n_jobs; i++) atomic_store(&g->jobs[i].next, 0);
+}
+
 void graph_free(graph * g) {
     ggml_free(g->ctx);
     free(g->jobs);
@@ -65,55 +69,117 @@ static tensor * rounded(graph * g, linear_plan plan, tensor * x) {
     if (g->rounded_from == x && g->rounded_plan == plan) return g->rounded;
     kernel_job * job = new_job(g, plan);
     if (!job) return NULL;
+    tensor * args[] = { x, NULL, NULL };
+    int n_args = 1;
+    if (g->norm.out == x && x->ne[0] <= fast_norm_limit()) { // normalise and round at once
+        job->norm = g->norm.b ? NORM_LAYER : NORM_RMS;
+        job->eps = g->norm.eps;
+        args[0] = g->norm.x, args[1] = g->norm.w, args[2] = g->norm.b;
+        n_args = g->norm.b ? 3 : 2;
+    }
     g->rounded_from = x;
     g->rounded_plan = plan;
-    g->rounded = ggml_custom_4d(g->ctx, GGML_TYPE_I8, size, x->ne[1], 1, 1, &x, 1, kernel_round,
+    g->rounded = ggml_custom_4d(g->ctx, GGML_TYPE_I8, size, x->ne[1], 1, 1, args, n_args, kernel_round,
                                 GGML_N_TASKS_MAX, job);
     return g->rounded;
 }
 
+// One more source of a node; its number.
+static int add_source(tensor * node, tensor * source) {
+    int i = 0;
+    while (node->src[i]) i++;
+    node->src[i] = source;
+    return i;
+}
+
 static tensor * fast_linear(graph * g, linear_plan plan, tensor * w, tensor * b, tensor * x) {
-    const int64_t n_tokens = x->ne[1];
-    tensor * args[] = { w, rounded(g, plan, x), b };
+    tensor * args[] = { w, rounded(g, plan, x) };
     kernel_job * job = new_job(g, plan);
     if (!args[1] || !job) return NULL;
-    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], n_tokens, 1, 1, args, b ? 3 : 2,
-                          kernel_fast_linear, GGML_N_TASKS_MAX, job);
+    g->linear = ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], x->ne[1], 1, 1, args, 2, kernel_fast_linear,
+                               GGML_N_TASKS_MAX, job);
+    g->linear_job = job;
+    if (b) job->bias = add_source(g->linear, b);
+    return g->linear;
+}
+
+static linear_plan plan_of(const graph * g, const tensor * w, const tensor * x) {
+    return g->env->micro ? fast_linear_plan(g->env->micro, w, x->ne[1], g->careful) : LINEAR_EXACT;
+}
+
+static bool is_fast(linear_plan plan) { return plan != LINEAR_EXACT && plan != LINEAR_ENGINE; }
+
+// The job of a fast linear layer that may still be given an end, or NULL.
+static kernel_job * open_end(const graph * g, const tensor * x) {
+    return x && x == g->linear && g->linear_job->end == END_PLAIN && !g->linear_job->residual ? g->linear_job
+                                                                                              : NULL;
 }
 
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     if (!w || !x) return NULL;
-    const linear_plan plan =
-        g->env->micro ? fast_linear_plan(g->env->micro, w, x->ne[1], g->careful) : LINEAR_EXACT;
+    const linear_plan plan = plan_of(g, w, x);
     if (plan == LINEAR_ENGINE) {
         tensor * y = ggml_mul_mat(g->ctx, w, x);
         return b ? ggml_add(g->ctx, y, b) : y;
     }
-    if (plan != LINEAR_EXACT) return fast_linear(g, plan, w, b, x);
+    if (is_fast(plan)) return fast_linear(g, plan, w, b, x);
     tensor * args[] = { w, x, b };
     return ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], x->ne[1], x->ne[2], x->ne[3], args, b ? 3 : 2,
                           kernel_linear, GGML_N_TASKS_MAX, g->env);
 }
 
-tensor * nn_add(graph * g, tensor * x, tensor * y) { return x && y ? ggml_add(g->ctx, x, y) : NULL; }
+tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
+    if (!gate || !up || !x) return NULL;
+    const linear_plan plan = plan_of(g, gate, x);
+    if (!is_fast(plan) || plan_of(g, up, x) != plan)
+        return nn_mul(g, nn_silu(g, nn_linear(g, gate, NULL, x)), nn_linear(g, up, NULL, x));
+    tensor * y = fast_linear(g, plan, gate, NULL, x);
+    if (!y) return NULL;
+    g->linear_job->end = END_SWIGLU;
+    g->linear_job->up = add_source(y, up);
+    return y;
+}
+
+tensor * nn_add(graph * g, tensor * x, tensor * y) {
+    if (!x || !y) return NULL;
+    kernel_job * job = open_end(g, y);
+    if (!job || !ggml_are_same_shape(x, y) || !ggml_is_contiguous(x)) return ggml_add(g->ctx, x, y);
+    job->residual = add_source(y, x);
+    return y;
+}
 
 tensor * nn_mul(graph * g, tensor * x, tensor * y) { return x && y ? ggml_mul(g->ctx, x, y) : NULL; }
 
 tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps, tensor * x) {
     if (!w || !b || !x) return NULL;
-    return ggml_add(g->ctx, ggml_mul(g->ctx, ggml_norm(g->ctx, x, eps), w), b);
+    tensor * y = ggml_add(g->ctx, ggml_mul(g->ctx, ggml_norm(g->ctx, x, eps), w), b);
+    g->norm.out = y, g->norm.x = x, g->norm.w = w, g->norm.b = b, g->norm.eps = eps;
+    return y;
 }
 
 tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x) {
-    return w && x ? ggml_mul(g->ctx, ggml_rms_norm(g->ctx, x, eps), w) : NULL;
+    if (!w || !x) return NULL;
+    tensor * y = ggml_mul(g->ctx, ggml_rms_norm(g->ctx, x, eps), w);
+    g->norm.out = y, g->norm.x = x, g->norm.w = w, g->norm.b = NULL, g->norm.eps = eps;
+    return y;
 }
 
 tensor * nn_gelu(graph * g, tensor * x) { return x ? ggml_gelu_erf(g->ctx, x) : NULL; }
 
-tensor * nn_silu(graph * g, tensor * x) { return x ? ggml_silu(g->ctx, x) : NULL; }
+static tensor * end_with(kernel_job * job, linear_end end, tensor * x) {
+    job->end = end;
+    return x;
+}
+
+tensor * nn_silu(graph * g, tensor * x) {
+    kernel_job * job = open_end(g, x);
+    return job ? end_with(job, END_SILU, x) : x ? ggml_silu(g->ctx, x) : NULL;
+}
 
 // ggml's own quick GELU goes through a table of f16 values: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
 tensor * nn_quick_gelu(graph * g, tensor * x) {
+    kernel_job * job = open_end(g, x);
+    if (job) return end_with(job, END_QUICK_GELU, x);
     return x ? ggml_scale(g->ctx, ggml_silu(g->ctx, ggml_scale(g->ctx, x, 1.702f)), 1.0f / 1.702f) : NULL;
 }
 

@@ -19,10 +19,14 @@ typedef struct graph {
     bool                  careful;        // the vision tower: see fast_linear_plan
     tensor *              rounded_from, * rounded;   // the last activations rounded, and how
     linear_plan           rounded_plan;
+    tensor *              linear;         // the last fast linear layer, whose end is still open, and its job
+    kernel_job *          linear_job;
+    struct { tensor * out, * x, * w, * b; float eps; } norm;             // the last normalisation
 } graph;
 
 pyllava_status graph_begin(graph * g, kernel_env * env, attention_env * attention, int32_t n_nodes);
 pyllava_status graph_finish(graph * g, tensor * out); // out: the last tensor, kept for reading
+void           graph_rewind(graph * g);                                  // before it is run again
 void           graph_free(graph * g);
 
 tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n,
@@ -30,8 +34,12 @@ tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n,
 tensor * nn_name(graph * g, tensor * x, const char * format, ...)
     PYLLAVA_PRINTF(3, 4); // names an intermediate
 
+// In the fast mode the operation that follows a linear layer (nn_add, nn_silu, nn_quick_gelu) becomes its end:
+// nothing else may read such a layer. Normalised rows that only linear layers read are rounded as they are
+// made.
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
-tensor * nn_add(graph * g, tensor * x, tensor * y);
+tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x);                 // silu(gate x) * up x
+tensor * nn_add(graph * g, tensor * x, tensor * y);                      // y: may be a linear layer
 tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps,
                        tensor * x); // (x - mean) / sqrt(var + eps) * w + b
 tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x); // x / sqrt(mean(x^2) + eps) * w

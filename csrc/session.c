@@ -26,6 +26,15 @@ typedef struct batch {                    // room for n_max rows
     int32_t   n_blocks;
 } batch;
 
+// The graph that the scheduler holds: kept, and run again for steps of the same shape.
+typedef struct built_graph {
+    enum { GRAPH_NONE, GRAPH_TEXT, GRAPH_VISION } kind;
+    int32_t     n, n_out;                 // rows and rows of logits, or views
+    graph       g;
+    llama_input in;
+    tensor *    patches, * out;           // out: logits or image embeddings
+} built_graph;
+
 struct pyllava_session {
     const pyllava_model * model;
     pyllava_session_params params;
@@ -41,6 +50,7 @@ struct pyllava_session {
     atomic_int           cancelled;
     kernel_env           env;
     attention_env        attention;
+    built_graph          built;
     pyllava_trace_fn     trace;
     void *               trace_user;
     pyllava_progress_fn  progress;
@@ -134,11 +144,34 @@ void session_trace(pyllava_session * s, pyllava_trace_fn fn, void * user) {
     ggml_backend_sched_set_eval_callback(s->sched, fn ? on_tensor : NULL, fn ? s : NULL);
 }
 
-static pyllava_status allocate(pyllava_session * s, graph * g) {
+static void drop_graph(pyllava_session * s) {
+    graph_free(&s->built.g);
+    s->built = (built_graph) { 0 };
+}
+
+static pyllava_status build(pyllava_session * s, built_graph * b) {
+    if (b->kind == GRAPH_TEXT) TRY(build_text(s, &b->g, b->n, b->n_out, &b->in, &b->out));
+    else TRY(build_vision(s, &b->g, b->n, &b->patches, &b->out));
     ggml_backend_sched_reset(s->sched);
-    if (!ggml_backend_sched_alloc_graph(s->sched, g->nodes))
+    if (!ggml_backend_sched_alloc_graph(s->sched, b->g.nodes))
         FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
     return PYLLAVA_OK;
+}
+
+// A graph of this shape, ready for its inputs: all of them, since what lies in their memory is overwritten.
+static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_t n_out) {
+    built_graph * b = &s->built;
+    if ((int) b->kind == kind && b->n == n && b->n_out == n_out) {
+        graph_rewind(&b->g);
+        return PYLLAVA_OK;
+    }
+    drop_graph(s);
+    b->kind = kind;
+    b->n = n;
+    b->n_out = n_out;
+    pyllava_status status = build(s, b);
+    if (status != PYLLAVA_OK) drop_graph(s);
+    return status;
 }
 
 static pyllava_status run(pyllava_session * s, graph * g) {
@@ -154,8 +187,7 @@ static void put(tensor * t, const void * data) { ggml_backend_tensor_set(t, data
 
 // ------------------------------------------------------------------------------------------ images
 
-static pyllava_status encode_views(pyllava_session * s, graph * g, const float * pixels, int32_t n_views,
-                                   float * out) {
+static pyllava_status encode_views(pyllava_session * s, const float * pixels, int32_t n_views, float * out) {
     const vit * v = &s->model->vit;
     const size_t S = (size_t) v->hparams.image_size, P = (size_t) v->hparams.patch_size;
     for (int32_t i = 0; i < n_views; i++) {
@@ -176,11 +208,10 @@ static pyllava_status encode_views(pyllava_session * s, graph * g, const float *
                                            s->attention.head_dim, 1, NULL, first);
     }
     for (int32_t i = 0; i < n_views * v->n_pos; i++) s->view_visible[i] = v->n_pos;
-    tensor * patches, * embd;
-    TRY(build_vision(s, g, n_views, &patches, &embd));
-    TRY(allocate(s, g));
-    put(patches, s->patches);
-    TRY(run(s, g));
+    TRY(graph_for(s, GRAPH_VISION, n_views, 0));
+    tensor * embd = s->built.out;
+    put(s->built.patches, s->patches);
+    TRY(run(s, &s->built.g));
     ggml_backend_tensor_get(embd, out, 0, ggml_nbytes(embd));
     for (size_t i = 0; i < ggml_nbytes(embd) / sizeof *out; i++) {
         if (!isfinite(out[i]))
@@ -196,11 +227,7 @@ pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t
     for (int32_t i = 0; i < n_views; i += s->params.n_views) {
         TRY(report(s, "encode", (float) i / (float) n_views));
         const int32_t n = n_views - i < s->params.n_views ? n_views - i : s->params.n_views;
-        graph g = { 0 };
-        pyllava_status status =
-            encode_views(s, &g, pixels + (size_t) i * n_pixels, n, out_embd + (size_t) i * n_out);
-        graph_free(&g);
-        TRY(status);
+        TRY(encode_views(s, pixels + (size_t) i * n_pixels, n, out_embd + (size_t) i * n_out));
     }
     return report(s, "encode", 1.0f);
 }
@@ -221,7 +248,7 @@ static void batch_add(pyllava_session * s, const pyllava_span * span, int32_t i,
     b->contents[b->n++] = content;
 }
 
-static pyllava_status batch_run(pyllava_session * s, graph * g, float * out_logits) {
+static pyllava_status batch_compute(pyllava_session * s, float * out_logits) {
     batch * b = &s->batch;
     const llama_hparams * h = &s->model->llama.hparams;
     s->attention = (attention_env) {
@@ -229,16 +256,15 @@ static pyllava_status batch_run(pyllava_session * s, graph * g, float * out_logi
         .n_blocks = b->n_blocks, .blocks = b->blocks, .n_visible = b->n_visible,
     };
     if (b->n_out == 0) b->out_rows[b->n_out++] = b->n - 1; // a graph has an end; its logits are not read
-    llama_input in;
-    tensor * logits;
-    TRY(build_text(s, g, b->n, b->n_out, &in, &logits));
-    TRY(allocate(s, g));
-    put(in.embd, b->embd);
-    put(in.positions, b->positions);
-    put(in.cells, b->cells);
-    put(in.rope_divisors, s->model->llama.rope_divisors);
-    put(in.out_rows, b->out_rows);
-    TRY(run(s, g));
+    TRY(graph_for(s, GRAPH_TEXT, b->n, b->n_out));
+    const llama_input * in = &s->built.in;
+    tensor * logits = s->built.out;
+    put(in->embd, b->embd);
+    put(in->positions, b->positions);
+    put(in->cells, b->cells);
+    put(in->rope_divisors, s->model->llama.rope_divisors);
+    put(in->out_rows, b->out_rows);
+    TRY(run(s, &s->built.g));
     if (!out_logits) return PYLLAVA_OK;
     ggml_backend_tensor_get(logits, out_logits, 0, ggml_nbytes(logits));
     for (size_t i = 0; i < ggml_nbytes(logits) / sizeof *out_logits; i++) {
@@ -246,13 +272,6 @@ static pyllava_status batch_run(pyllava_session * s, graph * g, float * out_logi
             FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
     }
     return PYLLAVA_OK;
-}
-
-static pyllava_status batch_compute(pyllava_session * s, float * out_logits) {
-    graph g = { 0 };
-    pyllava_status status = batch_run(s, &g, out_logits);
-    graph_free(&g);
-    return status;
 }
 
 // ----------------------------------------------------------------------------------------- prompts
@@ -636,6 +655,7 @@ pyllava_status session_create(const pyllava_model * model, const pyllava_session
 
 void session_free(pyllava_session * s) {
     if (!s) return;
+    drop_graph(s);
     if (s->sched) ggml_backend_sched_free(s->sched);
     if (s->backend) ggml_backend_free(s->backend);
     if (s->threads) s->threads_free(s->threads);

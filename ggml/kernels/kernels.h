@@ -29,11 +29,25 @@ typedef enum linear_plan {
     LINEAR_FLOAT_DOTS,                    // few tokens, float weights: f32 activations
 } linear_plan;
 
-// A fast node's own part of the session, fresh for every run: tasks are taken from a counter.
+// What a fast linear layer does to its sums before it writes them, after the bias.
+typedef enum linear_end {
+    END_PLAIN,
+    END_SILU,                             // x sigmoid(x)
+    END_QUICK_GELU,                       // x sigmoid(1.702 x)
+    END_SWIGLU,                           // silu(W x) * (U x), U a second matrix
+} linear_end;
+
+typedef enum round_norm { NORM_NONE, NORM_RMS, NORM_LAYER } round_norm;
+
+// A fast node's own part of the session. Tasks are taken from a counter, zero before every run.
 typedef struct kernel_job {
     kernel_env * env;
     atomic_llong next;
     linear_plan  plan;
+    linear_end   end;
+    int          bias, residual, up;      // which src of the node; 0: there is none
+    round_norm   norm;                    // what is rounded: the normalised rows
+    float        eps;
     const struct attention_env * attention;
 } kernel_job;
 
@@ -62,14 +76,16 @@ void kernel_linear(struct ggml_tensor * dst, int ith, int nth, void * env);
 // type that divides head_dim [n_rows, n_head_kv * head_dim].   dst: f32 like q
 void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * env);
 
-// The fast mode. Activations are rounded by a node of their own, kernel_round: src x f32 [n_tokens, n_in] to
-// bytes [n_tokens, fast_linear_rounded_size]; then kernel_fast_linear as kernel_linear with these for x.
-// Userdata: a kernel_job.
+// The fast mode, userdata a kernel_job. Activations are rounded by a node of their own, kernel_round: src x
+// f32 [n_tokens, n_in], weights (and bias) of job->norm; dst bytes [n_tokens, fast_linear_rounded_size]. Then
+// kernel_fast_linear: src W and x, rounded or f32 as the plan says, and those that the job names: bias f32
+// [n_out], residual f32 like dst (added at the very end), U like W.
 // careful: at least 12 bits for every weight.
 linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, int64_t n_tokens,
                              bool careful);
 int64_t     fast_linear_rounded_size(linear_plan plan, int64_t n_in);       // 0: not rounded
 size_t      fast_linear_scratch_size(void);
+int64_t     fast_norm_limit(void);                                       // n_in that kernel_round normalises
 void        kernel_round(struct ggml_tensor * dst, int ith, int nth, void * job);
 void        kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * job);
 size_t      fast_attention_scratch_size(void);

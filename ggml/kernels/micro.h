@@ -56,6 +56,16 @@ typedef struct attention_work {
     char *          scratch;
 } attention_work;
 
+// Where sums of some rows and n tokens go, and what happens to them on the way (linear_end). Pointers are to
+// the first row of the first token; bias, residual and up may be NULL.
+typedef struct tile_end {
+    linear_end    end;
+    const float * bias;
+    const float * residual;               // [n] like to
+    float *       to;
+    size_t        stride;                 // floats from token to token, of to and residual
+} tile_end;
+
 typedef struct micro {
     const char * name;
     int rows, tokens;                     // of a tile of multiply8 and multiply16
@@ -63,6 +73,14 @@ typedef struct micro {
     void (*round8)(const float * x, int64_t n, char * out);
     void (*round_k)(const float * x, int64_t n, char * out);             // round8 for dots of K types
     void (*round16)(const float * x, int64_t n, char * out);
+
+    // x / sqrt(mean(x^2) + eps) * w;   (x - mean) / sqrt(var + eps) * w + b.   n: a multiple of GROUP
+    void (*rms_norm)(const float * x, const float * w, float eps, int64_t n, float * out);
+    void (*layer_norm)(const float * x, const float * w, const float * b, float eps, int64_t n, float * out);
+
+    // Ends n_rows of each token's sums, [n][y_stride]; up: the sums of the second matrix.
+    void (*end_tile)(const tile_end * e, int n, int n_rows, const float * y, const float * up,
+                     size_t y_stride);
 
     // One block (n_k <= BLOCK inputs) of `rows` weight rows as a panel; rows beyond n_rows repeat the first.
     void (*pack8)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,

@@ -139,6 +139,31 @@ static void round16(const float * x, int64_t n_in, char * out) {
     }
 }
 
+// ------------------------------------------------------------------------------------------- norms
+
+static void rms_norm(const float * x, const float * w, float eps, int64_t n, float * out) {
+    vf squares = vf_set(0.0f);
+    for (int64_t k = 0; k < n; k += LANES) squares = vf_fma(vf_load(x + k), vf_load(x + k), squares);
+    const vf scale = vf_set(1.0f / sqrtf(vf_sum(squares) / (float) n + eps));
+    for (int64_t k = 0; k < n; k += LANES)
+        vf_store(out + k, vf_mul(vf_mul(vf_load(x + k), scale), vf_load(w + k)));
+}
+
+static void layer_norm(const float * x, const float * w, const float * b, float eps, int64_t n, float * out) {
+    const vf one = vf_set(1.0f);
+    vf sum = vf_set(0.0f), squares = sum;
+    for (int64_t k = 0; k < n; k += LANES) sum = vf_fma(vf_load(x + k), one, sum);
+    const vf mean = vf_set(vf_sum(sum) / (float) n);
+    for (int64_t k = 0; k < n; k += LANES) {
+        const vf centred = vf_fnma(mean, one, vf_load(x + k));
+        squares = vf_fma(centred, centred, squares);
+        vf_store(out + k, centred);
+    }
+    const vf scale = vf_set(1.0f / sqrtf(vf_sum(squares) / (float) n + eps));
+    for (int64_t k = 0; k < n; k += LANES)
+        vf_store(out + k, vf_fma(vf_mul(vf_load(out + k), scale), vf_load(w + k), vf_load(b + k)));
+}
+
 // ------------------------------------------------------------------------------- panels of weights
 
 // The rounded numbers a q + b of 32 bytes; a and b for each 16.
@@ -444,6 +469,56 @@ static void multiply_bf16(int n, int n_k, const char * panel, const char * x, si
 }
 
 #endif
+
+// ---------------------------------------------------------------------------------- ends of tiles
+
+INLINE v16 sigmoid(v16 x) { // 1 / (1 + e^-x)
+    const v16 most = v16_set(88.0f), y = -x;
+    return 1.0f / (1.0f + v16_exp((v16) (((vi16) y & (y < most)) | ((vi16) most & ~(y < most)))));
+}
+
+INLINE v16 ended(linear_end end, v16 y, v16 up) {
+    switch (end) {
+    case END_SILU: return y * sigmoid(y);
+    case END_QUICK_GELU: return y * sigmoid(1.702f * y);
+    case END_SWIGLU: return y * sigmoid(y) * up;
+    default: return y;
+    }
+}
+
+INLINE void end_row(const tile_end * e, const linear_end end, int n_rows, const float * y, const float * up,
+                    size_t at) {
+    for (int r = 0; r < n_rows; r += 16) {
+        const int n = n_rows - r < 16 ? n_rows - r : 16;
+        v16 v = v16_load(y + r);
+        if (e->bias && n == 16) v += v16_load(e->bias + r);
+        else if (e->bias) {
+            for (int i = 0; i < n; i++) v[i] += e->bias[r + i];
+        }
+        v16 other = v;
+        if (up) other = v16_load(up + r);
+        v = ended(end, v, other);
+        if (n == 16) {
+            if (e->residual) v += v16_load(e->residual + at + r);
+            v16_store(e->to + at + r, v);
+            continue;
+        }
+        for (int i = 0; i < n; i++) e->to[at + r + i] = v[i] + (e->residual ? e->residual[at + r + i] : 0.0f);
+    }
+}
+
+static void end_tile(const tile_end * e, int n, int n_rows, const float * y, const float * up,
+                     size_t y_stride) {
+    for (int t = 0; t < n; t++) {
+        const float * sums = y + t * y_stride, * others = up ? up + t * y_stride : NULL;
+        switch (e->end) {
+        case END_SILU: end_row(e, END_SILU, n_rows, sums, NULL, t * e->stride); break;
+        case END_QUICK_GELU: end_row(e, END_QUICK_GELU, n_rows, sums, NULL, t * e->stride); break;
+        case END_SWIGLU: end_row(e, END_SWIGLU, n_rows, sums, others, t * e->stride); break;
+        default: end_row(e, END_PLAIN, n_rows, sums, NULL, t * e->stride);
+        }
+    }
+}
 
 // ------------------------------------------------------------------------------------- few tokens
 
@@ -869,6 +944,9 @@ const micro MICRO = {
     .round8 = round8,
     .round_k = round_k,
     .round16 = round16,
+    .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
+    .end_tile = end_tile,
     .pack8 = pack8,
     .multiply8 = multiply8,
     .pack16 = pack16,

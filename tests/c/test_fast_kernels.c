@@ -110,7 +110,7 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
         struct ggml_tensor rt =
             rows_of(GGML_TYPE_I8, size ? take((size_t)(size * n_tokens)) : NULL, n_tokens, size);
         rt.src[0] = &xt;
-        kernel_job round = { .env = &env, .plan = plan }, job = { .env = &env, .plan = plan };
+        kernel_job round = { .env = &env, .plan = plan }, job = { .env = &env, .plan = plan, .bias = 2 };
         if (size) kernel_round(&rt, 0, 1, &round);
         struct ggml_tensor y = rows_of(GGML_TYPE_F32, take((size_t) (n_out * n_tokens) * 4), n_tokens, n_out);
         y.src[0] = &wt, y.src[1] = size ? &rt : &xt, y.src[2] = &bt;
@@ -128,6 +128,80 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
     free(w);
     free(x);
     free(b);
+}
+
+// norm(x) through two matrices with every end, bias and residual, for few and many tokens.
+static void test_ends(const micro * m, enum ggml_type type, round_norm norm, linear_end end, int64_t n_in,
+                      int64_t n_out, int64_t n_tokens) {
+    const size_t n_w = (size_t) (n_in * n_out), n_x = (size_t) (n_in * n_tokens), n_y = (size_t) (n_out * n_tokens);
+    float *w[2], *x = normals(n_x), *b = normals((size_t)n_out), *residual = normals(n_y);
+    float *scale = normals((size_t)n_in), *shift = normals((size_t)n_in);
+    struct ggml_tensor wt[2];
+    for (int i = 0; i < 2; i++) {
+        w[i] = normals(n_w);
+        for (size_t k = 0; k < n_w; k++) w[i][k] *= 0.1f;
+        wt[i] = rows_of(type, take(ggml_row_size(type, n_in) * (size_t) n_out), n_out, n_in);
+        ggml_quantize_chunk(type, w[i], wt[i].data, 0, n_out, n_in, NULL);
+        for (int64_t r = 0; r < n_out; r++)
+            ggml_get_type_traits(type)->to_float((char *)wt[i].data + r * wt[i].nb[1], w[i] + r * n_in, n_in);
+    }
+    double *expected = take(n_y * sizeof *expected), *row = take((size_t)n_in * sizeof *row);
+    for (int64_t t = 0; t < n_tokens; t++) {
+        double mean = 0, var = 0;
+        for (int64_t k = 0; k < n_in && norm == NORM_LAYER; k++) mean += x[t * n_in + k] / (double) n_in;
+        for (int64_t k = 0; k < n_in; k++) var += pow(x[t * n_in + k] - mean, 2) / (double) n_in;
+        for (int64_t k = 0; k < n_in; k++) {
+            row[k] = (x[t * n_in + k] - mean) / sqrt(var + 1e-5) * scale[k];
+            if (norm == NORM_LAYER) row[k] += shift[k];
+            if (norm == NORM_NONE) row[k] = x[t * n_in + k];
+        }
+        for (int64_t r = 0; r < n_out; r++) {
+            double sum[2] = { b[r], 0 };
+            for (int i = 0; i < 2; i++) {
+                for (int64_t k = 0; k < n_in; k++) sum[i] += w[i][r * n_in + k] * row[k];
+            }
+            const double y = sum[0], factor = end == END_QUICK_GELU ? 1.702 : 1.0;
+            expected[t * n_out + r] =
+                residual[t * n_out + r] +
+                (end == END_PLAIN ? y : y / (1 + exp(-factor * y)) * (end == END_SWIGLU ? sum[1] : 1.0));
+        }
+    }
+    kernel_env env = env_of(m);
+    const linear_plan plan = fast_linear_plan(m, &wt[0], n_tokens, false);
+    struct ggml_tensor xt = rows_of(GGML_TYPE_F32, x, n_tokens, n_in), bt = rows_of(GGML_TYPE_F32, b, 1, n_out),
+                       st = rows_of(GGML_TYPE_F32, scale, 1, n_in), ht = rows_of(GGML_TYPE_F32, shift, 1, n_in),
+                       zt = rows_of(GGML_TYPE_F32, residual, n_tokens, n_out);
+    const int64_t size = fast_linear_rounded_size(plan, n_in);
+    struct ggml_tensor rt = rows_of(GGML_TYPE_I8, take((size_t) (size * n_tokens)), n_tokens, size);
+    struct ggml_tensor y = rows_of(GGML_TYPE_F32, take(n_y * 4), n_tokens, n_out);
+    rt.src[0] = &xt, rt.src[1] = &st, rt.src[2] = &ht;
+    kernel_job round = { .env = &env, .plan = plan, .norm = norm, .eps = 1e-5f };
+    kernel_round(&rt, 0, 1, &round);
+    y.src[0] = &wt[0], y.src[1] = &rt, y.src[2] = &bt, y.src[3] = &zt, y.src[4] = &wt[1];
+    kernel_job job = { .env = &env, .plan = plan, .end = end, .bias = 2, .residual = 3 };
+    if (end == END_SWIGLU) job.up = 4;
+    kernel_fast_linear(&y, 0, 1, &job);
+    char what[128];
+    snprintf(what, sizeof what, "%s, norm %d, end %d, [%d, %d] x %d tokens", ggml_type_name(type), (int) norm,
+             (int) end, (int) n_out, (int) n_in, (int) n_tokens);
+    const double factors = end == END_SWIGLU ? 3 : 2;                    // errors of both matrices, of the ends
+    check(expected, y.data, n_y, GATE_INT8 * factors, m->name, what);
+    float * own[] = { w[0], w[1], wt[0].data, wt[1].data, x, b, residual, scale, shift, rt.data, y.data };
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
+    free(expected);
+    free(row);
+    free(env.scratch);
+}
+
+static void test_all_ends(const micro * m) {
+    const int tokens[] = { 1, 3, 14 }, rows[] = { 64, 37, 300 };
+    for (int end = END_PLAIN; end <= END_SWIGLU; end++) {
+        for (int norm = NORM_NONE; norm <= NORM_LAYER; norm++) {
+            for (int i = 0; i < 3; i++)
+                test_ends(m, i == 1 ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_K, (round_norm) norm, (linear_end) end, 512,
+                          rows[i], tokens[i]);
+        }
+    }
 }
 
 static void test_linears(const micro * m) {
@@ -246,6 +320,7 @@ int main(void) {
         }
         if (strcmp(m->name, names[i])) fail("%s: the table is called %s", names[i], m->name);
         test_linears(m);
+        test_all_ends(m);
         test_attentions(m);
     }
     if (micro_choose("no such set")) fail("a set that does not exist was chosen");
