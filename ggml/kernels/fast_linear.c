@@ -6,17 +6,24 @@
 
 #include <string.h>
 
-#define CHUNK     768                     // tokens of a task
-#define STEP      48                      // tokens that pass a block together
+#define PANEL     (512 << 10)             // bytes of packed weights
+#define CHUNK     768                     // tokens of a task whose weights are packed in parts
+#define STREAM    (1 << 20)               // bytes of results that would only push others out of the caches
+#define STEP      24                      // tokens that pass a block together
 #define DOT_ROWS  128                     // weight rows of a task, at most
 #define DOT_BYTES (96 << 10)              // and about so many bytes: one thread reads them in a row
 #define DOT_LIMIT 12                      // tokens up to which a pass per 8 tokens is faster than a panel
 #define ROUND_TOKENS 4                    // tokens of a rounding task
 
+// Packed weights: the blocks of a panel one behind the other, and their scales.
+typedef struct packed {
+    _Alignas(64) char blocks[PANEL];
+    float scales[PANEL / BLOCK];
+} packed;
+
 typedef struct fast_scratch {
-    _Alignas(64) char panel[2 * MAX_ROWS * BLOCK];
-    float w_scales[MAX_ROWS];
-    float y[CHUNK * MAX_ROWS], up[CHUNK * MAX_ROWS];
+    packed panel[2];                      // of W and of the second matrix
+    float  y[2][CHUNK * MAX_ROWS];        // their sums
 } fast_scratch;
 
 size_t fast_linear_scratch_size(void) { return sizeof(fast_scratch); }
@@ -67,10 +74,10 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
         for (int64_t t = task * ROUND_TOKENS; t < n_tokens && t < (task + 1) * ROUND_TOKENS; t++) {
             const float * from = (const float *) ((const char *) x->data + (size_t) t * x->nb[1]);
             char * to = (char *) dst->data + (size_t) t * dst->nb[1];
-            if (job->norm == NORM_RMS) m->rms_norm(from, floats(dst, 1), job->eps, n_in, s->y);
+            if (job->norm == NORM_RMS) m->rms_norm(from, floats(dst, 1), job->eps, n_in, s->y[0]);
             if (job->norm == NORM_LAYER)
-                m->layer_norm(from, floats(dst, 1), floats(dst, 2), job->eps, n_in, s->y);
-            if (job->norm != NORM_NONE) from = s->y;
+                m->layer_norm(from, floats(dst, 1), floats(dst, 2), job->eps, n_in, s->y[0]);
+            if (job->norm != NORM_NONE) from = s->y[0];
             if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
             else if (job->plan == LINEAR_DOTS8) m->round_k(from, n_in, to);
             else m->round16(from, n_in, to);
@@ -90,91 +97,112 @@ static tile_end end_of(const kernel_job * job, const struct ggml_tensor * dst, i
 
 // ------------------------------------------------------------------------------------ many tokens
 
-// A panel of n_rows weight rows and the tokens that pass it.
+// A panel of weight rows (of two matrices with SwiGLU) and the tokens that pass it. The inputs [k0, k1) are
+// packed at once: they stay in the second cache while STEP tokens at a time go through them.
 typedef struct panel_work {
     const micro * m;
     linear_plan   plan;
-    const struct ggml_tensor * w, * x;
-    int64_t       r0, t0;
+    const struct ggml_tensor * w[2], * x;
+    int           n_w;
+    int64_t       r0, t0, k0, k1;
     int           n_rows, n;
-    float *       y;                      // [n][m->rows] sums
-    const char *  next;                   // what is packed after this: asked for ahead
+    int64_t       next;                   // bytes into the weights; 0: unknown
 } panel_work;
 
-// Rows lie too far apart for the hardware to guess: lines of the next block's rows [first, end).
-static void prefetch_rows(const panel_work * p, const char * next, int first, int end) {
-    const size_t size = ggml_row_size(p->w->type, BLOCK);
-    for (int r = first; next && r < end; r++) {
-        for (size_t line = 0; line < size; line += 64) __builtin_prefetch(next + (size_t) r * p->w->nb[1] + line);
+static int number_size(linear_plan plan) { return plan == LINEAR_INT16 ? 2 : 1; }
+
+static void pack(const panel_work * p, int which, packed * to) {
+    const struct ggml_tensor * w = p->w[which];
+    const char * row = (const char *) w->data + (size_t) p->r0 * w->nb[1];
+    char * block = to->blocks;
+    float * scales = to->scales;
+    for (int64_t k = p->k0; k < p->k1; k += BLOCK) {
+        const int n_k = (int) (p->k1 - k < BLOCK ? p->k1 - k : BLOCK);
+        (p->plan == LINEAR_INT16 ? p->m->pack16 : p->m->pack8)(w->type, row + ggml_row_size(w->type, k), w->nb[1],
+                                                               p->n_rows, n_k, block, scales);
+        block += p->m->rows * BLOCK * number_size(p->plan);
+        scales += p->m->rows;
     }
 }
 
-// Tokens [t, t + n) through the packed block that begins at input k0.
-static void multiply_block(const panel_work * p, fast_scratch * s, int64_t k0, int n_k, int t, int n) {
+// y [n][m->rows] += W x for tokens [t, t + n).
+static void multiply(const panel_work * p, const packed * from, int t, int n, float * y) {
     const char * tokens = (const char *) p->x->data + (size_t) (p->t0 + t) * p->x->nb[1];
-    const size_t stride = p->x->nb[1], block = (size_t) (k0 / BLOCK * 4);
-    float * y = p->y + t * p->m->rows;
-    if (p->plan == LINEAR_INT16) {
-        const rounded16 at = rounded16_of(p->w->ne[0]);
-        p->m->multiply16(n, n_k, s->panel, s->w_scales, tokens + 2 * k0, tokens + at.scales + block,
-                         tokens + at.sums + block, stride, y);
-    } else {
-        const rounded8 at = rounded8_of(p->w->ne[0]);
-        p->m->multiply8(n, n_k, s->panel, s->w_scales, tokens + k0, tokens + at.scales + block,
-                        tokens + at.sums + block, stride, y);
+    const rounded8 at8 = rounded8_of(p->w[0]->ne[0]);
+    const rounded16 at16 = rounded16_of(p->w[0]->ne[0]);
+    const char * block = from->blocks;
+    const float * scales = from->scales;
+    for (int64_t k = p->k0; k < p->k1; k += BLOCK) {
+        const int n_k = (int) (p->k1 - k < BLOCK ? p->k1 - k : BLOCK);
+        const size_t at = (size_t) (k / BLOCK * 4);
+        if (p->plan == LINEAR_INT16)
+            p->m->multiply16(n, n_k, block, scales, tokens + 2 * k, tokens + at16.scales + at,
+                             tokens + at16.sums + at, p->x->nb[1], y);
+        else
+            p->m->multiply8(n, n_k, block, scales, tokens + k, tokens + at8.scales + at, tokens + at8.sums + at,
+                            p->x->nb[1], y);
+        block += p->m->rows * BLOCK * number_size(p->plan);
+        scales += p->m->rows;
     }
 }
 
-// All blocks of a panel; with e, its results leave while the last block is multiplied.
-static void multiply_panel(const panel_work * p, fast_scratch * s, const tile_end * e, const float * up) {
-    const micro * m = p->m;
-    const int64_t n_in = p->w->ne[0];
-    const char * row = (const char *) p->w->data + (size_t) p->r0 * p->w->nb[1];
-    memset(p->y, 0, (size_t) p->n * (size_t) m->rows * sizeof *p->y);
-    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
-        const bool last = k0 + BLOCK >= n_in;
-        const int n_k = (int) (last ? n_in - k0 : BLOCK);
-        const char * from = row + ggml_row_size(p->w->type, k0);
-        const char * next = last ? p->next : from + ggml_row_size(p->w->type, BLOCK);
-        (p->plan == LINEAR_INT16 ? m->pack16 : m->pack8)(p->w->type, from, p->w->nb[1], p->n_rows, n_k,
-                                                         s->panel, s->w_scales);
+// A part of the weights that this thread will probably pack next, and the residuals of a tile: the hardware
+// does not guess them.
+static void prefetch(const panel_work * p, const tile_end * e, int t, int n) {
+    const int64_t size = p->next ? p->n_rows * (int64_t) p->w[0]->nb[1] : 0;
+    const int64_t end = size * (t + n) / p->n;
+    for (int64_t at = size * t / p->n; at < end; at += 64) {
+        for (int i = 0; i < p->n_w; i++) __builtin_prefetch((const char *) p->w[i]->data + p->next + at, 0, 2);
+    }
+    for (int i = 0; e->residual && i < n; i++) {
+        for (int r = 0; r < p->n_rows; r += 16) __builtin_prefetch(e->residual + (size_t) i * e->stride + r);
+    }
+}
+
+static void run_panel(panel_work * p, fast_scratch * s, const tile_end * e, int64_t segment) {
+    const int64_t n_in = p->w[0]->ne[0];
+    const int rows = p->m->rows;
+    for (p->k0 = 0; p->k0 < n_in; p->k0 = p->k1) {
+        p->k1 = n_in - p->k0 < segment ? n_in : p->k0 + segment;
+        for (int i = 0; i < p->n_w; i++) pack(p, i, &s->panel[i]);
         for (int t = 0; t < p->n; t += STEP) {
-            const int n = p->n - t < STEP ? p->n - t : STEP;
-            prefetch_rows(p, next, t * p->n_rows / p->n, (t + n) * p->n_rows / p->n);
-            multiply_block(p, s, k0, n_k, t, n);
-            if (!last || !e) continue;
+            const int n = p->n - t < STEP ? p->n - t : STEP, at = segment < n_in ? t * rows : 0;
             tile_end here = *e;
             here.to += (size_t) t * e->stride;
             if (here.residual) here.residual += (size_t) t * e->stride;
-            m->end_tile(&here, n, p->n_rows, up ? up + t * m->rows : p->y + t * m->rows,
-                        up ? p->y + t * m->rows : NULL, (size_t) m->rows);
+            prefetch(p, &here, t, n);
+            for (int i = 0; i < p->n_w; i++) {
+                if (p->k0 == 0) memset(s->y[i] + at, 0, (size_t) (n * rows) * sizeof(float));
+                multiply(p, &s->panel[i], t, n, s->y[i] + at);
+            }
+            if (p->k1 < n_in) continue;
+            p->m->end_tile(&here, n, p->n_rows, s->y[0] + at, p->n_w > 1 ? s->y[1] + at : NULL, (size_t) rows);
         }
     }
 }
 
-static const char * row_of(const struct ggml_tensor * w, int64_t row) {
-    return row < w->ne[1] ? (const char *) w->data + (size_t) row * w->nb[1] : NULL;
-}
-
-static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst) {
+static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst, int nth) {
     const micro * m = job->env->micro;
     const struct ggml_tensor * w = dst->src[0], * up = job->up ? dst->src[job->up] : NULL;
     const int64_t n_out = w->ne[1], n_tokens = dst->ne[1], n_panels = (n_out + m->rows - 1) / m->rows;
-    const int64_t n_chunks = (n_tokens + CHUNK - 1) / CHUNK, chunk = (n_tokens + n_chunks - 1) / n_chunks;
-    panel_work p = { .m = m, .plan = job->plan, .x = dst->src[1] };
+    const int64_t segment = PANEL / (m->rows * number_size(job->plan) * BLOCK) * BLOCK;
+    const int64_t most = segment < w->ne[0] ? CHUNK : n_tokens;
+    int64_t n_chunks = (n_tokens + most - 1) / most;
+    while (n_panels * n_chunks < 8 * nth && n_tokens / n_chunks >= 4 * STEP) n_chunks++;
+    const int64_t chunk = (n_tokens + n_chunks - 1) / n_chunks;
+    const bool stream = ggml_nbytes(dst) >= STREAM && (uintptr_t) dst->data % 64 == 0 && n_out % 16 == 0;
+    panel_work p = { .m = m, .plan = job->plan, .w = { w, up }, .x = dst->src[1], .n_w = up ? 2 : 1 };
     for (int64_t task; take(job, n_panels * n_chunks, &task);) {
-        const int64_t after = atomic_load_explicit(&job->next, memory_order_relaxed) % n_panels * m->rows;
+        const int64_t r_next = (task + nth) % n_panels * m->rows;        // when all threads are equally fast
         p.r0 = task % n_panels * m->rows, p.t0 = task / n_panels * chunk;
         p.n_rows = (int) (n_out - p.r0 < m->rows ? n_out - p.r0 : m->rows);
         p.n = (int) (n_tokens - p.t0 < chunk ? n_tokens - p.t0 : chunk);
-        const tile_end e = end_of(job, dst, p.r0, p.t0);
-        const char * next = after + p.n_rows <= n_out ? row_of(w, after) : NULL;
-        p.w = w, p.y = s->y, p.next = up ? row_of(up, p.r0) : next;
-        multiply_panel(&p, s, up ? NULL : &e, NULL);
-        if (!up) continue;
-        p.w = up, p.y = s->up, p.next = next;
-        multiply_panel(&p, s, &e, s->y);
+        p.next = r_next + p.n_rows <= n_out ? r_next * (int64_t) w->nb[1] : 0;
+        tile_end e = end_of(job, dst, p.r0, p.t0);
+        e.stream = stream;
+        run_panel(&p, s, &e, segment);
     }
+    if (stream) atomic_thread_fence(memory_order_seq_cst);               // such stores are ordered by nothing else
 }
 
 // ------------------------------------------------------------------------------------- few tokens
@@ -208,10 +236,10 @@ static void dots(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst, i
         for (int t = 0; t < n_tokens; t += FEW_TOKENS) {
             const int n = n_tokens - t < FEW_TOKENS ? n_tokens - t : FEW_TOKENS;
             const char * tokens = (const char *) x->data + (size_t) t * x->nb[1];
-            dot_run(m, w, r0, n_rows, tokens, x->nb[1], n, s->y);
-            if (up) dot_run(m, up, r0, n_rows, tokens, x->nb[1], n, s->up);
+            dot_run(m, w, r0, n_rows, tokens, x->nb[1], n, s->y[0]);
+            if (up) dot_run(m, up, r0, n_rows, tokens, x->nb[1], n, s->y[1]);
             const tile_end e = end_of(job, dst, r0, t);
-            m->end_tile(&e, n, n_rows, s->y, up ? s->up : NULL, DOT_ROWS);
+            m->end_tile(&e, n, n_rows, s->y[0], up ? s->y[1] : NULL, DOT_ROWS);
         }
     }
 }
@@ -221,5 +249,5 @@ void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * userd
     fast_scratch * s = (fast_scratch *) (void *) (job->env->scratch + (size_t) ith * job->env->scratch_size);
     const linear_plan plan = job->plan;
     if (plan == LINEAR_DOTS8 || plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, s, dst, nth);
-    else panels(job, s, dst);
+    else panels(job, s, dst, nth);
 }

@@ -64,6 +64,7 @@ typedef struct tile_end {
     const float * residual;               // [n] like to
     float *       to;
     size_t        stride;                 // floats from token to token, of to and residual
+    bool          stream;                 // past the caches: to and stride are multiples of 64 bytes
 } tile_end;
 
 typedef struct micro {

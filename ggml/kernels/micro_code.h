@@ -500,7 +500,8 @@ INLINE void end_row(const tile_end * e, const linear_end end, int n_rows, const 
         v = ended(end, v, other);
         if (n == 16) {
             if (e->residual) v += v16_load(e->residual + at + r);
-            v16_store(e->to + at + r, v);
+            if (e->stream) v16_stream(e->to + at + r, v);
+            else v16_store(e->to + at + r, v);
             continue;
         }
         for (int i = 0; i < n; i++) e->to[at + r + i] = v[i] + (e->residual ? e->residual[at + r + i] : 0.0f);
