@@ -118,6 +118,11 @@ static void pack(const panel_work * p, int which, packed * to) {
     float * scales = to->scales;
     for (int64_t k = p->k0; k < p->k1; k += BLOCK) {
         const int n_k = (int) (p->k1 - k < BLOCK ? p->k1 - k : BLOCK);
+        const size_t ahead = ggml_row_size(w->type, BLOCK);
+        for (int r = 0; k + BLOCK < p->k1 && r < p->n_rows; r++) {
+            const char * next = row + ggml_row_size(w->type, k + BLOCK) + (size_t) r * w->nb[1];
+            for (size_t at = 0; at < ahead; at += 64) __builtin_prefetch(next + at);
+        }
         (p->plan == LINEAR_INT16 ? p->m->pack16 : p->m->pack8)(w->type, row + ggml_row_size(w->type, k), w->nb[1],
                                                                p->n_rows, n_k, block, scales);
         block += p->m->rows * BLOCK * number_size(p->plan);
@@ -150,8 +155,9 @@ static void multiply(const panel_work * p, const packed * from, int t, int n, fl
 // does not guess them.
 static void prefetch(const panel_work * p, const tile_end * e, int t, int n) {
     const int64_t size = p->next ? p->n_rows * (int64_t) p->w[0]->nb[1] : 0;
-    const int64_t end = size * (t + n) / p->n;
-    for (int64_t at = size * t / p->n; at < end; at += 64) {
+    const int early = p->n - p->n / 4;    // what is asked for sooner is gone again
+    const int64_t end = t + n > early ? size * (t + n - early) / (p->n - early) : 0;
+    for (int64_t at = t > early ? size * (t - early) / (p->n - early) : 0; at < end; at += 64) {
         for (int i = 0; i < p->n_w; i++) __builtin_prefetch((const char *) p->w[i]->data + p->next + at, 0, 2);
     }
     for (int i = 0; e->residual && i < n; i++) {
