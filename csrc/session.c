@@ -86,7 +86,8 @@ static int32_t add_blocks(const pyllava_session * s, attention_block * out, int3
                           int32_t n, int32_t head_dim, int32_t group, const int32_t * cells,
                           int32_t first_row) {
     const int32_t most = s->env.micro ? fast_attention_queries(s->env.micro, head_dim) : KERNEL_QUERIES;
-    const int32_t step = most / group > 1 ? most / group : 1;
+    const int32_t longest = most / group > 1 ? most / group : 1, n_steps = (n + longest - 1) / longest;
+    const int32_t step = n_steps ? (n + n_steps - 1) / n_steps : 1;      // equally long
     for (int32_t i = 0; i < n; i += step) {
         out[n_blocks++] = (attention_block) { first + i, n - i < step ? n - i : step, cells, first_row };
     }

@@ -15,10 +15,10 @@
 #define BLOCK       256                   // inputs that share one scale
 #define GROUP       32                    // every quantised type has groups of 32 or divides them
 #define MAX_ROWS    32                    // weight rows of a panel, at most
-#define MAX_QUERIES 96                    // rows of queries that attend_many takes
+#define MAX_QUERIES 288                   // rows of queries that attend_many takes
 #define TILE_KEYS   64
 #define MAX_HEAD    256                   // numbers of a head, for the fast attention
-#define ATTEND_SCRATCH (384 << 10)        // bytes
+#define ATTEND_SCRATCH (640 << 10)        // bytes
 #define FEW_TOKENS  8                     // tokens that one pass over a weight row serves
 
 // A token's activations, rounded: numbers, then one scale per block, then sums. Sizes in bytes.
@@ -105,6 +105,8 @@ typedef struct micro {
 extern const micro micro_plain;
 #if defined(__x86_64__)
 extern const micro micro_avx2, micro_avxvnni, micro_avx512, micro_avx512vnni, micro_avx512bf16;
+#elif defined(__aarch64__)
+extern const micro micro_neon, micro_neondot;
 #endif
 
 // The best of this machine, or the one that `wanted` names (NULL: the best); NULL if there is no such table

@@ -166,109 +166,122 @@ static void layer_norm(const float * x, const float * w, const float * b, float 
 
 // ------------------------------------------------------------------------------- panels of weights
 
-// The rounded numbers a q + b of 32 bytes; a and b for each 16.
-INLINE void put32(b32 q, const float * a, const float * b, char * out) {
-    int8_t bytes[32];
-    b32_store(bytes, q);
-    for (int k = 0; k < 32; k += LANES)
-        vi_store8(out + k, vi_round(vf_fma(vf_of_i8(bytes + k), vf_set(a[k / 16]), vf_set(b[k / 16]))));
-}
+// How a row's block becomes int8: number q of its 16 inputs p (p = 0 .. 15) becomes a_p (q - minus) + b_p,
+// rounded. These ranges are found for all rows first, so that one row's divisions wait beside another's.
+typedef struct range {
+    float   a[16], b[16];
+    int16_t fixed_a[16], fixed_b[16];     // for put_fixed
+} range;
 
 INLINE float scale_of_top(float top, float * inverse) {
     *inverse = top > 0.0f ? ROUND8_TOP / top : 0.0f;
     return top / ROUND8_TOP;
 }
 
-// Of a block of q4_k or q5_k (both begin alike), whose numbers go up to `most`: step and lowest value of each
-// group, and the scale that no value exceeds.
-INLINE float ranges_of_45(const void * block, int most, float * step, float * low, float * inverse) {
-    const block_q4_k * w = block;
-    const bytes_k s = bytes_of(w->scales);
-    const float d = half(w->d), min = half(w->min);
-    float top = 0.0f;
-    for (int g = 0; g < 8; g++) {
-        step[g] = d * s.scale[g];
-        low[g] = -min * s.min[g];
-        const float a = __builtin_fabsf(low[g]), b = __builtin_fabsf(low[g] + (float) most * step[g]);
-        top = a > top ? a : top;
-        top = b > top ? b : top;
+// |q - minus| <= 2^bits. The product keeps 6 binary places: it is off by less than 1 / 100.
+INLINE void fix(range * r, int bits) {
+    const vf one = vf_set((float) (64 << bits)), places = vf_set(64.0f), half_place = vf_set(32.0f);
+    for (int p = 0; p < 16; p += LANES) {
+        vi_store16(r->fixed_a + p, vi_round(vf_mul(vf_load(r->a + p), one)));
+        vi_store16(r->fixed_b + p, vi_round(vf_fma(vf_load(r->b + p), places, half_place)));
     }
-    return scale_of_top(top, inverse);
 }
 
-// A row's block as int8 (plus W_OFFSET); its scale. Bounded by the scales of the groups, without a look at
-// the weights themselves.
-INLINE float put_q4_k(const block_q4_k * w, char * out) {
-    float step[8], low[8], inverse;
-    const float scale = ranges_of_45(w, 15, step, low, &inverse);
-    for (int g = 0; g < 8; g += 2) {
-        const b32 q = b32_load(w->q + 16 * g);
-        b32_store(out + 32 * g, b32_table(b32_low(q), step[g] * inverse, low[g] * inverse + W_OFFSET));
-        b32_store(out + 32 * g + 32,
-                  b32_table(b32_high(q), step[g + 1] * inverse, low[g + 1] * inverse + W_OFFSET));
+INLINE v8 v8_most(v8 a, v8 b) {
+    typedef int32_t i8 __attribute__((vector_size(32), aligned(4), may_alias));
+    const i8 first = a > b;
+    return (v8) ((first & (i8) a) | (~first & (i8) b));
+}
+
+INLINE v8 v8_abs(v8 x) { return v8_most(x, -x); }
+
+INLINE v16 each_twice(v8 x) {
+    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+}
+
+// q4_k and q5_k, whose numbers go up to `most`: bounded by the scales of the groups, without a look at the
+// weights themselves.
+INLINE float range_45(const void * block, int most, range * r) {
+    const block_q4_k * w = block;
+    const bytes_k bytes = bytes_of(w->scales);
+    float steps[16], lows[16], inverse;
+    for (int g = 0; g < 16; g += LANES) {
+        const vf numbers = vf_of_i8(bytes.scale + g);                    // scales, then minima
+        vf_store(steps + g, vf_mul(numbers, vf_set(half(w->d))));
+        vf_store(lows + g, vf_mul(numbers, vf_set(-half(w->min))));
+    }
+    v8 step, low;
+    memcpy(&step, steps, sizeof step);
+    memcpy(&low, lows + 8, sizeof low);
+    const v8 tops = v8_most(v8_abs(low), v8_abs(low + (float) most * step));
+    float top = 0.0f;
+    for (int g = 0; g < 8; g++) top = tops[g] > top ? tops[g] : top;
+    const float scale = scale_of_top(top, &inverse);
+    v16_store(r->a, each_twice(step * inverse));
+    v16_store(r->b, each_twice(low * inverse + (float) W_OFFSET));
+    return scale;
+}
+
+INLINE float range_6(const block_q6_k * w, range * r) {
+    vf most = vf_set(0.0f);
+    float inverse;
+    for (int p = 0; p < 16; p += LANES) most = vf_max_abs(most, vf_of_i8(w->scales + p));
+    const float d = half(w->d), scale = scale_of_top(__builtin_fabsf(d) * 32.0f * vf_top(most), &inverse);
+    for (int p = 0; p < 16; p += LANES) {
+        vf_store(r->a + p, vf_mul(vf_of_i8(w->scales + p), vf_set(d * inverse)));
+        vf_store(r->b + p, vf_set(W_OFFSET));
     }
     return scale;
 }
 
-INLINE float put_q5_k(const block_q5_k * w, char * out) {
-    float step[8], low[8], inverse;
-    const float scale = ranges_of_45(w, 31, step, low, &inverse);
+// n / 32 blocks of q8_0 or q4_0, which begin alike, with numbers up to `most`. (-128 does not occur in what
+// ggml writes; it would become -128 of 127.)
+INLINE float range_0(const char * w, size_t size, int n, int most, range * r) {
+    float d[16] = { 0 }, inverse, top = 0.0f;
+    for (int p = 0; p < n / 16; p++) {
+        uint16_t bits;
+        memcpy(&bits, w + (size_t) (p / 2) * size, 2);
+        d[p] = half(bits);
+        top = __builtin_fabsf(d[p]) > top ? __builtin_fabsf(d[p]) : top;
+    }
+    const float scale = scale_of_top(top * (float) most, &inverse);
+    for (int p = 0; p < 16; p++) r->a[p] = d[p] * inverse, r->b[p] = W_OFFSET;
+    return scale;
+}
+
+INLINE void put_q4_k(const block_q4_k * w, const range * r, char * out) {
+    for (int g = 0; g < 8; g += 2) {
+        const b32 q = b32_load(w->q + 16 * g);
+        b32_store(out + 32 * g, b32_table(b32_low(q), r->a[2 * g], r->b[2 * g]));
+        b32_store(out + 32 * g + 32, b32_table(b32_high(q), r->a[2 * g + 2], r->b[2 * g + 2]));
+    }
+}
+
+INLINE void put32(b32 q, int minus, int bits, const range * r, int p, char * out) {
+    put_fixed(q, minus, 15 - bits, r->fixed_a + p, r->fixed_b + p, out + 16 * p);
+}
+
+INLINE void put_q5_k(const block_q5_k * w, const range * r, char * out) {
     const b32 high = b32_load(w->high);
     for (int g = 0; g < 8; g++) {
         const b32 q = b32_load(w->q + 16 * (g & ~1));
-        const float a = step[g] * inverse, b = low[g] * inverse + W_OFFSET;
-        put32(b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(high, g, 1)), (float[]) { a, a },
-              (float[]) { b, b }, out + 32 * g);
+        put32(b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(high, g, 1)), 0, 5, r, 2 * g, out);
     }
-    return scale;
 }
 
-INLINE float put_q6_k(const block_q6_k * w, char * out) {
-    int most = 0;
-    for (int g = 0; g < 16; g++) {
-        const int s = w->scales[g] < 0 ? -w->scales[g] : w->scales[g];
-        most = s > most ? s : most;
-    }
-    float inverse;
-    const float d = half(w->d), scale = scale_of_top(__builtin_fabsf(d) * (float) (32 * most), &inverse);
-    for (int h = 0; h < 2; h++) {
-        for (int j = 0; j < 4; j++) {
-            const float a0 = d * w->scales[8 * h + 2 * j] * inverse,
-                        a1 = d * w->scales[8 * h + 2 * j + 1] * inverse;
-            put32(q6_k_part(w, h, j), (float[]) { a0, a1 },
-                  (float[]) { W_OFFSET - 32 * a0, W_OFFSET - 32 * a1 }, out + 128 * h + 32 * j);
-        }
-    }
-    return scale;
+INLINE void put_q6_k(const block_q6_k * w, const range * r, char * out) {
+    for (int g = 0; g < 8; g++) put32(q6_k_part(w, g / 4, g % 4), 32, 5, r, 2 * g, out);
 }
 
-INLINE float put_q8_0(const block_q8_0 * w, int n, char * out) {
-    float top = 0.0f, inverse;
-    for (int g = 0; g < n / GROUP; g++) {
-        const float d = __builtin_fabsf(half(w[g].d));
-        top = d > top ? d : top;
-    }
-    const float scale = scale_of_top(top * 127.0f, &inverse); // -128 does not occur in what ggml writes; it
-    for (int g = 0; g < n / GROUP; g++) {                     // would become -128 of 127 (see put_any)
-        const float a = half(w[g].d) * inverse, b = W_OFFSET;
-        put32(b32_load(w[g].q), (float[]) { a, a }, (float[]) { b, b }, out + GROUP * g);
-    }
-    return scale;
+INLINE void put_q8_0(const block_q8_0 * w, int n, const range * r, char * out) {
+    for (int g = 0; g < n / GROUP; g++) put32(b32_load(w[g].q), 0, 7, r, 2 * g, out);
 }
 
-INLINE float put_q4_0(const block_q4_0 * w, int n, char * out) {
-    float top = 0.0f, inverse;
-    for (int g = 0; g < n / GROUP; g++) {
-        const float d = __builtin_fabsf(half(w[g].d));
-        top = d > top ? d : top;
-    }
-    const float scale = scale_of_top(top * 8.0f, &inverse);
+INLINE void put_q4_0(const block_q4_0 * w, int n, const range * r, char * out) {
     for (int g = 0; g < n / GROUP; g++) {
         const b32 q = b32_two(w[g].q);
-        const float a = half(w[g].d) * inverse, b = W_OFFSET - 8 * a;
-        put32(b32_halves(b32_low(q), b32_high(q)), (float[]) { a, a }, (float[]) { b, b }, out + GROUP * g);
+        put32(b32_halves(b32_low(q), b32_high(q)), 8, 3, r, 2 * g, out);
     }
-    return scale;
 }
 
 // Any type, through f32.
@@ -282,19 +295,37 @@ static float put_any(enum ggml_type type, const char * w, int n, char * out) {
     return scale;
 }
 
+// The ranges of all rows and their scales.
+INLINE void find_ranges(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, range * r,
+                        float * scales) {
+    for (int i = 0; i < ROWS; i++, r++) {
+        const char * row = w + (i < n_rows ? (size_t) i * row_size : 0);
+        switch (type) {
+        case GGML_TYPE_Q4_K: scales[i] = range_45(row, 15, r); break;
+        case GGML_TYPE_Q5_K: scales[i] = range_45(row, 31, r), fix(r, 5); break;
+        case GGML_TYPE_Q6_K: scales[i] = range_6((const void *) row, r), fix(r, 5); break;
+        case GGML_TYPE_Q8_0: scales[i] = range_0(row, sizeof(block_q8_0), n_k, 127, r), fix(r, 7); break;
+        case GGML_TYPE_Q4_0: scales[i] = range_0(row, sizeof(block_q4_0), n_k, 8, r), fix(r, 3); break;
+        default: break;
+        }
+    }
+}
+
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
     _Alignas(64) char rows[ROWS * BLOCK];
-    for (int r = 0; r < ROWS; r++) {
-        const char * from = w + (r < n_rows ? (size_t) r * row_size : 0);
-        char * to = rows + r * BLOCK;
+    range ranges[ROWS];
+    find_ranges(type, w, row_size, n_rows, n_k, ranges, scales);
+    for (int i = 0; i < ROWS; i++) {
+        const char * row = w + (i < n_rows ? (size_t) i * row_size : 0);
+        char * to = rows + i * BLOCK;
         switch (type) {
-        case GGML_TYPE_Q4_K: scales[r] = put_q4_k((const void *) from, to); break;
-        case GGML_TYPE_Q5_K: scales[r] = put_q5_k((const void *) from, to); break;
-        case GGML_TYPE_Q6_K: scales[r] = put_q6_k((const void *) from, to); break;
-        case GGML_TYPE_Q8_0: scales[r] = put_q8_0((const void *) from, n_k, to); break;
-        case GGML_TYPE_Q4_0: scales[r] = put_q4_0((const void *) from, n_k, to); break;
-        default: scales[r] = put_any(type, from, n_k, to);
+        case GGML_TYPE_Q4_K: put_q4_k((const void *) row, &ranges[i], to); break;
+        case GGML_TYPE_Q5_K: put_q5_k((const void *) row, &ranges[i], to); break;
+        case GGML_TYPE_Q6_K: put_q6_k((const void *) row, &ranges[i], to); break;
+        case GGML_TYPE_Q8_0: put_q8_0((const void *) row, n_k, &ranges[i], to); break;
+        case GGML_TYPE_Q4_0: put_q4_0((const void *) row, n_k, &ranges[i], to); break;
+        default: scales[i] = put_any(type, row, n_k, to);
         }
     }
     transpose(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
@@ -749,11 +780,31 @@ INLINE const char * key_row(const attention_work * a, const char * rows, size_t 
     return rows + (size_t) (a->cells ? a->cells[position] : a->first_row + position) * stride;
 }
 
+INLINE float sum_of_16(const float * x) {
+    vf sum = vf_set(0.0f);
+    for (int i = 0; i < 16; i += LANES) sum = vf_fma(vf_load(x + i), vf_set(1.0f), sum);
+    return vf_sum(sum);
+}
+
+INLINE v16 v16_most(v16 a, v16 b) {
+    const vi16 first = a > b;
+    return (v16) ((first & (vi16) a) | (~first & (vi16) b));
+}
+
+INLINE float most_of_16(v16 x) {
+    x = v16_most(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    x = v16_most(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+    float m = x[0];
+    for (int i = 1; i < 4; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
 // Scores to weights with the running maximum and sum; gives the factor for what was added up so far.
 INLINE float fold(float * s, int n_seen, int n_keys, float * max, float * sum) {
-    float m = *max;
-    for (int j = 0; j < n_seen; j++) m = s[j] > m ? s[j] : m;
     for (int j = n_seen; j < n_keys; j++) s[j] = -INFINITY;
+    v16 top = v16_load(s);
+    for (int j = 16; j < n_keys; j += 16) top = v16_most(top, v16_load(s + j));
+    const float here = most_of_16(top), m = here > *max ? here : *max;
     const float rescale = *max == m ? 1.0f : *sum > 0.0f ? expf(*max - m) : 0.0f;
     v16 total = v16_set(0.0f);
     for (int j = 0; j < n_keys; j += 16) {
@@ -761,7 +812,9 @@ INLINE float fold(float * s, int n_seen, int n_keys, float * max, float * sum) {
         v16_store(s + j, p);
         total += p;
     }
-    *sum = *sum * rescale + v16_sum(total);
+    float totals[16];
+    v16_store(totals, total);
+    *sum = *sum * rescale + sum_of_16(totals);
     *max = m;
     return rescale;
 }
@@ -866,8 +919,8 @@ INLINE void load_rows(const attention_work * a, const char * from, size_t stride
     }
 }
 
-INLINE void fold_rows(const attention_work * a, int n_rows, int p0, int n_keys, many_scratch * s) {
-    for (int r = 0; r < n_rows; r++) {
+INLINE void fold_rows(const attention_work * a, int first, int n_rows, int p0, int n_keys, many_scratch * s) {
+    for (int r = first; r < n_rows; r++) {
         uint16_t * weights = s->weights + r * TILE_KEYS;
         const int n_seen = seen_by(a, r, p0, n_keys);
         if (n_seen == 0) {
@@ -908,17 +961,22 @@ static void attend_many(const attention_work * a) {
     for (int c = 0; c < d / ROWS; c++) memset(s->out[c], 0, (size_t) n_rows * ROWS * sizeof(float));
     for (int p0 = 0; p0 < n_keys; p0 += TILE_KEYS) {
         const int n_here = n_keys - p0 < TILE_KEYS ? n_keys - p0 : TILE_KEYS;
+        int first = 0;                                                   // rows before it see nothing here
+        while (first < n_rows && seen_by(a, first, p0, n_here) == 0) first++;
+        const int n = n_rows - first;
         load_rows(a, a->k, a->k_stride, a->k_type, p0, n_here, s);
         for (int h = 0; h < TILE_KEYS / ROWS; h++) {
             transpose((const char *) (s->rows + h * ROWS * d), 2 * (size_t) d, d / 2, s->panel);
-            memset(s->s[h], 0, (size_t) n_rows * ROWS * sizeof(float));
-            multiply_bf16(n_rows, d, s->panel, (const char *) s->q, 2 * (size_t) d, s->s[h]);
+            memset(s->s[h] + first * ROWS, 0, (size_t) n * ROWS * sizeof(float));
+            multiply_bf16(n, d, s->panel, (const char *) (s->q + first * d), 2 * (size_t) d,
+                          s->s[h] + first * ROWS);
         }
-        fold_rows(a, n_rows, p0, n_here, s);
+        fold_rows(a, first, n_rows, p0, n_here, s);
         load_rows(a, a->v, a->v_stride, a->v_type, p0, n_here, s);
         for (int c = 0; c < d / ROWS; c++) {
             value_panel(s, d, c * ROWS, s->panel);
-            multiply_bf16(n_rows, TILE_KEYS, s->panel, (const char *) s->weights, 2 * TILE_KEYS, s->out[c]);
+            multiply_bf16(n, TILE_KEYS, s->panel, (const char *) (s->weights + first * TILE_KEYS), 2 * TILE_KEYS,
+                          s->out[c] + first * ROWS);
         }
     }
     for (int r = 0; r < n_rows; r++) {

@@ -97,6 +97,15 @@ INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 
 INLINE h32 h32_of(b32 x) { return _mm512_cvtepi8_epi16(x); }
 INLINE h32 h32_minus(h32 x, int y) { return _mm512_sub_epi16(x, _mm512_set1_epi16((short) y)); }
 
+// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset for each 16.
+INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets, char * out) {
+    const __m512i f = _mm512_inserti64x4(_mm512_set1_epi16(factors[0]), _mm256_set1_epi16(factors[1]), 1);
+    const __m512i o = _mm512_inserti64x4(_mm512_set1_epi16(offsets[0]), _mm256_set1_epi16(offsets[1]), 1);
+    const __m512i x = _mm512_slli_epi16(h32_minus(h32_of(q), minus), (unsigned) shift);
+    const __m512i y = _mm512_srai_epi16(_mm512_add_epi16(_mm512_mulhrs_epi16(x, f), o), 6);
+    _mm256_storeu_si256((void *) out, _mm512_cvtepi16_epi8(y));
+}
+
 // table[j][x & 15] of the 16 rounded numbers a * i + b.
 INLINE b32 b32_table(b32 index, float a, float b) {
     const vf i = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
