@@ -11,6 +11,9 @@ build:           ## the library, into build/dev and the source tree's package
 test: build      ## the default test suite, and the C tests of the kernels
 	$(BUILD)/tests/c/test-kernels && $(BUILD)/tests/c/test-fast-kernels && $(PYTHON) -m pytest -q -m "not slow and not reference"
 
+test-arm:        ## the C tests of the kernels for 64-bit Arm, under QEMU; see CONTRIBUTING.md for what it needs
+	cmake -S . -B build/arm -DCMAKE_TOOLCHAIN_FILE=tests/c/aarch64.cmake -DGGML_NATIVE=OFF -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build build/arm --target test-kernels test-fast-kernels -j2 && ctest --test-dir build/arm --output-on-failure
+
 reference: build ## against torch and transformers, which must be installed
 	PYLLAVA_REQUIRE_REFERENCE=1 $(PYTHON) -m pytest -q -m reference
 
@@ -29,4 +32,4 @@ lint:            ## ruff and mypy --strict
 vendor:          ## ggml's pinned sources into ggml/upstream, for source distributions and offline builds
 	cmake -DPYLLAVA_VENDOR=ON -P ggml/fetch.cmake
 
-.PHONY: help build test reference slow golden fmt lint vendor
+.PHONY: help build test test-arm reference slow golden fmt lint vendor

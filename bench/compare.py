@@ -1,11 +1,13 @@
-"""Side by side with llama.cpp on the same files, threads and sizes: alternating runs, medians, ratios.
+"""Side by side with other runtimes on the same files, threads and sizes: alternating runs, medians, ratios.
 
 python bench/compare.py --model LLM.gguf [--mmproj MMPROJ.gguf] [-p 512] [-n 32] [--batch 1,8] [--rounds 3]
-                        [--peer PYTHON] [--torch PYTHON] [--precision fast]
+                        [--peer PYTHON] [--torch PYTHON] [--openvino PYTHON] [--first-token] [--chart OUT.svg]
 
 `--peer` is a Python with llama-cpp-python, `--torch` one with torch and transformers (CLIP-L/14-336 in bfloat16, 23
-layers); both may be this one. Every run is a process of its own, so that no thread pool disturbs another. llama.cpp's
-image encoder is measured through its own multimodal library.
+layers), `--openvino` one with openvino beside these. Every run is a process of its own, so that no thread pool
+disturbs another. llama.cpp's image encoder is measured through its own multimodal library. `--first-token` takes the
+time from the start of the process to the first token of an answer about a picture (text of about 48 tokens), and its
+memory besides mapped files. The machine's limits come from limits.c, compiled with `cc`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +58,89 @@ def table(ours: dict[str, float], theirs: dict[str, float], name: str) -> str:
     return "\n".join(lines)
 
 
+def limits(n_threads: int) -> Result:
+    """Products per second and read bandwidth of the machine, or nothing without a C compiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "limits"
+        build = ["cc", "-O2", "-march=native", "-pthread", str(HERE / "limits.c"), "-o", str(program)]
+        try:
+            subprocess.run(build, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return {}
+        return run(str(program), n_threads)
+
+
+def fractions(ours: dict[str, float], machine: Result, options: argparse.Namespace) -> str:
+    """How near to the machine's limits prefill, decoding and encoding come."""
+    lines = []
+    size = options.model.stat().st_size
+    if "int8_gops" in machine:
+        weights = sum(n for n in matrix_sizes(options.model))
+        rate = 2 * weights * ours["prefill_tok_s"] / 1e9
+        lines.append(
+            f"prefill   {rate:.0f} of {machine['int8_gops']} int8 GOP/s: {rate / machine['int8_gops']:.0%}"
+        )
+    rate = ours["decode_tok_s"] * size / 1e9
+    lines.append(f"decode    {rate:.1f} of {machine['read_gb_s']} GB/s: {rate / machine['read_gb_s']:.0%}")
+    if "encode_s" in ours and "bf16_gflops" in machine:
+        n, d, f = 577, 1024, 4096
+        flops = 23 * (2 * n * (4 * d * d + 2 * d * f) + 4 * n * n * d)
+        rate = flops / ours["encode_s"] / 1e9
+        lines.append(
+            f"encode    {rate:.0f} of {machine['bf16_gflops']} bf16 GFLOP/s: {rate / machine['bf16_gflops']:.0%}"
+        )
+    return "\n".join(lines)
+
+
+def matrix_sizes(path: Path) -> list[int]:
+    """Numbers of the matrices that every token of a prompt passes."""
+    import gguf
+
+    return [
+        int(t.n_elements)
+        for t in gguf.GGUFReader(path).tensors
+        if t.name.startswith("blk.") and len(t.shape) == 2
+    ]
+
+
+def first_token(options: argparse.Namespace) -> tuple[list[Result], list[Result]]:
+    """Seconds from starting the process to the first token, and memory."""
+    ours: list[Result] = []
+    theirs: list[Result] = []
+    picture = HERE.parent / "examples" / "scene.png"
+    prompt = "Describe the picture in a few words, and say what is at its left and at its right side."
+    flags = ["-m", options.model, "--mmproj", options.mmproj, "-t", options.t]
+    ask = ["-m", "pyllava", *flags, "-c", 2048, "-n", 1, "--image", picture, "-p", prompt]
+    peer = [HERE / "peer_llama_cpp.py", *flags, "--first-token"]
+    for _ in range(options.rounds):
+        for results, command in ((ours, [sys.executable, *ask]), (theirs, [options.peer, *peer])):
+            started = time.perf_counter()
+            subprocess.run([str(part) for part in command], check=True, capture_output=True)
+            results.append({"first_token_s": time.perf_counter() - started})
+    return ours, theirs
+
+
+def chart(path: Path, rows: list[tuple[str, dict[str, float], dict[str, float]]]) -> None:
+    """Bars: how many times faster than each other runtime."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    bars = []
+    for name, ours, theirs in rows:
+        for key in ours:
+            if key in theirs and key != "load_s" and not key.endswith("bytes"):
+                faster = ours[key] / theirs[key] if key.endswith("tok_s") else theirs[key] / ours[key]
+                bars.append((f"{key.removesuffix('_tok_s').removesuffix('_s')}, {name}", faster))
+    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(bars) + 1), layout="constrained")
+    drawn = axes.barh([bar[0] for bar in bars][::-1], [bar[1] for bar in bars][::-1])
+    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("times as fast")
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,35 +155,54 @@ def main() -> None:
     parser.add_argument("--precision", default="fast")
     parser.add_argument("--peer", default=sys.executable)
     parser.add_argument("--torch", help="also measure PyTorch in bfloat16 with this Python")
+    parser.add_argument("--openvino", help="also measure OpenVINO in bfloat16 with this Python")
+    parser.add_argument(
+        "--first-token", action="store_true", help="only from process start to the first token"
+    )
+    parser.add_argument("--chart", type=Path, help="draw the ratios (needs matplotlib)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.first_token:
+        if options.mmproj is None:
+            parser.error("--first-token: need --mmproj")
+        ours, theirs = first_token(options)
+        print(table(medians(ours), medians(theirs), "llama.cpp"))
+        return
     mmproj = ["--mmproj", options.mmproj] if options.mmproj else []
-    common = [
-        "-m",
-        options.model,
-        *mmproj,
-        "-p",
-        options.p,
-        "-n",
-        options.n,
-        "-t",
-        options.t,
-        "--batch",
-        options.batch,
-    ]
-    ours, theirs, torch = [], [], []
+    common = ["-m", options.model, *mmproj, "-p", options.p, "-n", options.n, "-t", options.t]
+    common += ["--batch", options.batch]
+    views: dict[str, tuple[str, str]] = {}
+    if options.torch:
+        views["PyTorch bf16"] = (options.torch, "peer_torch.py")
+    if options.openvino:
+        views["OpenVINO bf16"] = (options.openvino, "peer_openvino.py")
+    ours, theirs, our_views = [], [], []
+    other_views: dict[str, list[Result]] = {name: [] for name in views}
+    machine = limits(options.t)
     for _ in range(options.rounds):
         bench = ["-m", "pyllava", "bench", *common, "--precision", options.precision, "--repeat", 2, "--json"]
         ours.append(run(sys.executable, *bench))
         theirs.append(run(options.peer, HERE / "peer_llama_cpp.py", *common))
-        if options.torch:
-            torch.append(run(options.torch, HERE / "peer_torch.py", "-t", options.t))
+        if views:
+            flags = ["-m", options.model, *mmproj, "-t", options.t, "--precision", options.precision]
+            our_views.append(run(sys.executable, HERE / "our_views.py", *flags))
+        for name, (python, worker) in views.items():
+            other_views[name].append(run(python, HERE / worker, "-t", options.t))
     if options.json:
-        print(json.dumps({"pyllava": ours, "llama.cpp": theirs, "torch": torch}))
+        print(
+            json.dumps(
+                {"pyllava": ours, "llama.cpp": theirs, "views": our_views, **other_views, "machine": machine}
+            )
+        )
         return
-    print(table(medians(ours), medians(theirs), "llama.cpp"))
-    if torch:
-        print(table(medians(ours), medians(torch), "torch bf16"))
+    rows = [("llama.cpp", medians(ours), medians(theirs))]
+    rows += [(name, medians(our_views), medians(results)) for name, results in other_views.items()]
+    for name, mine, other in rows:
+        print(table(mine, other, name))
+    if machine:
+        print(fractions(medians(ours), machine, options))
+    if options.chart:
+        chart(options.chart, rows)
 
 
 if __name__ == "__main__":

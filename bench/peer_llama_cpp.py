@@ -63,8 +63,9 @@ def decode_batch(peer: Peer, n_seq: int, n_predict: int, tokens: list[int]) -> f
     return n_seq / statistics.median(times)
 
 
-def encode_seconds(model: Any, path: str, n_threads: int) -> float:
-    """One 336-pixel image through llama.cpp's own multimodal library."""
+def encode_seconds(model: Any, path: str, n_threads: int, repeat: int = REPEAT) -> float:
+    """One 336-pixel image through llama.cpp's own multimodal library: the median after one run that is not counted,
+    or, without repeats, the one run."""
     from llama_cpp import mtmd_cpp
 
     params = mtmd_cpp.mtmd_context_params_default()
@@ -89,12 +90,30 @@ def encode_seconds(model: Any, path: str, n_threads: int) -> float:
         c for c in found if mtmd_cpp.mtmd_input_chunk_get_type(c) == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_IMAGE
     )
     times = []
-    for _ in range(REPEAT + 1):
+    for _ in range(repeat + 1):
         started = time.perf_counter()
         if mtmd_cpp.mtmd_encode_chunk(context, image):
             raise SystemExit("mtmd_encode_chunk failed")
         times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+    return statistics.median(times[1:] or times)
+
+
+def peak_anon() -> int:
+    """Resident memory that is no mapped file, in bytes."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["RssAnon"].split()[0]) << 10
+
+
+def first_token(options: argparse.Namespace, tokens: list[int]) -> None:
+    """Load, encode a picture, read a prompt of its 576 rows and 48 tokens, get one token's logits; no more."""
+    peer = Peer(options.m, options.t, 2048, 1)
+    encode_seconds(peer.model, options.mmproj, options.t, repeat=0)
+    rows = (tokens * 2)[: 576 + 48]
+    for start in range(0, len(rows), 512):
+        part = rows[start : start + 512]
+        peer.decode(part, list(range(start, start + len(part))), [0] * len(part), True)
+    print(json.dumps({"peak_anon_bytes": peak_anon()}))
 
 
 def main() -> None:
@@ -105,10 +124,16 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=32)
     parser.add_argument("-t", type=int, default=2)
     parser.add_argument("--batch", default="1")
+    parser.add_argument(
+        "--first-token", action="store_true", help="only up to the first token, with a picture"
+    )
     options = parser.parse_args()
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(quiet, None)
     tokens = [int(i) for i in np.random.RandomState(0).randint(300, 30000, options.p + options.n + 64)]
+    if options.first_token:
+        first_token(options, tokens)
+        return
     started = time.perf_counter()
     peer = Peer(options.m, options.t, options.p + options.n + 64, 1)
     result: dict[str, Any] = {"load_s": time.perf_counter() - started}

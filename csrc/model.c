@@ -36,7 +36,8 @@ pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) 
     TRY_ALLOC(m, sizeof *m);
     m->log = (logger) { p->log, p->user };
     ggml_log_set(keep_quiet, NULL);                                      // the engine would print to stderr
-    pyllava_status status = load_text(m, p);
+    pyllava_status status = cores_create(&m->cores);
+    if (status == PYLLAVA_OK) status = load_text(m, p);
     if (status == PYLLAVA_OK && p->mmproj) status = load_vision(m, p);
     m->log = (logger) { 0 };                                             // the callback is for loading only
     if (status == PYLLAVA_OK && p->progress && !p->progress("load", 1.0f, p->user)) {
@@ -52,6 +53,7 @@ pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) 
 
 void model_free(pyllava_model * m) {
     if (!m) return;
+    cores_free(m->cores);
     llama_free(&m->llama);
     vit_free(&m->vit);
     vocab_free(&m->vocab);

@@ -1,6 +1,7 @@
 // model.h - a language model and, optionally, its vision tower and projector.
 #pragma once
 
+#include "cores.h"
 #include "llama.h"
 #include "merge.h"
 #include "projector.h"
@@ -16,6 +17,7 @@ struct pyllava_model {
     vit       vit;
     projector projector;
     merge     merge;
+    cores *   cores;                      // that its sessions share
 };
 
 pyllava_status model_load(const pyllava_model_params * params, pyllava_model ** out);

@@ -185,7 +185,7 @@ typedef struct pyllava_session_params {
     int32_t  n_ctx;                       // positions per sequence
     int32_t  n_batch;                     // positions computed at once in prefill, 1..2048
     int32_t  n_seq;                       // independent sequences, 1..256
-    int32_t  n_threads;                   // 0: the machine's cores
+    int32_t  n_threads;                   // 0: one per physical core
     int32_t  n_views;                     // image views encoded at once, >= 1
     const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
     const char *      type_v;

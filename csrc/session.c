@@ -176,7 +176,9 @@ static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_
 }
 
 static pyllava_status run(pyllava_session * s, graph * g) {
+    TRY(cores_take(s->model->cores, s->params.n_threads, &s->cancelled));
     enum ggml_status status = ggml_backend_sched_graph_compute(s->sched, g->nodes);
+    cores_give(s->model->cores, s->params.n_threads);
     if (is_cancelled(s) || status == GGML_STATUS_ABORTED) return cancelled_status();
     if (status == GGML_STATUS_ALLOC_FAILED) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
     if (status != GGML_STATUS_SUCCESS)
@@ -494,6 +496,7 @@ static pyllava_status start_backend(pyllava_session * s) {
         FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started: try fewer", s->params.n_threads);
     }
     struct ggml_threadpool_params params = ggml_threadpool_params_default(s->params.n_threads);
+    params.poll = 0;                      // between steps threads sleep: the cores may be another session's
     s->threads = threads_new(&params);
     if (!s->threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", s->params.n_threads);
     set_threads(s->backend, s->threads);
@@ -607,7 +610,7 @@ static pyllava_status check_params(pyllava_session_params * p) {
         FAIL(PYLLAVA_ERR_ARGUMENT, "precision: found %d", (int) p->precision);
     if ((int64_t) p->n_ctx * p->n_seq > INT32_MAX)
         FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx %d times n_seq %d is too large", p->n_ctx, p->n_seq);
-    if (p->n_threads == 0) p->n_threads = cpu_count();
+    if (p->n_threads == 0) p->n_threads = cores_physical();
     if (p->n_threads > MAX_THREADS) p->n_threads = MAX_THREADS;
     if (p->n_batch > p->n_ctx) p->n_batch = p->n_ctx;
     return PYLLAVA_OK;

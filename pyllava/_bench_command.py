@@ -64,7 +64,7 @@ def _parser() -> Parser:
         help="tokens per prefill step (default: 512)",
     )
     add("-t", "--threads", metavar="N", type=_count, default=0, help="threads (default: one per core)")
-    add("--precision", choices=("exact", "fast"), default="exact", help="default: exact")
+    add("--precision", choices=("fast", "exact"), default="fast", help="default: fast")
     add("--repeat", metavar="N", type=_count, default=3, help="runs of each stage (default: 3)")
     add("--json", action="store_true", help="one JSON object on stdout")
     return parser

@@ -745,7 +745,7 @@ class SessionHandle:
         n_views: int = 1,
         type_k: str | None = None,
         type_v: str | None = None,
-        precision: str = "exact",
+        precision: str,
     ) -> None:
         self._model, address = model, _P()
         params = _SessionParams(

@@ -168,13 +168,13 @@ def _add_model(options: Parser) -> None:
     add(
         "--precision",
         "NAME",
-        "exact (as the reference) or fast (default: the library's)",
-        choices=("exact", "fast"),
+        "fast (default: rounded within stated gates) or exact (the reference's numbers, slower)",
+        choices=("fast", "exact"),
     )
     add(
         "-ctk --cache-type-k",
         "TYPE",
-        f"KV cache, keys: {types}; default f32 (fast: f16)",
+        f"KV cache, keys: {types}; default f16 (exact: f32)",
         choices=_CACHE_TYPES,
     )
     add("-ctv --cache-type-v", "TYPE", "KV cache, values; as for keys", choices=_CACHE_TYPES)

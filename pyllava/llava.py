@@ -156,14 +156,15 @@ class Llava:
 
     `model`: a GGUF file, a folder with one, or None for the small demo model in the package. `mmproj`: the projector; by
     default the one beside the model. `n_ctx`: positions for prompt, images and answer (default: what the model was trained
-    for, at most 4096). `n_batch`: positions computed at once in prefill. `n_threads`: default, the cores this process may
+    for, at most 4096). `n_batch`: positions computed at once in prefill. `n_threads`: default, the physical cores this process may
     use. `n_gpu_layers`: this build computes on the CPU; a number above 0 gives a warning. `template`: a name in
-    ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "exact", computed as the reference does, or
-    "fast", with numbers rounded within stated gates (default, $PYLLAVA_PRECISION or "exact"). `use_mmap`: False reads the files into memory. `type_k`,
-    `type_v`: the KV cache's types (default f32 in "exact", f16 in "fast"). For LLaVA-1.6, which sees a picture whole and in
-    tiles: `image_max_tiles`, the most tiles of a picture (fewer are faster and show less; 0: the whole alone), and
-    `image_merge`, "unpad" as it was trained or "flat", the rows that llama.cpp gives. `progress`: called as
-    progress(stage, fraction) with stage "load", "encode" or "prefill"; it may return False to cancel.
+    ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "fast", with numbers
+    rounded within stated gates, or "exact", computed as the reference does to float error, and several times slower (default:
+    $PYLLAVA_PRECISION, else "fast"). `use_mmap`: False reads the files into memory. `type_k`, `type_v`: the KV cache's types
+    (default: f16 in "fast", f32 in "exact"). For LLaVA-1.6, which sees a picture whole and in tiles: `image_max_tiles`, the
+    most tiles of a picture (fewer are faster and show less; 0: the whole alone), and `image_merge`, "unpad" as it was trained
+    or "flat", the rows that llama.cpp gives. `progress`: called as progress(stage, fraction) with stage "load", "encode" or
+    "prefill"; it may return False to cancel.
 
     Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
     UnsupportedModelError, ModelMemoryError (would not fit, with numbers). Use it in a ``with`` statement or call close().
@@ -189,9 +190,9 @@ class Llava:
         image_merge: str = "unpad",
         progress: Progress | None = None,
     ) -> None:
-        precision = precision or os.environ.get("PYLLAVA_PRECISION") or "exact"
-        if precision not in ("exact", "fast"):
-            raise ValueError(f"precision: found {precision!r}, need 'exact' or 'fast'")
+        precision = precision or os.environ.get("PYLLAVA_PRECISION") or "fast"
+        if precision not in ("fast", "exact"):
+            raise ValueError(f"precision: found {precision!r}, need 'fast' or 'exact'")
         if device not in ("auto", "cpu"):
             raise ValueError(f"device: found {device!r}, this build has 'cpu' (and 'auto')")
         if image_merge not in ("unpad", "flat"):

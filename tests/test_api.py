@@ -441,7 +441,7 @@ def test_wrong_parameters_are_named(
 
 def test_a_plan_that_does_not_fit_is_refused_with_numbers(files: Files) -> None:
     with pytest.raises(pyllava.ModelMemoryError, match=r"need .* GiB .*n_ctx 16777216.* try"):
-        _lib.SessionHandle(_lib.ModelHandle(files.model, None), n_ctx=1 << 24, n_seq=100)
+        _lib.SessionHandle(_lib.ModelHandle(files.model, None), n_ctx=1 << 24, n_seq=100, precision="fast")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
@@ -452,7 +452,7 @@ def test_threads_that_cannot_start_are_an_error(files: Files) -> None:
         f"model = _lib.ModelHandle({str(files.model)!r}, None)\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
-        "try: _lib.SessionHandle(model, n_ctx=64, n_threads=250)\n"
+        "try: _lib.SessionHandle(model, n_ctx=64, n_threads=250, precision='fast')\n"
         "except pyllava.DeviceError as error: print(error)\n"
     )
     done = subprocess.run(
@@ -462,9 +462,12 @@ def test_threads_that_cannot_start_are_an_error(files: Files) -> None:
 
 
 def test_precision_from_the_environment(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYLLAVA_PRECISION", "fast")
-    with pyllava.Llava(files.model) as model:
-        assert model.precision == "fast"
+    monkeypatch.setenv("PYLLAVA_PRECISION", "exact")
+    with pyllava.Llava(files.model) as usual, pyllava.Llava(files.model, precision="fast") as asked:
+        assert (usual.precision, asked.precision) == ("exact", "fast")
+    monkeypatch.delenv("PYLLAVA_PRECISION")
+    with pyllava.Llava(files.model) as usual:
+        assert usual.precision == "fast"
 
 
 def test_closed(files: Files) -> None:

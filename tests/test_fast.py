@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 import pyllava
+from pyllava import _lib, models
+from pyllava.quantize import quantize
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+F16 = Path(__file__).parent / "data" / "demo"
 PICTURES = ["scene.png", "sign.png", "bread.png"]
 QUESTION = "What is in the picture?"
-SETS = ["plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"]
+SETS = ["plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot"]
 Open = Callable[..., pyllava.Llava]
 
 
@@ -81,15 +84,67 @@ def test_the_same_bytes_for_any_thread_count(opened: Open, n_threads: int) -> No
         assert one.ask(picture, QUESTION).tokens == more.ask(picture, QUESTION).tokens
 
 
-def test_batch_size_and_reuse_change_little(opened: Open) -> None:
-    whole, pieces = opened(), opened(n_batch=37)
-    picture = EXAMPLES / "scene.png"
-    a, b = (m.logits(picture, QUESTION) for m in (whole, pieces))
-    assert kld(a, b) <= 5e-4
-    first = whole.ask(picture, QUESTION)
-    again = whole.ask(picture, QUESTION)
+def regrouped(llava: pyllava.Llava, name: str) -> dict[str, float]:
+    """Divergences of the same positions computed in other company from those of one batch."""
+    picture, answer = llava.encode_image(EXAMPLES / name), llava.ask(EXAMPLES / name, QUESTION).tokens
+    prompt: list[_lib.Span] = [
+        _lib.Tokens([part]) if isinstance(part, int) else _lib.Rows(picture.array, picture.key)
+        for part in llava.prompt_tokens(picture, QUESTION)
+    ]
+    parts, n_prompt = [*prompt, _lib.Tokens(answer)], sum(map(len, prompt))
+
+    def session(n_batch: int) -> _lib.SessionHandle:
+        options = {"n_ctx": 512, "n_seq": 2, "n_threads": 1, "precision": "fast"}
+        return _lib.SessionHandle(llava._model, n_batch=n_batch, **options)
+
+    usual = session(512)
+    expected = usual.logits(parts)
+    usual.prefill([_lib.Tokens(llava.tokenize("something else"))])
+    found = {"slot": kld(expected, usual.logits(parts, seq=1))}
+    for n_batch in (16, 5):
+        small = session(n_batch)
+        found[f"n_batch {n_batch}"] = kld(expected, small.logits(parts))
+        small.close()
+    usual.prefill(parts)
+    for n in (1, n_prompt // 2, n_prompt, len(expected) - 1):  # one of them inside the picture
+        usual.seq_trim(0, n)
+        last, n_reused = usual.prefill(parts)
+        assert n_reused == n
+        found[f"reuse of {n} of {len(expected)}"] = kld(expected[-1], last)
+    usual.seq_trim(0, n_prompt)
+    steps = np.stack([usual.decode([token])[0] for token in answer])
+    found["decode"] = kld(expected[n_prompt:], steps)
+    usual.close()
+    return found
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_another_grouping_changes_little(opened: Open, tmp_path: Path, name: str, kind: str) -> None:
+    """Batch size, sequence slot, prefix reuse, one token at a time: KL divergence 5e-4."""
+    demo = models.find(None, None)
+    model = demo.model
+    if kind != "q8_0":
+        if not F16.is_dir():
+            pytest.skip("the f16 pair is kept in the repository only")
+        model = tmp_path / "model.gguf"
+        quantize(F16 / "demo-f16.gguf", model, kind)
+    found = regrouped(opened(model=model, mmproj=demo.mmproj), name)
+    assert max(found.values()) <= 5e-4, found
+
+
+def test_asking_again(opened: Open) -> None:
+    model = opened()
+    first, again = (model.ask(EXAMPLES / "scene.png", QUESTION) for _ in range(2))
     assert again.usage.cached_tokens > 0
     assert first.text == again.text
+
+
+def test_it_is_the_default(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYLLAVA_PRECISION", raising=False)
+    usual, fast = opened(precision=None), opened()
+    assert usual.precision == "fast"
+    assert np.array_equal(*(m.logits(EXAMPLES / "scene.png", QUESTION) for m in (usual, fast)))
 
 
 def test_a_set_that_is_not_there(opened: Open) -> None:

@@ -32,7 +32,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def outputs(files: Files, *, use_mmap: bool = True) -> tuple[Array, Array]:
     model = _lib.ModelHandle(files.model, files.mmproj, use_mmap=use_mmap)
-    session = _lib.SessionHandle(model, n_ctx=128, n_threads=1)
+    session = _lib.SessionHandle(model, n_ctx=128, n_threads=1, precision="exact")
     pixels = np.random.RandomState(2).standard_normal((1, 3, SPEC.image_size, SPEC.image_size))
     embeddings = session.encode(pixels.astype(np.float32))
     logits = session.logits([_lib.Tokens(text(1, 30, SPEC.n_vocab)), _lib.Rows(embeddings[0], 1)])

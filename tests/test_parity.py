@@ -1,7 +1,8 @@
 """Networks against the numbers that `transformers` gave for the same tiny models (goldens/); no torch is needed.
 
-Checkpoint -> converters -> GGUF -> pyllava, from the picture to the greedy text. tests/reference/ does the same live and
-for more models; tests/reference/write_goldens.py wrote the files.
+Checkpoint -> converters -> GGUF -> pyllava, from the picture to the greedy text, in the exact precision: it is the one
+that promises the reference's numbers. tests/reference/ does the same live and for more models;
+tests/reference/write_goldens.py wrote the files.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Judged:
 
     def prompt(self) -> list[list[int] | Array]:
         return prompt(self.spec, [self.subject.session.encode(self.pixels())[0]])
+
+
+def exact(model: Path, mmproj: Path, n_threads: int) -> pyllava.Llava:
+    return pyllava.Llava(model, mmproj, n_threads=n_threads, precision="exact")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ def test_llava(judged: Judged) -> None:
     """The same embeddings through the front door, whatever the threads and however the picture comes."""
     source = picture(*GOLDEN_PICTURE)
     for n_threads in (1, 3):
-        with pyllava.Llava(judged.files.model, judged.files.mmproj, n_threads=n_threads) as llava:
+        with exact(judged.files.model, judged.files.mmproj, n_threads) as llava:
             found = llava.encode_image(source).array
             gates.check("embeddings", gates.EMBEDDINGS, judged.golden["embeddings"], found)
 
@@ -114,7 +119,7 @@ def test_next(models: Callable[[str], Judged], tmp_path: Path) -> None:
     file = tiny_gguf.next_projector(tiny_gguf.read(judged.files.mmproj), pinpoints(spec), newline(spec))
     mmproj = tiny_gguf.write(tmp_path / "mmproj.gguf", file)
     for n_threads in (1, 3):
-        with pyllava.Llava(judged.files.model, mmproj, n_threads=n_threads) as llava:
+        with exact(judged.files.model, mmproj, n_threads) as llava:
             rows = llava.encode_image(source).array
             gates.check("embeddings", gates.EMBEDDINGS, golden["embeddings"], rows)
     parts = prompt(spec, [rows])

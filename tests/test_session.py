@@ -1,7 +1,12 @@
-"""What a session promises: the same numbers however a computation is cut up, and a usable object after every failure."""
+"""What a session promises: the same numbers however a computation is cut up, and a usable object after every failure.
+
+"The same" is a matter of precision: `close`. Only the exact one promises the same tokens, too, so the tests of whole
+answers ask for it.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -31,13 +36,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tiny_gguf.Files:
     return tiny_gguf.convert(tmp_path_factory.mktemp("session"), SPEC)
 
 
+@pytest.fixture(scope="module", params=["exact", "fast"])
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of the sessions that are opened, and of what is close."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYLLAVA_PRECISION", request.param)
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def model(files: tiny_gguf.Files) -> _lib.ModelHandle:
+def model(files: tiny_gguf.Files, precision: str) -> _lib.ModelHandle:
     return _lib.ModelHandle(files.model, files.mmproj)
 
 
 def open_session(model: _lib.ModelHandle, **options: Any) -> _lib.SessionHandle:
-    return _lib.SessionHandle(model, **{"n_ctx": N_CTX, "n_threads": 1, **options})
+    precision = os.environ["PYLLAVA_PRECISION"]
+    return _lib.SessionHandle(model, **{"n_ctx": N_CTX, "n_threads": 1, "precision": precision, **options})
 
 
 @pytest.fixture
@@ -79,8 +93,10 @@ def greedy(session: _lib.SessionHandle, first: Array, n: int, seq: int = 0) -> l
 
 
 def close(expected: Array, found: Array) -> None:
-    gates.check("logits", gates.LOGITS_REGROUPED, expected, found)
-    assert np.array_equal(expected.argmax(-1), found.argmax(-1))
+    precision = os.environ["PYLLAVA_PRECISION"]
+    gates.check("logits", gates.LOGITS_REGROUPED[precision], expected, found)
+    if precision == "exact":
+        assert np.array_equal(expected.argmax(-1), found.argmax(-1))
 
 
 # The same bytes for any number of threads
@@ -117,13 +133,16 @@ def test_views_at_once(model: _lib.ModelHandle) -> None:
 
 
 @pytest.mark.parametrize("n_batch", [1, 3, 7, 64, 512])
-def test_batch_size(model: _lib.ModelHandle, session: _lib.SessionHandle, rows: Array, n_batch: int) -> None:
+def test_batch_size(
+    model: _lib.ModelHandle, session: _lib.SessionHandle, rows: Array, n_batch: int, precision: str
+) -> None:
     other = open_session(model, n_batch=n_batch)
     close(session.logits(prompt(rows)), other.logits(prompt(rows)))
     expected, found = session.prefill(prompt(rows))[0], other.prefill(prompt(rows))[0]
     assert other.seq_length() == 117
     close(expected, found)
-    assert greedy(session, expected, 24) == greedy(other, found, 24)
+    if precision == "exact":
+        assert greedy(session, expected, 24) == greedy(other, found, 24)
     other.close()
 
 
@@ -199,7 +218,7 @@ def test_token_ids_are_not_rows(session: _lib.SessionHandle, rows: Array) -> Non
     assert n_reused == 0
 
 
-def test_sequence_slot(session: _lib.SessionHandle, rows: Array) -> None:
+def test_sequence_slot(session: _lib.SessionHandle, rows: Array, precision: str) -> None:
     expected, _ = session.prefill(prompt(rows), seq=0)
     continued = greedy(session, expected, 16)
     for seq in (1, 2, 3):
@@ -208,7 +227,8 @@ def test_sequence_slot(session: _lib.SessionHandle, rows: Array) -> None:
         )  # then something else from the first row on
         found, _ = session.prefill(prompt(rows), seq=seq)
         close(expected, found)
-        assert greedy(session, found, 16, seq) == continued
+        if precision == "exact":
+            assert greedy(session, found, 16, seq) == continued
 
 
 def test_scattered_cells(session: _lib.SessionHandle, rows: Array) -> None:
@@ -305,9 +325,13 @@ def test_many_sequences_in_one_step(model: _lib.ModelHandle) -> None:
 # Answers
 
 
+def open_llava(files: tiny_gguf.Files, n_ctx: int = 512) -> pyllava.Llava:
+    return pyllava.Llava(files.model, files.mmproj, n_threads=1, n_ctx=n_ctx, precision="exact")
+
+
 @pytest.fixture(scope="module")
 def llava(files: tiny_gguf.Files) -> Iterator[pyllava.Llava]:
-    with pyllava.Llava(files.model, files.mmproj, n_threads=1, n_ctx=512) as llava:
+    with open_llava(files) as llava:
         yield llava
 
 
@@ -316,9 +340,9 @@ def answer(llava: pyllava.Llava, image: int, question: str = "What is this?", **
 
 
 def test_images_in_turns(llava: pyllava.Llava, files: tiny_gguf.Files) -> None:
-    with pyllava.Llava(files.model, files.mmproj, n_threads=1, n_ctx=512) as fresh:
+    with open_llava(files) as fresh:
         alone = {1: answer(fresh, 1)}
-    with pyllava.Llava(files.model, files.mmproj, n_threads=1, n_ctx=512) as fresh:
+    with open_llava(files) as fresh:
         alone[2] = answer(fresh, 2)
     assert alone[1] != alone[2]
     for image in (1, 1, 1, 2, 2, 1, 2, 1):
@@ -450,7 +474,7 @@ def test_context_overflow_of_an_answer(llava: pyllava.Llava, files: tiny_gguf.Fi
     with pytest.raises(pyllava.ContextOverflowError, match="n_ctx=512"):
         llava.ask(picture(1, 9, 9), "the cat " * 600)
     n_prompt = llava.ask(picture(1, 60, 40), "What?", max_tokens=1).usage.prompt_tokens
-    with pyllava.Llava(files.model, files.mmproj, n_threads=1, n_ctx=n_prompt + 5) as small:
+    with open_llava(files, n_ctx=n_prompt + 5) as small:
         found = small.ask(picture(1, 60, 40), "What?", max_tokens=50)
         assert found.finish_reason == "length" or found.usage.completion_tokens < 5
         assert found.usage.completion_tokens <= 5
@@ -575,7 +599,7 @@ def test_an_error_in_progress_comes_through(model: _lib.ModelHandle) -> None:
 
 
 def test_cancel_of_an_answer(files: tiny_gguf.Files) -> None:
-    with pyllava.Llava(files.model, files.mmproj, n_threads=1, n_ctx=4096) as llava:
+    with open_llava(files, n_ctx=4096) as llava:
         expected = answer(llava, 1)
         llava.cancel()  # nothing runs: no effect
         assert answer(llava, 1) == expected
@@ -606,7 +630,8 @@ def progress(stage, fraction):
         wanted.clear()
     return True
 wanted = []
-llava = pyllava.Llava(sys.argv[1], sys.argv[2], n_threads=1, n_ctx=4096, n_batch=64, progress=progress)
+options = {"n_threads": 1, "n_ctx": 4096, "n_batch": 64, "precision": "exact"}
+llava = pyllava.Llava(sys.argv[1], sys.argv[2], progress=progress, **options)
 picture = np.arange(60 * 40 * 3).reshape(60, 40, 3).astype(np.uint8)
 ask = lambda: llava.ask(picture, "What?", max_tokens=8).tokens
 """
@@ -669,7 +694,7 @@ def test_fork(files: tiny_gguf.Files) -> None:
 
 
 def test_closed(files: tiny_gguf.Files) -> None:
-    llava = pyllava.Llava(files.model, files.mmproj, n_threads=1, n_ctx=512)
+    llava = open_llava(files)
     embedding, stream = (
         llava.encode_image(picture(1, 9, 9)),
         llava.ask(None, "the cat", stream=True, max_tokens=9),
@@ -699,7 +724,7 @@ def test_closed_session(model: _lib.ModelHandle) -> None:
         session.prefill([Tokens([1])])
 
 
-def test_a_session_keeps_its_model_alive(files: tiny_gguf.Files) -> None:
+def test_a_session_keeps_its_model_alive(files: tiny_gguf.Files, precision: str) -> None:
     """The order in which Python lets go of objects does not matter."""
     handle = _lib.ModelHandle(files.model, files.mmproj)
     session = open_session(handle)
@@ -708,3 +733,52 @@ def test_a_session_keeps_its_model_alive(files: tiny_gguf.Files) -> None:
     del handle
     session.seq_trim(0, 0)
     assert np.array_equal(session.prefill([Tokens([1, 2, 3])])[0], expected)
+
+
+# Sessions of one model take turns on the cores
+
+
+def test_sessions_at_once_compute_what_each_computes_alone(model: _lib.ModelHandle) -> None:
+    """Each asks for all cores; steps of several shapes alternate."""
+    n_threads = os.cpu_count() or 1
+    expected = {seed: shapes(open_session(model, n_threads=n_threads), seed) for seed in range(3)}
+    found: dict[int, list[bytes]] = {}
+
+    def work(seed: int) -> None:
+        found[seed] = shapes(open_session(model, n_threads=n_threads), seed)
+
+    jobs = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert found == expected
+
+
+def shapes(session: _lib.SessionHandle, seed: int) -> list[bytes]:
+    """Prefill, decode and encode in turns, so that graphs are kept, dropped and built again."""
+    results = []
+    for n in (5, 5, 20):
+        session.seq_trim(0, 0)
+        results.append(session.prefill([Tokens(ids(seed, n))])[0].tobytes())
+        results += [session.decode([token]).tobytes() for token in ids(seed + n, 3)]
+        results.append(session.encode(views(1)).tobytes())
+        results.append(session.decode([7]).tobytes())
+    session.close()
+    return results
+
+
+def test_cancel_while_another_session_has_the_cores(model: _lib.ModelHandle) -> None:
+    """A session that waits for its turn hears a cancel, and those behind it are served."""
+    all_cores = os.cpu_count() or 1
+    busy, waiting, third = (open_session(model, n_ctx=4096, n_threads=all_cores) for _ in range(3))
+    work = threading.Thread(target=lambda: busy.prefill(big_prompt()))
+    work.start()
+    time.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(pyllava.GenerationCancelled):
+        waiting.decode([5])
+    assert np.isfinite(third.decode([5])).all()
+    work.join()
+    for session in (busy, waiting, third):
+        session.close()

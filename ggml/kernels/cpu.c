@@ -28,6 +28,20 @@ static bool has_avx512bf16(void) {
     unsigned a, b, c, d;
     return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static bool has_dotprod(void) {
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) == 0 && has;
+}
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static bool has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }  // HWCAP_ASIMDDP
+#elif defined(__aarch64__)
+static bool has_dotprod(void) { return false; }
 #endif
 
 static bool has_any(void) { return true; }
@@ -45,6 +59,9 @@ const micro * micro_choose(const char * wanted) {
         { &micro_avx512, has_avx512 },
         { &micro_avxvnni, has_avxvnni },
         { &micro_avx2, has_avx2 },
+#elif defined(__aarch64__)
+        { &micro_neondot, has_dotprod },
+        { &micro_neon, has_any },
 #endif
         { &micro_plain, has_any },
     };

@@ -123,8 +123,8 @@ static void pack(const panel_work * p, int which, packed * to) {
             const char * next = row + ggml_row_size(w->type, k + BLOCK) + (size_t) r * w->nb[1];
             for (size_t at = 0; at < ahead; at += 64) __builtin_prefetch(next + at);
         }
-        (p->plan == LINEAR_INT16 ? p->m->pack16 : p->m->pack8)(w->type, row + ggml_row_size(w->type, k), w->nb[1],
-                                                               p->n_rows, n_k, block, scales);
+        (p->plan == LINEAR_INT16 ? p->m->pack16 : p->m->pack8)(w->type, row + ggml_row_size(w->type, k),
+                                                               w->nb[1], p->n_rows, n_k, block, scales);
         block += p->m->rows * BLOCK * number_size(p->plan);
         scales += p->m->rows;
     }
@@ -144,8 +144,8 @@ static void multiply(const panel_work * p, const packed * from, int t, int n, fl
             p->m->multiply16(n, n_k, block, scales, tokens + 2 * k, tokens + at16.scales + at,
                              tokens + at16.sums + at, p->x->nb[1], y);
         else
-            p->m->multiply8(n, n_k, block, scales, tokens + k, tokens + at8.scales + at, tokens + at8.sums + at,
-                            p->x->nb[1], y);
+            p->m->multiply8(n, n_k, block, scales, tokens + k, tokens + at8.scales + at,
+                            tokens + at8.sums + at, p->x->nb[1], y);
         block += p->m->rows * BLOCK * number_size(p->plan);
         scales += p->m->rows;
     }
@@ -158,7 +158,8 @@ static void prefetch(const panel_work * p, const tile_end * e, int t, int n) {
     const int early = p->n - p->n / 4;    // what is asked for sooner is gone again
     const int64_t end = t + n > early ? size * (t + n - early) / (p->n - early) : 0;
     for (int64_t at = t > early ? size * (t - early) / (p->n - early) : 0; at < end; at += 64) {
-        for (int i = 0; i < p->n_w; i++) __builtin_prefetch((const char *) p->w[i]->data + p->next + at, 0, 2);
+        for (int i = 0; i < p->n_w; i++)
+            __builtin_prefetch((const char *) p->w[i]->data + p->next + at, 0, 2);
     }
     for (int i = 0; e->residual && i < n; i++) {
         for (int r = 0; r < p->n_rows; r += 16) __builtin_prefetch(e->residual + (size_t) i * e->stride + r);
@@ -182,7 +183,8 @@ static void run_panel(panel_work * p, fast_scratch * s, const tile_end * e, int6
                 multiply(p, &s->panel[i], t, n, s->y[i] + at);
             }
             if (p->k1 < n_in) continue;
-            p->m->end_tile(&here, n, p->n_rows, s->y[0] + at, p->n_w > 1 ? s->y[1] + at : NULL, (size_t) rows);
+            p->m->end_tile(&here, n, p->n_rows, s->y[0] + at, p->n_w > 1 ? s->y[1] + at : NULL,
+                           (size_t) rows);
         }
     }
 }
@@ -208,7 +210,7 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst,
         e.stream = stream;
         run_panel(&p, s, &e, segment);
     }
-    if (stream) atomic_thread_fence(memory_order_seq_cst);               // such stores are ordered by nothing else
+    if (stream) atomic_thread_fence(memory_order_seq_cst); // such stores are ordered by nothing else
 }
 
 // ------------------------------------------------------------------------------------- few tokens

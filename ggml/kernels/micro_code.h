@@ -106,7 +106,7 @@ static void round8(const float * x, int64_t n_in, char * out) {
     }
 }
 
-// As round8 for whole blocks, in the order of K types' dots (dot_k_n): of each 64, 8 from here and 8 from there.
+// As round8 for whole blocks, in the order of K types' dots (dot_k_n): of each 64, 8 from here, 8 from there.
 static const uint8_t DEALT[4][2] = { { 0, 40 }, { 8, 32 }, { 16, 56 }, { 24, 48 } };
 
 static void round_k(const float * x, int64_t n_in, char * out) {
@@ -676,7 +676,10 @@ INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, s
             acc[i] = vf_fma(sum, vf_set(float_at(xi + at.scales + 4 * b)), acc[i]);
 #pragma GCC unroll 4
             for (int p = 0; p < PARTS; p++)
-                acc[i] = vf_fnma(k.s.low[p], vf_load((const float *) (const void *) (xi + at.parts + 64 * b) + LANES * p), acc[i]);
+            {
+                const float * sums = (const float *) (const void *) (xi + at.parts + 64 * b) + LANES * p;
+                acc[i] = vf_fnma(k.s.low[p], vf_load(sums), acc[i]);
+            }
         }
     }
     finish(n, acc, out);
@@ -975,8 +978,8 @@ static void attend_many(const attention_work * a) {
         load_rows(a, a->v, a->v_stride, a->v_type, p0, n_here, s);
         for (int c = 0; c < d / ROWS; c++) {
             value_panel(s, d, c * ROWS, s->panel);
-            multiply_bf16(n, TILE_KEYS, s->panel, (const char *) (s->weights + first * TILE_KEYS), 2 * TILE_KEYS,
-                          s->out[c] + first * ROWS);
+            multiply_bf16(n, TILE_KEYS, s->panel, (const char *) (s->weights + first * TILE_KEYS),
+                          2 * TILE_KEYS, s->out[c] + first * ROWS);
         }
     }
     for (int r = 0; r < n_rows; r++) {

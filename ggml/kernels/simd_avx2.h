@@ -98,15 +98,17 @@ INLINE h32 h32_minus(h32 x, int y) {
     return (h32) { _mm256_sub_epi16(x.a, v), _mm256_sub_epi16(x.b, v) };
 }
 
-// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset for each 16.
+// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset each 16.
 INLINE __m256i fixed16(__m256i q, int shift, int16_t factor, int16_t offset) {
     const __m256i y = _mm256_mulhrs_epi16(_mm256_slli_epi16(q, shift), _mm256_set1_epi16(factor));
     const __m256i x = _mm256_srai_epi16(_mm256_add_epi16(y, _mm256_set1_epi16(offset)), 6);
     return _mm256_and_si256(x, _mm256_set1_epi16(255));
 }
-INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets, char * out) {
+INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets,
+                      char * out) {
     const h32 x = h32_minus(h32_of(q), minus);
-    const __m256i a = fixed16(x.a, shift, factors[0], offsets[0]), b = fixed16(x.b, shift, factors[1], offsets[1]);
+    const __m256i a = fixed16(x.a, shift, factors[0], offsets[0]);
+    const __m256i b = fixed16(x.b, shift, factors[1], offsets[1]);
     b32_store(out, _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xD8));
 }
 

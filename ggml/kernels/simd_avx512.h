@@ -97,8 +97,9 @@ INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 
 INLINE h32 h32_of(b32 x) { return _mm512_cvtepi8_epi16(x); }
 INLINE h32 h32_minus(h32 x, int y) { return _mm512_sub_epi16(x, _mm512_set1_epi16((short) y)); }
 
-// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset for each 16.
-INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets, char * out) {
+// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset each 16.
+INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets,
+                      char * out) {
     const __m512i f = _mm512_inserti64x4(_mm512_set1_epi16(factors[0]), _mm256_set1_epi16(factors[1]), 1);
     const __m512i o = _mm512_inserti64x4(_mm512_set1_epi16(offsets[0]), _mm256_set1_epi16(offsets[1]), 1);
     const __m512i x = _mm512_slli_epi16(h32_minus(h32_of(q), minus), (unsigned) shift);
@@ -125,7 +126,8 @@ INLINE void v16_stream(float * p, v16 x) { _mm512_stream_ps(p, (__m512) x); }
 INLINE vi to_all(const void * p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
 INLINE vi twice(const void * p, int stride, int part) {                  // p p q q, q = p + stride
     (void) part;
-    return _mm512_mask_broadcast_i32x4(to_all(p), 0xFF00, _mm_loadu_si128((const void *) ((const char *) p + stride)));
+    const void * q = (const char *) p + stride;
+    return _mm512_mask_broadcast_i32x4(to_all(p), 0xFF00, _mm_loadu_si128(q));
 }
 INLINE vi swap(vi x) { return _mm512_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
 INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b

@@ -131,8 +131,9 @@ INLINE h32 h32_minus(h32 x, int y) {
     for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] - y);
     return x;
 }
-// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset for each 16.
-INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets, char * out) {
+// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset each 16.
+INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets,
+                      char * out) {
     for (int i = 0; i < 32; i++) {
         const int x = (int16_t) (((int8_t) q[i] - minus) * (1 << shift));
         const int y = ((x * factors[i / 16]) >> 14) + 1;

@@ -311,7 +311,8 @@ static void test_attentions(const micro * m) {
 }
 
 int main(void) {
-    const char * names[] = { "plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16" };
+    const char * names[] = { "plain",      "avx2",       "avxvnni", "avx512",
+                             "avx512vnni", "avx512bf16", "neon",    "neondot" };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const micro * m = micro_choose(names[i]);
         if (!m) {

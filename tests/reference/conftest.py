@@ -36,6 +36,14 @@ def make_pair(folder: Any, case: Case) -> Pair:
     return Pair(case, files, Subject(files), reference, exact)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def exact_precision() -> Iterator[None]:
+    """The one that promises the reference's numbers, also for `Llava` and the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYLLAVA_PRECISION", "exact")
+        yield
+
+
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Pair]]:
     """Pairs by the names of CASES, made when first asked for."""

@@ -26,7 +26,8 @@ class Subject:
 
     def __init__(self, files: Files, **session: Any) -> None:
         self.model = _lib.ModelHandle(files.model, files.mmproj)
-        self.session = _lib.SessionHandle(self.model, **{"n_ctx": 512, "n_threads": 1, **session})
+        options = {"n_ctx": 512, "n_threads": 1, "precision": "exact", **session}
+        self.session = _lib.SessionHandle(self.model, **options)
 
     def close(self) -> None:
         self.session.close()

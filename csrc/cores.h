@@ -1,0 +1,19 @@
+// cores.h - which cores compute, and a ledger of them: sessions of one model that together ask for more
+// threads than there are cores take turns, step by step, since the engine's threads wait for each other by
+// spinning and would only hold each other up.
+#pragma once
+
+#include "error.h"
+
+#include <stdatomic.h>
+
+typedef struct cores cores;
+
+int32_t cores_physical(void);      // that this process may use, at least 1
+pyllava_status cores_create(cores ** out);
+void           cores_free(cores * c);
+
+// Waits until n cores (or all there are, if that is less) are free, in the order of asking; gives up when
+// *cancel is set. What was taken is given back with the same n.
+pyllava_status cores_take(cores * c, int32_t n, const atomic_int * cancel);
+void           cores_give(cores * c, int32_t n);
