@@ -1,6 +1,5 @@
-// fast_linear.c - y = W x + b with rounded numbers (micro.h). Many tokens: a task is a panel of weight rows
-// and up to CHUNK tokens; block by block the panel is packed, small enough for the first cache, and all
-// tokens pass it. Few tokens: a task is a run of weight rows, each read once for up to 8 tokens. Tasks are
+// fast_linear.c - y = W x + b with rounded numbers (micro.h). Many tokens: a task packs a panel of weight
+// rows, which stays in the second cache while the tokens pass it, a few at a time. Few tokens: a task is a run of weight rows, each read once for up to 8 tokens. Tasks are
 // taken from a counter, since the cores of shared machines stall; who computes a task changes nothing in it.
 #include "micro.h"
 

@@ -4,8 +4,8 @@
 //
 // Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Many tokens: weights and
 // activations to int8, or, where that would lose too much (weights that are floats, the vision tower), to
-// about 12 bits in int16. Few tokens: weights stay as the file has them, activations are int16, so that
-// reading the weights is what takes the time.
+// about 12 bits in int16. Few tokens: weights stay as the file has them, activations are int8 (K
+// types) or int16, so that reading the weights is what takes the time.
 #pragma once
 
 #include "kernels.h"
