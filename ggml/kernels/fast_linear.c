@@ -1,6 +1,7 @@
 // fast_linear.c - y = W x + b with rounded numbers (micro.h). Many tokens: a task packs a panel of weight
-// rows, which stays in the second cache while the tokens pass it, a few at a time. Few tokens: a task is a run of weight rows, each read once for up to 8 tokens. Tasks are
-// taken from a counter, since the cores of shared machines stall; who computes a task changes nothing in it.
+// rows, which stays in the second cache while the tokens pass it, a few at a time. Few tokens: a task is a
+// run of weight rows, each read once for up to 8 tokens. Tasks are taken from a counter, since the cores of
+// shared machines stall; who computes a task changes nothing in it.
 #include "micro.h"
 
 #include <string.h>
