@@ -136,6 +136,7 @@ def chart(path: Path, rows: list[tuple[str, dict[str, float], dict[str, float]]]
     figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(bars) + 1), layout="constrained")
     drawn = axes.barh([bar[0] for bar in bars][::-1], [bar[1] for bar in bars][::-1])
     axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.margins(x=0.1)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast")
     figure.savefig(path)
