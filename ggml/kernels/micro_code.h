@@ -554,6 +554,14 @@ static void end_tile(const tile_end * e, int n, int n_rows, const float * y, con
 
 // ------------------------------------------------------------------------------------- few tokens
 
+#if defined(COMPACT) // one loop for any number of tokens: small and quickly compiled
+#define BY_COUNT(name)                                                                                       \
+    static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
+                     size_t stride, float * out) {                                                           \
+        for (int r = 0; r < n_rows; r++)                                                                     \
+            name##_n(n, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS);                    \
+    }
+#else
 // Each dot_* takes a constant n; BY_COUNT makes one loop over rows for every count and chooses.
 #define BY_COUNT(name)                                                                                       \
     static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
@@ -574,6 +582,7 @@ static void end_tile(const tile_end * e, int n, int n_rows, const float * y, con
         for (int r = 0; r < n_rows; r++)                                                                     \
             name##_n(count, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS);                \
         break;
+#endif
 #define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
 
 INLINE const int16_t * numbers16(const char * x, size_t stride, int i, int64_t k) {
@@ -887,6 +896,9 @@ INLINE void attend_few_n(const int n, const attention_work * a) {
 }
 
 static void attend_few(const attention_work * a) {
+#if defined(COMPACT)
+    attend_few_n(a->n * a->group, a);
+#else
     switch (a->n * a->group) {
     case 1: attend_few_n(1, a); break;
     case 2: attend_few_n(2, a); break;
@@ -897,6 +909,7 @@ static void attend_few(const attention_work * a) {
     case 7: attend_few_n(7, a); break;
     default: attend_few_n(8, a);
     }
+#endif
 }
 
 #if defined(HAS_BF16)

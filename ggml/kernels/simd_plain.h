@@ -6,6 +6,7 @@
 
 #define ROWS   16
 #define LANES  8
+#define COMPACT
 #define TOKENS 4
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
 #define W_OFFSET 0
