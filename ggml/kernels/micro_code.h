@@ -659,7 +659,7 @@ INLINE void unpack_6(const char * w, weights_k * out) {
 INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
                     const int bits, const size_t size) {
     const rounded8 at = rounded8_of(n_in);
-    vf acc[FEW_TOKENS];
+    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
     EACH(i) acc[i] = vf_set(0.0f);
     for (int64_t b = 0; b < n_in / BLOCK; b++, w += size) {
         weights_k k;
@@ -713,7 +713,7 @@ INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x
                        float * out) {
     const rounded16 at = rounded16_of(n_in);
     const block_q8_0 * block = (const void *) w;
-    vf acc[FEW_TOKENS];
+    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
     EACH(i) acc[i] = vf_set(0.0f);
     for (int64_t g = 0; g < n_in / GROUP; g++, block++) {
         const h32 q = h32_of(b32_load(block->q));
@@ -730,7 +730,7 @@ INLINE void dot_q4_0_n(const int n, int64_t n_in, const char * w, const char * x
                        float * out) {
     const rounded16 at = rounded16_of(n_in);
     const block_q4_0 * block = (const void *) w;
-    vf acc[FEW_TOKENS];
+    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
     EACH(i) acc[i] = vf_set(0.0f);
     for (int64_t g = 0; g < n_in / GROUP; g++, block++) {
         const b32 two = b32_two(block->q);
@@ -758,7 +758,7 @@ INLINE float number(const char * w, int64_t k, int bits) {
 // Floats: bits 32, 16 (f16) or 0 (bf16).
 INLINE void dot_floats_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
                          float * out, const int bits) {
-    vf acc[FEW_TOKENS];
+    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
     EACH(i) acc[i] = vf_set(0.0f);
     int64_t k = 0;
     for (; k + LANES <= n_in; k += LANES) {
@@ -857,7 +857,7 @@ INLINE void attend_few_n(const int n, const attention_work * a) {
     const float scale = 1.0f / sqrtf((float) d);
     _Alignas(64) float q[FEW_TOKENS][MAX_HEAD], out[FEW_TOKENS][MAX_HEAD], row[MAX_HEAD],
         s[FEW_TOKENS][GROUP];
-    float max[FEW_TOKENS], sum[FEW_TOKENS], dots[FEW_TOKENS];
+    float max[FEW_TOKENS], sum[FEW_TOKENS], dots[FEW_TOKENS] = { 0 };
     for (int i = 0; i < n; i++) {
         for (int c = 0; c < d; c++) q[i][c] = query_row(a, i)[c] * scale;
         memset(out[i], 0, (size_t) d * sizeof(float));
