@@ -6,8 +6,7 @@ python bench/compare.py --model LLM.gguf [--mmproj MMPROJ.gguf] [-p 512] [-n 32]
 `--peer` is a Python with llama-cpp-python, `--torch` one with torch and transformers (CLIP-L/14-336 in bfloat16, 23
 layers), `--openvino` one with openvino beside these. Every run is a process of its own, so that no thread pool
 disturbs another. llama.cpp's image encoder is measured through its own multimodal library. `--first-token` takes the
-time from the start of the process to the first token of an answer about a picture (text of about 48 tokens), and its
-memory besides mapped files. The machine's limits come from limits.c, compiled with `cc`.
+time from the start of the process to the first token of an answer about a picture (text of about 48 tokens). The machine's limits come from limits.c, compiled with `cc`.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def fractions(ours: dict[str, float], machine: Result, options: argparse.Namespa
     lines = []
     size = options.model.stat().st_size
     if "int8_gops" in machine:
-        weights = sum(n for n in matrix_sizes(options.model))
+        weights = sum(matrix_sizes(options.model))
         rate = 2 * weights * ours["prefill_tok_s"] / 1e9
         lines.append(
             f"prefill   {rate:.0f} of {machine['int8_gops']} int8 GOP/s: {rate / machine['int8_gops']:.0%}"
@@ -104,7 +103,7 @@ def matrix_sizes(path: Path) -> list[int]:
 
 
 def first_token(options: argparse.Namespace) -> tuple[list[Result], list[Result]]:
-    """Seconds from starting the process to the first token, and memory."""
+    """Seconds from starting the process to the first token."""
     ours: list[Result] = []
     theirs: list[Result] = []
     picture = HERE.parent / "examples" / "scene.png"

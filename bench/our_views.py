@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 
-import numpy as np
+import views
 
 from pyllava import _lib
-
-REPEAT = 3
 
 
 def main() -> None:
@@ -23,16 +19,7 @@ def main() -> None:
     options = parser.parse_args()
     model = _lib.ModelHandle(options.m, options.mmproj)
     session = _lib.SessionHandle(model, n_ctx=64, n_threads=options.t, n_views=5, precision=options.precision)
-    result = {}
-    for name, n_views in (("encode_s", 1), ("encode_5_s", 5)):
-        pixels = np.random.RandomState(0).standard_normal((n_views, 3, 336, 336)).astype(np.float32)
-        times = []
-        for _ in range(REPEAT + 1):
-            started = time.perf_counter()
-            session.encode(pixels)
-            times.append(time.perf_counter() - started)
-        result[name] = statistics.median(times[1:])
-    print(json.dumps(result))
+    print(json.dumps(views.measure(session.encode)))
 
 
 if __name__ == "__main__":

@@ -98,13 +98,6 @@ def encode_seconds(model: Any, path: str, n_threads: int, repeat: int = REPEAT) 
     return statistics.median(times[1:] or times)
 
 
-def peak_anon() -> int:
-    """Resident memory that is no mapped file, in bytes."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return int(fields["RssAnon"].split()[0]) << 10
-
-
 def first_token(options: argparse.Namespace, tokens: list[int]) -> None:
     """Load, encode a picture, read a prompt of its 576 rows and 48 tokens, get one token's logits; no more."""
     peer = Peer(options.m, options.t, 2048, 1)
@@ -113,7 +106,6 @@ def first_token(options: argparse.Namespace, tokens: list[int]) -> None:
     for start in range(0, len(rows), 512):
         part = rows[start : start + 512]
         peer.decode(part, list(range(start, start + len(part))), [0] * len(part), True)
-    print(json.dumps({"peak_anon_bytes": peak_anon()}))
 
 
 def main() -> None:

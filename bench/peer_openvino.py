@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 
-import numpy as np
 import openvino
 import torch
+import views
 from transformers import CLIPVisionConfig, CLIPVisionModel
-
-REPEAT = 3
 
 
 def main() -> None:
@@ -35,16 +31,7 @@ def main() -> None:
             "PERFORMANCE_HINT": "LATENCY",
         },
     )
-    result = {}
-    for name, n_views in (("encode_s", 1), ("encode_5_s", 5)):
-        pixels = np.random.RandomState(0).standard_normal((n_views, 3, 336, 336)).astype(np.float32)
-        times = []
-        for _ in range(REPEAT + 1):
-            started = time.perf_counter()
-            compiled([pixels])
-            times.append(time.perf_counter() - started)
-        result[name] = statistics.median(times[1:])
-    print(json.dumps(result))
+    print(json.dumps(views.measure(lambda pixels: compiled([pixels]))))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ RANKS = {
     "kernels": 4,
     "tile": 5,
     "micro": 5,
+    "simd_x86": 5,
     "simd_avx512": 6,
     "simd_avx2": 6,
     "simd_plain": 6,

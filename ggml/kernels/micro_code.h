@@ -660,7 +660,6 @@ INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, s
                     const int bits, const size_t size) {
     const rounded8 at = rounded8_of(n_in);
     vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    EACH(i) acc[i] = vf_set(0.0f);
     for (int64_t b = 0; b < n_in / BLOCK; b++, w += size) {
         weights_k k;
         for (size_t line = 0; line < size; line += 64) __builtin_prefetch(w + PREFETCH + line);
@@ -709,15 +708,23 @@ INLINE void dot_q6_k_n(const int n, int64_t n_in, const char * w, const char * x
     dot_k_n(n, n_in, w, x, stride, out, 6, sizeof(block_q6_k));
 }
 
-INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                       float * out) {
+INLINE h32 group_of_8_0(const char * block) {
+    return h32_of(b32_load(((const block_q8_0 *) (const void *) block)->q));
+}
+
+INLINE h32 group_of_4_0(const char * block) {
+    const b32 two = b32_two(((const block_q4_0 *) (const void *) block)->q);
+    return h32_minus(h32_of(b32_halves(b32_low(two), b32_high(two))), 8);
+}
+
+// q8_0 and q4_0: blocks of a group begin with their scale.
+INLINE void dot_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
+                    const int bits, const size_t size) {
     const rounded16 at = rounded16_of(n_in);
-    const block_q8_0 * block = (const void *) w;
     vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    EACH(i) acc[i] = vf_set(0.0f);
-    for (int64_t g = 0; g < n_in / GROUP; g++, block++) {
-        const h32 q = h32_of(b32_load(block->q));
-        const float d = half(block->d);
+    for (int64_t g = 0; g < n_in / GROUP; g++, w += size) {
+        const h32 q = bits == 8 ? group_of_8_0(w) : group_of_4_0(w);
+        const float d = half(((const block_q8_0 *) (const void *) w)->d);
         EACH(i) {
             const vi sum = dot2(vi_zero(), q, numbers16(x, stride, i, g * GROUP));
             acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(x + i * stride + at.scales + g / 8 * 4)), acc[i]);
@@ -726,22 +733,14 @@ INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x
     finish(n, acc, out);
 }
 
+INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
+                       float * out) {
+    dot_0_n(n, n_in, w, x, stride, out, 8, sizeof(block_q8_0));
+}
+
 INLINE void dot_q4_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
                        float * out) {
-    const rounded16 at = rounded16_of(n_in);
-    const block_q4_0 * block = (const void *) w;
-    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    EACH(i) acc[i] = vf_set(0.0f);
-    for (int64_t g = 0; g < n_in / GROUP; g++, block++) {
-        const b32 two = b32_two(block->q);
-        const h32 q = h32_minus(h32_of(b32_halves(b32_low(two), b32_high(two))), 8);
-        const float d = half(block->d);
-        EACH(i) {
-            const vi sum = dot2(vi_zero(), q, numbers16(x, stride, i, g * GROUP));
-            acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(x + i * stride + at.scales + g / 8 * 4)), acc[i]);
-        }
-    }
-    finish(n, acc, out);
+    dot_0_n(n, n_in, w, x, stride, out, 4, sizeof(block_q4_0));
 }
 
 INLINE float number(const char * w, int64_t k, int bits) {
@@ -759,7 +758,6 @@ INLINE float number(const char * w, int64_t k, int bits) {
 INLINE void dot_floats_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
                          float * out, const int bits) {
     vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    EACH(i) acc[i] = vf_set(0.0f);
     int64_t k = 0;
     for (; k + LANES <= n_in; k += LANES) {
         const vf v = bits == 32   ? vf_load((const float *) (const void *) w + k)

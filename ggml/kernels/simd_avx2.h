@@ -2,7 +2,7 @@
 // is compiled for it. Sixteen registers: tiles are 16 rows by 4 or 6 tokens.
 #pragma once
 
-#include <immintrin.h>
+#include "simd_x86.h"
 
 #define ROWS  16
 #define LANES 8
@@ -160,12 +160,7 @@ INLINE vf pairs_of(vf x, int first, int step) { // four lanes, each twice
     return _mm256_permutevar8x32_ps(x, vi_add(each, vi_set(first)));
 }
 INLINE void scales_of_45(const void * block, scales_k * out) {
-    const __m128i v = _mm_loadu_si128(block); // d, min, 12 bytes of 6-bit numbers
-    const __m128i low = _mm_srlv_epi32(_mm_shuffle_epi32(v, 0xED), _mm_setr_epi32(0, 0, 0, 4));
-    const __m128i high = _mm_srli_epi32(_mm_shuffle_epi32(v, 0xA5), 2);
-    const __m128i bytes = _mm_or_si128(
-        _mm_and_si128(low, _mm_setr_epi32(0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F)),
-        _mm_and_si128(high, _mm_setr_epi32(0, 0x30303030, 0, 0x30303030)));
+    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
     const __m128 d = _mm_cvtph_ps(v);
     const vf scale = vf_mul(vf_of(_mm256_cvtepu8_epi32(bytes)), _mm256_broadcastss_ps(d));
     const vf min = vf_mul(vf_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),

@@ -2,7 +2,7 @@
 // the file is compiled for them.
 #pragma once
 
-#include <immintrin.h>
+#include "simd_x86.h"
 
 #define ROWS   32
 #define TOKENS 12
@@ -144,12 +144,7 @@ INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0
 #endif
 }
 INLINE void scales_of_45(const void * block, scales_k * out) {
-    const __m128i v = _mm_loadu_si128(block); // d, min, 12 bytes of 6-bit numbers
-    const __m128i low = _mm_srlv_epi32(_mm_shuffle_epi32(v, 0xED), _mm_setr_epi32(0, 0, 0, 4));
-    const __m128i high = _mm_srli_epi32(_mm_shuffle_epi32(v, 0xA5), 2);
-    const __m128i bytes = _mm_or_si128(
-        _mm_and_si128(low, _mm_setr_epi32(0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F)),
-        _mm_and_si128(high, _mm_setr_epi32(0, 0x30303030, 0, 0x30303030)));
+    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
     const vi which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     const vf unit = _mm512_permutexvar_ps(which, _mm512_castps128_ps512(_mm_cvtph_ps(v)));
     const vf all = vf_mul(vf_of(_mm512_cvtepu8_epi32(bytes)), unit);                // 8 scales, 8 minima
