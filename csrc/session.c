@@ -85,7 +85,7 @@ static pyllava_status report(pyllava_session * s, const char * stage, float frac
 static int32_t add_blocks(const pyllava_session * s, attention_block * out, int32_t n_blocks, int32_t first,
                           int32_t n, int32_t head_dim, int32_t group, const int32_t * cells,
                           int32_t first_row) {
-    const int32_t most = s->env.micro ? fast_attention_queries(s->env.micro, head_dim) : KERNEL_QUERIES;
+    const int32_t most = s->env.micro ? fast_attention_queries(head_dim) : KERNEL_QUERIES;
     const int32_t longest = most / group > 1 ? most / group : 1, n_steps = (n + longest - 1) / longest;
     const int32_t step = n_steps ? (n + n_steps - 1) / n_steps : 1;      // equally long
     for (int32_t i = 0; i < n; i += step) {

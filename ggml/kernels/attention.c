@@ -154,8 +154,8 @@ void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * userdat
 
 size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
 
-int32_t fast_attention_queries(const micro * m, int32_t head_dim) {
-    return m->attend_many && head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
+int32_t fast_attention_queries(int32_t head_dim) {
+    return head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
 }
 
 static void run_fast(attention_task * t, const micro * m, char * scratch) {
@@ -163,7 +163,7 @@ static void run_fast(attention_task * t, const micro * m, char * scratch) {
     const attention_block * b = t->block;
     const int n_rows = b->n * t->group, width = env->n_head * t->d;
     const bool few = n_rows <= FEW_TOKENS && t->d <= MAX_HEAD;
-    if (!few && (fast_attention_queries(m, t->d) < MAX_QUERIES || n_rows > MAX_QUERIES)) {
+    if (!few && (fast_attention_queries(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES)) {
         run_task(t);
         return;
     }

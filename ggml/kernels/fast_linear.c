@@ -13,6 +13,7 @@
 #define DOT_ROWS  128                     // weight rows of a task, at most
 #define DOT_BYTES (96 << 10)              // and about so many bytes: one thread reads them in a row
 #define DOT_LIMIT 12                      // tokens up to which a pass per 8 tokens is faster than a panel
+#define DIRECT_LIMIT 5                    // likewise where there are direct panels, which are quickly packed
 #define ROUND_TOKENS 4                    // tokens of a rounding task
 
 // Packed weights: the blocks of a panel one behind the other, and their scales.
@@ -38,6 +39,7 @@ linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, int6
     if (few && is_float(w->type)) return LINEAR_FLOAT_DOTS;
     if (w->ne[0] % GROUP) return LINEAR_EXACT;
     const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
+    if (k_type && m->direct_size && !careful && n_tokens > DIRECT_LIMIT) return LINEAR_DIRECT;
     if (few && k_type) return LINEAR_DOTS8;
     if (few) return m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
     return careful || is_float(w->type) ? LINEAR_INT16 : LINEAR_INT8;
@@ -46,6 +48,7 @@ linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, int6
 int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in) {
     switch (plan) {
     case LINEAR_DOTS8:
+    case LINEAR_DIRECT:
     case LINEAR_INT8: return (int64_t) rounded8_of(n_in).size;
     case LINEAR_INT16:
     case LINEAR_DOTS16: return (int64_t) rounded16_of(n_in).size;
@@ -80,6 +83,7 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
             if (job->norm != NORM_NONE) from = s->y[0];
             if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
             else if (job->plan == LINEAR_DOTS8) m->round_k(from, n_in, to);
+            else if (job->plan == LINEAR_DIRECT) m->round_direct(from, n_in, to);
             else m->round16(from, n_in, to);
         }
     }
@@ -109,7 +113,11 @@ typedef struct panel_work {
     int64_t       next;                   // bytes into the weights; 0: unknown
 } panel_work;
 
-static int number_size(linear_plan plan) { return plan == LINEAR_INT16 ? 2 : 1; }
+// Bytes of one block of a panel.
+static size_t block_size(const micro * m, linear_plan plan) {
+    if (plan == LINEAR_DIRECT) return m->direct_size;
+    return (size_t) m->rows * BLOCK * (plan == LINEAR_INT16 ? 2 : 1);
+}
 
 static void pack(const panel_work * p, int which, packed * to) {
     const struct ggml_tensor * w = p->w[which];
@@ -123,9 +131,12 @@ static void pack(const panel_work * p, int which, packed * to) {
             const char * next = row + ggml_row_size(w->type, k + BLOCK) + (size_t) r * w->nb[1];
             for (size_t at = 0; at < ahead; at += 64) __builtin_prefetch(next + at);
         }
-        (p->plan == LINEAR_INT16 ? p->m->pack16 : p->m->pack8)(w->type, row + ggml_row_size(w->type, k),
-                                                               w->nb[1], p->n_rows, n_k, block, scales);
-        block += p->m->rows * BLOCK * number_size(p->plan);
+        const char * from = row + ggml_row_size(w->type, k);
+        if (p->plan == LINEAR_DIRECT) p->m->pack_direct(w->type, from, w->nb[1], p->n_rows, block);
+        else
+            (p->plan == LINEAR_INT16 ? p->m->pack16 : p->m->pack8)(w->type, from, w->nb[1], p->n_rows, n_k,
+                                                                   block, scales);
+        block += block_size(p->m, p->plan);
         scales += p->m->rows;
     }
 }
@@ -140,13 +151,16 @@ static void multiply(const panel_work * p, const packed * from, int t, int n, fl
     for (int64_t k = p->k0; k < p->k1; k += BLOCK) {
         const int n_k = (int) (p->k1 - k < BLOCK ? p->k1 - k : BLOCK);
         const size_t at = (size_t) (k / BLOCK * 4);
-        if (p->plan == LINEAR_INT16)
+        if (p->plan == LINEAR_DIRECT)
+            p->m->multiply_direct(p->w[0]->type, n, block, tokens + k, tokens + at8.scales + at,
+                                  tokens + at8.parts + k / 4, p->x->nb[1], y);
+        else if (p->plan == LINEAR_INT16)
             p->m->multiply16(n, n_k, block, scales, tokens + 2 * k, tokens + at16.scales + at,
                              tokens + at16.sums + at, p->x->nb[1], y);
         else
             p->m->multiply8(n, n_k, block, scales, tokens + k, tokens + at8.scales + at,
                             tokens + at8.sums + at, p->x->nb[1], y);
-        block += p->m->rows * BLOCK * number_size(p->plan);
+        block += block_size(p->m, p->plan);
         scales += p->m->rows;
     }
 }
@@ -193,7 +207,7 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst,
     const micro * m = job->env->micro;
     const struct ggml_tensor * w = dst->src[0], * up = job->up ? dst->src[job->up] : NULL;
     const int64_t n_out = w->ne[1], n_tokens = dst->ne[1], n_panels = (n_out + m->rows - 1) / m->rows;
-    const int64_t segment = PANEL / (m->rows * number_size(job->plan) * BLOCK) * BLOCK;
+    const int64_t segment = (int64_t) (PANEL / block_size(m, job->plan)) * BLOCK;
     const int64_t most = segment < w->ne[0] ? CHUNK : n_tokens;
     int64_t n_chunks = (n_tokens + most - 1) / most;
     while (n_panels * n_chunks < 8 * nth && n_tokens / n_chunks >= 4 * STEP) n_chunks++;

@@ -23,6 +23,7 @@ typedef enum linear_plan {
     LINEAR_EXACT,                         // kernel_linear
     LINEAR_ENGINE,                        // ggml's own
     LINEAR_INT8,                          // many tokens: int8 panels
+    LINEAR_DIRECT,                        // many tokens, K types: their own numbers, int8 activations
     LINEAR_INT16,                         // many tokens, weights that need it: panels of about 12 bits
     LINEAR_DOTS8,                         // few tokens, K types: int8 activations
     LINEAR_DOTS16,                        // few tokens, other types: int16 activations
@@ -89,5 +90,5 @@ int64_t     fast_norm_limit(void);                                       // n_in
 void        kernel_round(struct ggml_tensor * dst, int ith, int nth, void * job);
 void        kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * job);
 size_t      fast_attention_scratch_size(void);
-int32_t fast_attention_queries(const struct micro * m, int32_t head_dim); // KERNEL_QUERIES of the fast mode
+int32_t     fast_attention_queries(int32_t head_dim);                    // KERNEL_QUERIES of the fast mode
 void        kernel_fast_attention(struct ggml_tensor * dst, int ith, int nth, void * job);

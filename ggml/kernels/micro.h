@@ -18,7 +18,7 @@
 #define MAX_QUERIES 288                   // rows of queries that attend_many takes
 #define TILE_KEYS   64
 #define MAX_HEAD    256                   // numbers of a head, for the fast attention
-#define ATTEND_SCRATCH (640 << 10)        // bytes
+#define ATTEND_SCRATCH (704 << 10)        // bytes
 #define FEW_TOKENS  8                     // tokens that one pass over a weight row serves
 
 // A token's activations, rounded: numbers, then one scale per block, then sums. Sizes in bytes.
@@ -94,8 +94,17 @@ typedef struct micro {
     void (*multiply16)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
                        const char * x_scales, const char * x_sums, size_t stride, float * y);
 
+    // K types without a rounding of their own, where that is faster (NULL elsewhere): panels of direct_size bytes
+    // of one block of `rows` weight rows, for activations rounded by round_direct, which are rounded8 but for
+    // the sums. x_sums: those of the block, in place of its parts.
+    size_t direct_size;
+    void (*round_direct)(const float * x, int64_t n, char * out);
+    void (*pack_direct)(enum ggml_type type, const char * w, size_t row_size, int n_rows, char * panel);
+    void (*multiply_direct)(enum ggml_type type, int n, const char * panel, const char * x,
+                            const char * x_scales, const char * x_sums, size_t stride, float * y);
+
     void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS
-    void (*attend_many)(const attention_work * work);     // NULL without bfloat16; d % 32 == 0
+    void (*attend_many)(const attention_work * work);     // d <= MAX_HEAD, d % MAX_ROWS == 0
     // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: rounded8 for K types, rounded16 for
     // other quantised ones, f32 for floats. NULL: no such loop.
     void (*dot[GGML_TYPE_COUNT])(int n_rows, int n, int64_t n_in, const char * w, size_t row_size,

@@ -1,11 +1,13 @@
 // simd_avx2.h - the vector operations of micro_code.h on AVX2 with FMA and F16C, and AVX-VNNI where the file
-// is compiled for it. Sixteen registers: tiles are 16 rows by 4 or 6 tokens.
+// is compiled for it. Sixteen registers: tiles are 16 rows by 6 tokens, or 4 (micro_direct.h).
 #pragma once
 
 #include "simd_x86.h"
 
-#define ROWS  16
-#define LANES 8
+#define ROWS   16
+#define LANES  8
+#define TOKENS 6
+#define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
 #define HAS_F16C
 
 typedef __m256  vf;                       // 8 floats
@@ -55,22 +57,34 @@ INLINE void vi_store8(void * p, vi x) {
     _mm_storel_epi64(p, _mm_packs_epi16(w, w));
 }
 
+// acc += w . x in groups of 2 int16 and of 4 bytes. In asm, since compilers reorder sums of integers and then
+// have more of them at once than there are registers (half the speed).
 #if defined(__AVXVNNI__)
 #define W_OFFSET 128                      // weights are unsigned
-#define TOKENS   6
-#define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
 #define DOT2(acc, w, x) __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
 #define DOT4(acc, w, x) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
 #else
 #define W_OFFSET 0
-#define TOKENS   4
-#define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
-INLINE vi dot4(vi acc, vi w, vi x) { // |w| and sign(x): at most 2 * 127 * 127 fits into 16 bits
-    vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-#define DOT4(acc, w, x) acc = dot4(acc, w, x)
-#define DOT2(acc, w, x) acc = _mm256_add_epi32(acc, _mm256_madd_epi16(w, x))
+// Products of bytes: |w| and sign(x), at most 2 * 127 * 127 fits into 16 bits.
+#define DOT4(acc, w, x)                                                                                      \
+    {                                                                                                        \
+        vi t_ = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));                            \
+        __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "+x"(t_) : "x"(_mm256_set1_epi16(1))); \
+    }
+#define DOT2(acc, w, x)                                                                                      \
+    {                                                                                                        \
+        vi t_;                                                                                               \
+        __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(t_) : "x"(w), "x"(x));         \
+    }
+#define DIRECT                            // byte products are added in 16 bits: micro_direct.h
+#define ADD_PAIRS(acc, w, x)                                                                                 \
+    {                                                                                                        \
+        vi t_;                                                                                               \
+        __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(t_) : "x"(w), "x"(x));       \
+    }
+INLINE vi pairs(vi w, vi x) { return _mm256_maddubs_epi16(w, x); }       // w unsigned; 16 int16
+INLINE vi dot_pairs(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+INLINE void vi_store(void * p, vi x) { _mm256_storeu_si256(p, x); }
 #endif
 
 INLINE vi dot2(vi acc, h32 w, const int16_t * x) {

@@ -1,0 +1,256 @@
+// micro_attention.h - part of micro_code.h: softmax(q k^T / sqrt(d)) v, for a few and for many rows of queries.
+#pragma once
+
+INLINE const char * key_row(const attention_work * a, const char * rows, size_t stride, int position) {
+    return rows + (size_t) (a->cells ? a->cells[position] : a->first_row + position) * stride;
+}
+
+INLINE float sum_of_16(const float * x) {
+    vf sum = vf_set(0.0f);
+    for (int i = 0; i < 16; i += LANES) sum = vf_fma(vf_load(x + i), vf_set(1.0f), sum);
+    return vf_sum(sum);
+}
+
+INLINE v16 v16_most(v16 a, v16 b) {
+    const vi16 first = a > b;
+    return (v16) ((first & (vi16) a) | (~first & (vi16) b));
+}
+
+INLINE float most_of_16(v16 x) {
+    x = v16_most(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    x = v16_most(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+    float m = x[0];
+    for (int i = 1; i < 4; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+// Scores to weights with the running maximum and sum; gives the factor for what was added up so far.
+INLINE float fold(float * s, int n_seen, int n_keys, float * max, float * sum) {
+    for (int j = n_seen; j < n_keys; j++) s[j] = -INFINITY;
+    v16 top = v16_load(s);
+    for (int j = 16; j < n_keys; j += 16) top = v16_most(top, v16_load(s + j));
+    const float here = most_of_16(top), m = here > *max ? here : *max;
+    const float rescale = *max == m ? 1.0f : *sum > 0.0f ? expf(*max - m) : 0.0f;
+    v16 total = v16_set(0.0f);
+    for (int j = 0; j < n_keys; j += 16) {
+        const v16 p = v16_exp(v16_load(s + j) - m);
+        v16_store(s + j, p);
+        total += p;
+    }
+    float totals[16];
+    v16_store(totals, total);
+    *sum = *sum * rescale + sum_of_16(totals);
+    *max = m;
+    return rescale;
+}
+
+INLINE int seen_by(const attention_work * a, int row, int p0, int n_keys) {
+    const int n = a->n_visible[row / a->group] - p0;
+    return n < 0 ? 0 : n < n_keys ? n : n_keys;
+}
+
+INLINE const float * query_row(const attention_work * a, int row) {
+    return a->q + (size_t) (row / a->group) * a->q_stride + (size_t) (row % a->group * a->d);
+}
+
+INLINE void write_row(const attention_work * a, int row, const float * out, int at, int n, float sum) {
+    float * y = a->y + (size_t) (row / a->group) * a->q_stride + (size_t) (row % a->group * a->d) + at;
+    for (int c = 0; c < n; c++) y[c] = out[c] / sum;
+}
+
+INLINE int most_visible(const attention_work * a) {
+    int most = 0;
+    for (int t = 0; t < a->n; t++) most = a->n_visible[t] > most ? a->n_visible[t] : most;
+    return most;
+}
+
+// Few rows of queries: each key and value is read once, as the cache has it.
+INLINE void attend_few_n(const int n, const attention_work * a) {
+    const int d = a->d, n_keys = most_visible(a);
+    const float scale = 1.0f / sqrtf((float) d);
+    _Alignas(64) float q[FEW_TOKENS][MAX_HEAD], out[FEW_TOKENS][MAX_HEAD], row[MAX_HEAD],
+        s[FEW_TOKENS][GROUP];
+    float max[FEW_TOKENS], sum[FEW_TOKENS], dots[FEW_TOKENS] = { 0 };
+    for (int i = 0; i < n; i++) {
+        for (int c = 0; c < d; c++) q[i][c] = query_row(a, i)[c] * scale;
+        memset(out[i], 0, (size_t) d * sizeof(float));
+        max[i] = -INFINITY;
+        sum[i] = 0.0f;
+    }
+    for (int p0 = 0; p0 < n_keys; p0 += GROUP) {
+        const int n_here = n_keys - p0 < GROUP ? n_keys - p0 : GROUP;
+        for (int j = 0; j < n_here; j++) {
+            const float * k = floats_of(key_row(a, a->k, a->k_stride, p0 + j), a->k_type, d, row);
+            dot_floats_n(n, d, (const char *) k, (const char *) q, sizeof q[0], dots, 32);
+            EACH(i) s[i][j] = dots[i];
+        }
+        EACH(i) {
+            const int n_seen = seen_by(a, i, p0, n_here);
+            if (n_seen == 0) {
+                memset(s[i], 0, sizeof s[i]);
+                continue;
+            }
+            const float rescale = fold(s[i], n_seen, GROUP, &max[i], &sum[i]);
+            if (rescale != 1.0f) {
+                for (int c = 0; c < d; c++) out[i][c] *= rescale;
+            }
+        }
+        for (int j = 0; j < n_here; j++) {
+            const float * v = floats_of(key_row(a, a->v, a->v_stride, p0 + j), a->v_type, d, row);
+            EACH(i) {
+                int c = 0;
+                for (; c + LANES <= d; c += LANES)
+                    vf_store(out[i] + c, vf_fma(vf_set(s[i][j]), vf_load(v + c), vf_load(out[i] + c)));
+                for (; c < d; c++) out[i][c] += s[i][j] * v[c];
+            }
+        }
+    }
+    for (int i = 0; i < n; i++) write_row(a, i, out[i], 0, d, sum[i]);
+}
+
+static void attend_few(const attention_work * a) {
+#if defined(COMPACT)
+    attend_few_n(a->n * a->group, a);
+#else
+    switch (a->n * a->group) {
+    case 1: attend_few_n(1, a); break;
+    case 2: attend_few_n(2, a); break;
+    case 3: attend_few_n(3, a); break;
+    case 4: attend_few_n(4, a); break;
+    case 5: attend_few_n(5, a); break;
+    case 6: attend_few_n(6, a); break;
+    case 7: attend_few_n(7, a); break;
+    default: attend_few_n(8, a);
+    }
+#endif
+}
+
+// Many rows of queries: both products over TILE_KEYS keys at a time, of numbers of 16 bits. bfloat16 where the
+// CPU multiplies it; else int16 with a scale for each row of queries, keys, values and weights (those of the
+// values are put on the weights, since a sum runs over values).
+#define ROW_SCALE 64                      // bytes behind a row of queries or weights, for its scale
+
+typedef struct many_scratch {
+    _Alignas(64) char q[MAX_QUERIES * (2 * MAX_HEAD + ROW_SCALE)];
+    char     weights[MAX_QUERIES * (2 * TILE_KEYS + ROW_SCALE)];
+    uint16_t rows[TILE_KEYS * MAX_HEAD];                                 // keys or values, and their scales
+    float    row_scales[TILE_KEYS], ones[MAX_ROWS];
+    char     panel[2 * TILE_KEYS * MAX_ROWS > 2 * MAX_HEAD * MAX_ROWS ? 2 * TILE_KEYS * MAX_ROWS
+                                                                      : 2 * MAX_HEAD * MAX_ROWS];
+    float    s[TILE_KEYS / ROWS][MAX_QUERIES * ROWS], out[MAX_HEAD / ROWS][MAX_QUERIES * ROWS];
+    float    row[MAX_HEAD > TILE_KEYS ? MAX_HEAD : TILE_KEYS], max[MAX_QUERIES], sum[MAX_QUERIES];
+} many_scratch;
+
+_Static_assert(sizeof(many_scratch) <= ATTEND_SCRATCH, "scratch of attend_many");
+
+static size_t row_size(int n) { return 2 * (size_t) n + ROW_SCALE; }
+
+#if defined(HAS_BF16)
+
+INLINE void round_row(const float * x, int n, char * to) { round_bf16(x, n, (uint16_t *) (void *) to); }
+INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * to) {
+    float row[MAX_HEAD];
+    round_bf16(floats_of(from, type, d, row), d, to);
+    return 1.0f;
+}
+INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x, float * y) {
+    (void) scales;
+    multiply_bf16(n, n_k, panel, x, row_size(n_k), y);
+}
+
+#else
+
+INLINE void round_row(const float * x, int n, char * to) {
+    const float top = top_of(x, n), inverse = top > 0.0f ? ROUND16_TOP / top : 0.0f;
+    const float scale = top / ROUND16_TOP;
+    for (int k = 0; k < n; k += LANES)
+        vi_store16(to + 2 * k, vi_round(vf_mul(vf_load(x + k), vf_set(inverse))));
+    memcpy(to + 2 * n, &scale, sizeof scale);
+}
+INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * to) {
+    return put16(type, from, d, (char *) to);
+}
+INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x, float * y) {
+    multiply16(n, n_k, panel, scales, x, x + 2 * n_k, NULL, row_size(n_k), y);
+}
+
+#endif
+
+// TILE_KEYS rows of the cache; rows beyond n_keys are zero.
+INLINE void load_rows(const attention_work * a, const char * from, size_t stride, enum ggml_type type, int p0,
+                      int n_keys, many_scratch * s) {
+    for (int j = 0; j < TILE_KEYS; j++) {
+        uint16_t * to = s->rows + j * a->d;
+        s->row_scales[j] = 0.0f;
+        if (j >= n_keys) memset(to, 0, 2 * (size_t) a->d);
+        else s->row_scales[j] = load_row(key_row(a, from, stride, p0 + j), type, a->d, to);
+    }
+}
+
+INLINE void fold_rows(const attention_work * a, int first, int n_rows, int p0, int n_keys, many_scratch * s) {
+    for (int r = first; r < n_rows; r++) {
+        char * weights = s->weights + (size_t) r * row_size(TILE_KEYS);
+        const int n_seen = seen_by(a, r, p0, n_keys);
+        if (n_seen == 0) {
+            memset(weights, 0, row_size(TILE_KEYS));
+            continue;
+        }
+        for (int h = 0; h < TILE_KEYS / ROWS; h++)
+            memcpy(s->row + h * ROWS, s->s[h] + r * ROWS, ROWS * sizeof(float));
+        const float rescale = fold(s->row, n_seen, TILE_KEYS, &s->max[r], &s->sum[r]);
+        for (int j = 0; j < TILE_KEYS; j += LANES)
+            vf_store(s->row + j, vf_mul(vf_load(s->row + j), vf_load(s->row_scales + j)));
+        round_row(s->row, TILE_KEYS, weights);
+        for (int c = 0; rescale != 1.0f && c < a->d / ROWS; c++) {
+            float * out = s->out[c] + r * ROWS;
+            for (int j = 0; j < ROWS; j += LANES)
+                vf_store(out + j, vf_mul(vf_load(out + j), vf_set(rescale)));
+        }
+    }
+}
+
+// panel[k / 2][ROWS][2] of columns c .. c + ROWS - 1 of TILE_KEYS rows: neighbouring rows interleaved.
+INLINE void value_panel(const many_scratch * s, int d, int c, char * panel) {
+    for (int k = 0; k < TILE_KEYS; k += 2) {
+        const uint16_t * a = s->rows + k * d + c, * b = a + d;
+        uint16_t * out = (uint16_t *) (void *) panel + k * ROWS;
+        for (int j = 0; j < ROWS; j++) out[2 * j] = a[j], out[2 * j + 1] = b[j];
+    }
+}
+
+static void attend_many(const attention_work * a) {
+    many_scratch * s = (many_scratch *) (void *) a->scratch;
+    const int d = a->d, n_rows = a->n * a->group, n_keys = most_visible(a);
+    const float scale = 1.0f / sqrtf((float) d);
+    for (int r = 0; r < n_rows; r++) {
+        for (int c = 0; c < d; c++) s->row[c] = query_row(a, r)[c] * scale;
+        round_row(s->row, d, s->q + (size_t) r * row_size(d));
+        s->max[r] = -INFINITY;
+        s->sum[r] = 0.0f;
+    }
+    for (int j = 0; j < ROWS; j++) s->ones[j] = 1.0f;
+    for (int c = 0; c < d / ROWS; c++) memset(s->out[c], 0, (size_t) n_rows * ROWS * sizeof(float));
+    for (int p0 = 0; p0 < n_keys; p0 += TILE_KEYS) {
+        const int n_here = n_keys - p0 < TILE_KEYS ? n_keys - p0 : TILE_KEYS;
+        int first = 0;                                                   // rows before it see nothing here
+        while (first < n_rows && seen_by(a, first, p0, n_here) == 0) first++;
+        const int n = n_rows - first;
+        load_rows(a, a->k, a->k_stride, a->k_type, p0, n_here, s);
+        for (int h = 0; h < TILE_KEYS / ROWS; h++) {
+            transpose((const char *) (s->rows + h * ROWS * d), 2 * (size_t) d, d / 2, s->panel);
+            memset(s->s[h] + first * ROWS, 0, (size_t) n * ROWS * sizeof(float));
+            multiply_rows(n, d, s->panel, s->row_scales + h * ROWS, s->q + (size_t) first * row_size(d),
+                          s->s[h] + first * ROWS);
+        }
+        load_rows(a, a->v, a->v_stride, a->v_type, p0, n_here, s);
+        fold_rows(a, first, n_rows, p0, n_here, s);
+        for (int c = 0; c < d / ROWS; c++) {
+            value_panel(s, d, c * ROWS, s->panel);
+            multiply_rows(n, TILE_KEYS, s->panel, s->ones,
+                          s->weights + (size_t) first * row_size(TILE_KEYS), s->out[c] + first * ROWS);
+        }
+    }
+    for (int r = 0; r < n_rows; r++) {
+        for (int c = 0; c < d / ROWS; c++) write_row(a, r, s->out[c] + r * ROWS, c * ROWS, ROWS, s->sum[r]);
+    }
+}

@@ -1,0 +1,379 @@
+// micro_panels.h - part of micro_code.h, many tokens: weights become panels of int8 or int16, tiles of tokens
+// are multiplied with them, and the sums are ended.
+#pragma once
+
+// ------------------------------------------------------------------------------- panels of weights
+
+// How a row's block becomes int8: number q of its 16 inputs p (p = 0 .. 15) becomes a_p (q - minus) + b_p,
+// rounded. These ranges are found for all rows first, so that one row's divisions wait beside another's.
+typedef struct range {
+    float   a[16], b[16];
+    int16_t fixed_a[16], fixed_b[16];     // for put_fixed
+} range;
+
+INLINE float scale_of_top(float top, float * inverse) {
+    *inverse = top > 0.0f ? ROUND8_TOP / top : 0.0f;
+    return top / ROUND8_TOP;
+}
+
+// |q - minus| <= 2^bits. The product keeps 6 binary places: it is off by less than 1 / 100.
+INLINE void fix(range * r, int bits) {
+    const vf one = vf_set((float) (64 << bits)), places = vf_set(64.0f), half_place = vf_set(32.0f);
+    for (int p = 0; p < 16; p += LANES) {
+        vi_store16(r->fixed_a + p, vi_round(vf_mul(vf_load(r->a + p), one)));
+        vi_store16(r->fixed_b + p, vi_round(vf_fma(vf_load(r->b + p), places, half_place)));
+    }
+}
+
+INLINE v8 v8_most(v8 a, v8 b) {
+    typedef int32_t i8 __attribute__((vector_size(32), aligned(4), may_alias));
+    const i8 first = a > b;
+    return (v8) ((first & (i8) a) | (~first & (i8) b));
+}
+
+INLINE v8 v8_abs(v8 x) { return v8_most(x, -x); }
+
+INLINE v16 each_twice(v8 x) {
+    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+}
+
+// q4_k and q5_k, whose numbers go up to `most`: bounded by the scales of the groups, without a look at the
+// weights themselves.
+INLINE float range_45(const void * block, int most, range * r) {
+    const block_q4_k * w = block;
+    const bytes_k bytes = bytes_of(w->scales);
+    float steps[16], lows[16], inverse;
+    for (int g = 0; g < 16; g += LANES) {
+        const vf numbers = vf_of_i8(bytes.scale + g);                    // scales, then minima
+        vf_store(steps + g, vf_mul(numbers, vf_set(half(w->d))));
+        vf_store(lows + g, vf_mul(numbers, vf_set(-half(w->min))));
+    }
+    v8 step, low;
+    memcpy(&step, steps, sizeof step);
+    memcpy(&low, lows + 8, sizeof low);
+    const v8 tops = v8_most(v8_abs(low), v8_abs(low + (float) most * step));
+    float top = 0.0f;
+    for (int g = 0; g < 8; g++) top = tops[g] > top ? tops[g] : top;
+    const float scale = scale_of_top(top, &inverse);
+    v16_store(r->a, each_twice(step * inverse));
+    v16_store(r->b, each_twice(low * inverse + (float) W_OFFSET));
+    return scale;
+}
+
+INLINE float range_6(const block_q6_k * w, range * r) {
+    vf most = vf_set(0.0f);
+    float inverse;
+    for (int p = 0; p < 16; p += LANES) most = vf_max_abs(most, vf_of_i8(w->scales + p));
+    const float d = half(w->d), scale = scale_of_top(__builtin_fabsf(d) * 32.0f * vf_top(most), &inverse);
+    for (int p = 0; p < 16; p += LANES) {
+        vf_store(r->a + p, vf_mul(vf_of_i8(w->scales + p), vf_set(d * inverse)));
+        vf_store(r->b + p, vf_set(W_OFFSET));
+    }
+    return scale;
+}
+
+// n / 32 blocks of q8_0 or q4_0, which begin alike, with numbers up to `most`. (-128 does not occur in what
+// ggml writes; it would become -128 of 127.)
+INLINE float range_0(const char * w, size_t size, int n, int most, range * r) {
+    float d[16] = { 0 }, inverse, top = 0.0f;
+    for (int p = 0; p < n / 16; p++) {
+        uint16_t bits;
+        memcpy(&bits, w + (size_t) (p / 2) * size, 2);
+        d[p] = half(bits);
+        top = __builtin_fabsf(d[p]) > top ? __builtin_fabsf(d[p]) : top;
+    }
+    const float scale = scale_of_top(top * (float) most, &inverse);
+    for (int p = 0; p < 16; p++) r->a[p] = d[p] * inverse, r->b[p] = W_OFFSET;
+    return scale;
+}
+
+INLINE void put_q4_k(const block_q4_k * w, const range * r, char * out) {
+    for (int g = 0; g < 8; g += 2) {
+        const b32 q = b32_load(w->q + 16 * g);
+        b32_store(out + 32 * g, b32_table(b32_low(q), r->a[2 * g], r->b[2 * g]));
+        b32_store(out + 32 * g + 32, b32_table(b32_high(q), r->a[2 * g + 2], r->b[2 * g + 2]));
+    }
+}
+
+INLINE void put32(b32 q, int minus, int bits, const range * r, int p, char * out) {
+    put_fixed(q, minus, 15 - bits, r->fixed_a + p, r->fixed_b + p, out + 16 * p);
+}
+
+INLINE void put_q5_k(const block_q5_k * w, const range * r, char * out) {
+    const b32 high = b32_load(w->high);
+    for (int g = 0; g < 8; g++) {
+        const b32 q = b32_load(w->q + 16 * (g & ~1));
+        put32(b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(high, g, 1)), 0, 5, r, 2 * g, out);
+    }
+}
+
+INLINE void put_q6_k(const block_q6_k * w, const range * r, char * out) {
+    for (int g = 0; g < 8; g++) put32(q6_k_part(w, g / 4, g % 4), 32, 5, r, 2 * g, out);
+}
+
+INLINE void put_q8_0(const block_q8_0 * w, int n, const range * r, char * out) {
+    for (int g = 0; g < n / GROUP; g++) put32(b32_load(w[g].q), 0, 7, r, 2 * g, out);
+}
+
+INLINE void put_q4_0(const block_q4_0 * w, int n, const range * r, char * out) {
+    for (int g = 0; g < n / GROUP; g++) {
+        const b32 q = b32_two(w[g].q);
+        put32(b32_halves(b32_low(q), b32_high(q)), 8, 3, r, 2 * g, out);
+    }
+}
+
+// Any type, through f32.
+static float put_any(enum ggml_type type, const char * w, int n, char * out) {
+    float x[BLOCK], inverse;
+    if (type == GGML_TYPE_F32) memcpy(x, w, (size_t) n * sizeof *x);
+    else ggml_get_type_traits(type)->to_float(w, x, n);
+    const float scale = scale_of_top(top_of(x, n), &inverse);
+    for (int k = 0; k < n; k += LANES)
+        vi_store8(out + k, vi_round(vf_fma(vf_load(x + k), vf_set(inverse), vf_set(W_OFFSET))));
+    return scale;
+}
+
+// The ranges of all rows and their scales.
+INLINE void find_ranges(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, range * r,
+                        float * scales) {
+    for (int i = 0; i < ROWS; i++, r++) {
+        const char * row = w + (i < n_rows ? (size_t) i * row_size : 0);
+        switch (type) {
+        case GGML_TYPE_Q4_K: scales[i] = range_45(row, 15, r); break;
+        case GGML_TYPE_Q5_K: scales[i] = range_45(row, 31, r), fix(r, 5); break;
+        case GGML_TYPE_Q6_K: scales[i] = range_6((const void *) row, r), fix(r, 5); break;
+        case GGML_TYPE_Q8_0: scales[i] = range_0(row, sizeof(block_q8_0), n_k, 127, r), fix(r, 7); break;
+        case GGML_TYPE_Q4_0: scales[i] = range_0(row, sizeof(block_q4_0), n_k, 8, r), fix(r, 3); break;
+        default: break;
+        }
+    }
+}
+
+static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
+                  float * scales) {
+    _Alignas(64) char rows[ROWS * BLOCK];
+    range ranges[ROWS];
+    find_ranges(type, w, row_size, n_rows, n_k, ranges, scales);
+    for (int i = 0; i < ROWS; i++) {
+        const char * row = w + (i < n_rows ? (size_t) i * row_size : 0);
+        char * to = rows + i * BLOCK;
+        switch (type) {
+        case GGML_TYPE_Q4_K: put_q4_k((const void *) row, &ranges[i], to); break;
+        case GGML_TYPE_Q5_K: put_q5_k((const void *) row, &ranges[i], to); break;
+        case GGML_TYPE_Q6_K: put_q6_k((const void *) row, &ranges[i], to); break;
+        case GGML_TYPE_Q8_0: put_q8_0((const void *) row, n_k, &ranges[i], to); break;
+        case GGML_TYPE_Q4_0: put_q4_0((const void *) row, n_k, &ranges[i], to); break;
+        default: scales[i] = put_any(type, row, n_k, to);
+        }
+    }
+    transpose(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
+}
+
+// A row's block as int16; its scale.
+static float put16(enum ggml_type type, const char * w, int n, char * out) {
+    float x[BLOCK];
+    const float * from = floats_of(w, type, n, x);
+    const float top = top_of(from, n), inverse = top > 0.0f ? PANEL16_TOP / top : 0.0f;
+    for (int k = 0; k < n; k += LANES)
+        vi_store16(out + 2 * k, vi_round(vf_mul(vf_load(from + k), vf_set(inverse))));
+    return top / PANEL16_TOP;
+}
+
+static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
+                   float * scales) {
+    _Alignas(64) char rows[2 * ROWS * BLOCK];
+    for (int r = 0; r < ROWS; r++)
+        scales[r] = put16(type, w + (r < n_rows ? (size_t) r * row_size : 0), n_k, rows + 2 * r * BLOCK);
+    transpose(rows, 2 * BLOCK, n_k / 2, panel);
+}
+
+// ------------------------------------------------------------------------------------ many tokens
+
+// A full tile of TOKENS tokens, two vectors of rows each. Named accumulators: as an array, compilers spill
+// them.
+#define START(j, i)     vi a##i = vi_set(-OFFSET * (OFFSET ? int_at(x_sums + i * stride) : 0)), b##i = a##i;
+#define STEP(j, i)                                                                                           \
+    {                                                                                                        \
+        const vi v = vi_set(int_at(base##j + (i - 3 * j) * stride));                                         \
+        DOT(a##i, w0, v);                                                                                    \
+        DOT(b##i, w1, v);                                                                                    \
+    }
+#define END(j, i)                                                                                            \
+    {                                                                                                        \
+        const vf s = vf_set(float_at(x_scales + i * stride));                                                \
+        float * out = y + i * ROWS;                                                                          \
+        vf_store(out, vf_fma(vf_of(a##i), vf_mul(s0, s), vf_load(out)));                                     \
+        vf_store(out + LANES, vf_fma(vf_of(b##i), vf_mul(s1, s), vf_load(out + LANES)));                     \
+    }
+
+// n_dwords: groups of 4 bytes (int8: 4 numbers, int16: 2).
+#define DEFINE_MULTIPLY(name)                                                                                \
+    static __attribute__((noinline)) void name##_tile(                                                       \
+        int n_dwords, const char * panel, const float * w_scales, const char * x, const char * x_scales,     \
+        const char * x_sums, size_t stride, float * y) {                                                     \
+        const char *base0 = x, *base1 = x + 3 * stride, *base2 = x + 6 * stride, *base3 = x + 9 * stride;    \
+        (void)base2, (void)base3, (void)x_sums;                                                              \
+        EACH_TOKEN(START)                                                                                    \
+        for (int k = 0; k < n_dwords; k++) {                                                                 \
+            const vi w0 = vi_load(panel), w1 = vi_load(panel + 2 * ROWS);                                    \
+            panel += 4 * ROWS;                                                                               \
+            EACH_TOKEN(STEP)                                                                                 \
+            base0 += 4, base1 += 4, base2 += 4, base3 += 4;                                                  \
+        }                                                                                                    \
+        const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
+        EACH_TOKEN(END)                                                                                      \
+    }                                                                                                        \
+    INLINE void name##_tail(const int n, int n_dwords, const char * panel, const float * w_scales,           \
+                            const char * x, const char * x_scales, const char * x_sums, size_t stride,       \
+                            float * y) {                                                                     \
+        vi a[4], b[4];                                                                                       \
+        (void)x_sums;                                                                                        \
+        _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) a[i] = b[i] =                                    \
+            vi_set(-OFFSET * (OFFSET ? int_at(x_sums + i * stride) : 0));                                    \
+        for (int k = 0; k < n_dwords; k++) {                                                                 \
+            const vi w0 = vi_load(panel + 4 * k * ROWS), w1 = vi_load(panel + 4 * k * ROWS + 2 * ROWS);      \
+            _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) {                                            \
+                const vi v = vi_set(int_at(x + i * stride + 4 * k));                                         \
+                DOT(a[i], w0, v);                                                                            \
+                DOT(b[i], w1, v);                                                                            \
+            }                                                                                                \
+        }                                                                                                    \
+        const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
+        _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) {                                                \
+            const vf s = vf_set(float_at(x_scales + i * stride));                                            \
+            float * out = y + i * ROWS;                                                                      \
+            vf_store(out, vf_fma(vf_of(a[i]), vf_mul(s0, s), vf_load(out)));                                 \
+            vf_store(out + LANES, vf_fma(vf_of(b[i]), vf_mul(s1, s), vf_load(out + LANES)));                 \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void name(int n, int n_k, const char * panel, const float * w_scales, const char * x,             \
+                     const char * x_scales, const char * x_sums, size_t stride, float * y) {                 \
+        const int n_dwords = n_k * NUMBER_SIZE / 4;                                                          \
+        int i = 0;                                                                                           \
+        size_t at = 0;                                                                                       \
+        for (; i + TOKENS <= n; i += TOKENS, at = (size_t)i * stride)                                        \
+            name##_tile(n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,               \
+                        y + i * ROWS);                                                                       \
+        for (; i + 4 <= n; i += 4, at = (size_t)i * stride)                                                  \
+            name##_tail(4, n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,            \
+                        y + i * ROWS);                                                                       \
+        for (; i < n; i++, at = (size_t)i * stride)                                                          \
+            name##_tail(1, n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,            \
+                        y + i * ROWS);                                                                       \
+    }
+
+#define OFFSET      W_OFFSET
+#define NUMBER_SIZE 1
+#define DOT         DOT4
+DEFINE_MULTIPLY(multiply8)
+#undef OFFSET
+#undef NUMBER_SIZE
+#undef DOT
+#define OFFSET      0
+#define NUMBER_SIZE 2
+#define DOT         DOT2
+DEFINE_MULTIPLY(multiply16)
+
+#if defined(HAS_BF16)
+
+static void round_bf16(const float * x, int64_t n, uint16_t * out) {
+    for (int64_t k = 0; k < n; k += 32) store_bf16(out + k, vf_load(x + k), vf_load(x + k + 16));
+}
+
+static __attribute__((noinline)) void tile_bf16(int n_k, const char * panel, const char * x, size_t stride,
+                                                float * y) {
+    const char * base0 = x, * base1 = x + 3 * stride, * base2 = x + 6 * stride, * base3 = x + 9 * stride;
+#define START_BF16(j, i) vf a##i = vf_load(y + i * ROWS), b##i = vf_load(y + i * ROWS + LANES);
+    EACH_TOKEN(START_BF16)
+    for (int k = 0; k < n_k; k += 2) {
+        const vi w0 = vi_load(panel), w1 = vi_load(panel + 2 * ROWS);
+        panel += 4 * ROWS;
+#define STEP_BF16(j, i)                                                                                      \
+    {                                                                                                        \
+        const vi v = vi_set(int_at(base##j + (i - 3 * j) * stride));                                         \
+        DOT_BF16(a##i, w0, v);                                                                               \
+        DOT_BF16(b##i, w1, v);                                                                               \
+    }
+        EACH_TOKEN(STEP_BF16)
+        base0 += 4, base1 += 4, base2 += 4, base3 += 4;
+    }
+#define END_BF16(j, i) vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
+    EACH_TOKEN(END_BF16)
+}
+
+INLINE void tail_bf16(const int n, int n_k, const char * panel, const char * x, size_t stride, float * y) {
+    vf a[4], b[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) a[i] = vf_load(y + i * ROWS), b[i] = vf_load(y + i * ROWS + LANES);
+    for (int k = 0; k < n_k; k += 2) {
+        const vi w0 = vi_load(panel + 2 * k * ROWS), w1 = vi_load(panel + 2 * k * ROWS + 2 * ROWS);
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) {
+            const vi v = vi_set(int_at(x + i * stride + 2 * k));
+            DOT_BF16(a[i], w0, v);
+            DOT_BF16(b[i], w1, v);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) vf_store(y + i * ROWS, a[i]), vf_store(y + i * ROWS + LANES, b[i]);
+}
+
+static void multiply_bf16(int n, int n_k, const char * panel, const char * x, size_t stride, float * y) {
+    int i = 0;
+    for (; i + TOKENS <= n; i += TOKENS) tile_bf16(n_k, panel, x + i * stride, stride, y + i * ROWS);
+    for (; i + 4 <= n; i += 4) tail_bf16(4, n_k, panel, x + i * stride, stride, y + i * ROWS);
+    for (; i < n; i++) tail_bf16(1, n_k, panel, x + i * stride, stride, y + i * ROWS);
+}
+
+#endif
+
+// ---------------------------------------------------------------------------------- ends of tiles
+
+INLINE v16 sigmoid(v16 x) { // 1 / (1 + e^-x)
+    const v16 most = v16_set(88.0f), y = -x;
+    return 1.0f / (1.0f + v16_exp((v16) (((vi16) y & (y < most)) | ((vi16) most & ~(y < most)))));
+}
+
+INLINE v16 ended(linear_end end, v16 y, v16 up) {
+    switch (end) {
+    case END_SILU: return y * sigmoid(y);
+    case END_QUICK_GELU: return y * sigmoid(1.702f * y);
+    case END_SWIGLU: return y * sigmoid(y) * up;
+    default: return y;
+    }
+}
+
+INLINE void end_row(const tile_end * e, const linear_end end, int n_rows, const float * y, const float * up,
+                    size_t at) {
+    for (int r = 0; r < n_rows; r += 16) {
+        const int n = n_rows - r < 16 ? n_rows - r : 16;
+        v16 v = v16_load(y + r);
+        if (e->bias && n == 16) v += v16_load(e->bias + r);
+        else if (e->bias) {
+            for (int i = 0; i < n; i++) v[i] += e->bias[r + i];
+        }
+        v16 other = v;
+        if (up) other = v16_load(up + r);
+        v = ended(end, v, other);
+        if (n == 16) {
+            if (e->residual) v += v16_load(e->residual + at + r);
+            if (e->stream) v16_stream(e->to + at + r, v);
+            else v16_store(e->to + at + r, v);
+            continue;
+        }
+        for (int i = 0; i < n; i++) e->to[at + r + i] = v[i] + (e->residual ? e->residual[at + r + i] : 0.0f);
+    }
+}
+
+static void end_tile(const tile_end * e, int n, int n_rows, const float * y, const float * up,
+                     size_t y_stride) {
+    for (int t = 0; t < n; t++) {
+        const float * sums = y + t * y_stride, * others = up ? up + t * y_stride : NULL;
+        switch (e->end) {
+        case END_SILU: end_row(e, END_SILU, n_rows, sums, NULL, t * e->stride); break;
+        case END_QUICK_GELU: end_row(e, END_QUICK_GELU, n_rows, sums, NULL, t * e->stride); break;
+        case END_SWIGLU: end_row(e, END_SWIGLU, n_rows, sums, others, t * e->stride); break;
+        default: end_row(e, END_PLAIN, n_rows, sums, NULL, t * e->stride);
+        }
+    }
+}
