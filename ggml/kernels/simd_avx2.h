@@ -52,7 +52,12 @@ INLINE __m128i words_of(vi x) {
 INLINE void vi_store16(void * p, vi x) { _mm_storeu_si128(p, words_of(x)); }
 INLINE void vi_store8(void * p, vi x) {
     __m128i w = words_of(x);
+#if defined(__AVXVNNI__)                  // up to 255 in weights: the low bytes
+    w = _mm_and_si128(w, _mm_set1_epi16(255));
+    _mm_storel_epi64(p, _mm_packus_epi16(w, w));
+#else
     _mm_storel_epi64(p, _mm_packs_epi16(w, w));
+#endif
 }
 
 #if defined(__AVXVNNI__)
