@@ -64,8 +64,8 @@ INLINE void vi_store8(void * p, vi x) {
 #define W_OFFSET 128                      // weights are unsigned
 #define TOKENS   6
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
-#define DOT2(acc, w, x) __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
-#define DOT4(acc, w, x) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
+#define DOT2(acc, w, x) ADD_DOT("%{vex%} vpdpwssd", _mm256_dpwssd_avx_epi32, acc, w, x)
+#define DOT4(acc, w, x) ADD_DOT("%{vex%} vpdpbusd", _mm256_dpbusd_avx_epi32, acc, w, x)
 #else
 #define W_OFFSET 0
 #define TOKENS   4
