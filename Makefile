@@ -3,7 +3,7 @@ PYTHON ?= python3
 BUILD  ?= build/dev
 
 help:            ## what there is
-	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 build:           ## the library, into build/dev and the source tree's package
 	cmake -S . -B $(BUILD) -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build $(BUILD) -j2 && mkdir -p pyllava/lib && cp $(BUILD)/libpyllava.* pyllava/lib/
@@ -13,6 +13,9 @@ test: build      ## the default test suite, and the C tests of the kernels
 
 test-arm:        ## the C tests of the kernels for 64-bit Arm, under QEMU; see CONTRIBUTING.md for what it needs
 	cmake -S . -B build/arm -DCMAKE_TOOLCHAIN_FILE=tests/c/aarch64.cmake -DGGML_NATIVE=OFF -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build build/arm --target test-kernels test-fast-kernels -j2 && ctest --test-dir build/arm --output-on-failure
+
+test-avx512:     ## the C tests of the kernels for AVX-512 and AVX-VNNI, emulated on AVX2
+	cmake -S . -B build/emulated -DPYLLAVA_EMULATE=ON -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build build/emulated --target test-fast-kernels -j2 && build/emulated/tests/c/test-fast-kernels avx2 avxvnni avx512 avx512vnni avx512bf16
 
 reference: build ## against torch and transformers, which must be installed
 	PYLLAVA_REQUIRE_REFERENCE=1 $(PYTHON) -m pytest -q -m reference
@@ -32,4 +35,4 @@ lint:            ## ruff and mypy --strict
 vendor:          ## ggml's pinned sources into ggml/upstream, for source distributions and offline builds
 	cmake -DPYLLAVA_VENDOR=ON -P ggml/fetch.cmake
 
-.PHONY: help build test test-arm reference slow golden fmt lint vendor
+.PHONY: help build test test-arm test-avx512 reference slow golden fmt lint vendor

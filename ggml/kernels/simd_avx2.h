@@ -54,15 +54,20 @@ INLINE __m128i words_of(vi x) {
 INLINE void vi_store16(void * p, vi x) { _mm_storeu_si128(p, words_of(x)); }
 INLINE void vi_store8(void * p, vi x) {
     __m128i w = words_of(x);
+#if defined(__AVXVNNI__)                  // up to 255 in weights: the low bytes
+    w = _mm_and_si128(w, _mm_set1_epi16(255));
+    _mm_storel_epi64(p, _mm_packus_epi16(w, w));
+#else
     _mm_storel_epi64(p, _mm_packs_epi16(w, w));
+#endif
 }
 
 // acc += w . x in groups of 2 int16 and of 4 bytes. In asm, since compilers reorder sums of integers and then
 // have more of them at once than there are registers (half the speed).
 #if defined(__AVXVNNI__)
 #define W_OFFSET 128                      // weights are unsigned
-#define DOT2(acc, w, x) __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
-#define DOT4(acc, w, x) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x))
+#define DOT2(acc, w, x) ADD_DOT("%{vex%} vpdpwssd", _mm256_dpwssd_avx_epi32, acc, w, x)
+#define DOT4(acc, w, x) ADD_DOT("%{vex%} vpdpbusd", _mm256_dpbusd_avx_epi32, acc, w, x)
 #else
 #define W_OFFSET 0
 // Products of bytes: |w| and sign(x), at most 2 * 127 * 127 fits into 16 bits.

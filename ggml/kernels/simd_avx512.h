@@ -41,11 +41,10 @@ INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE void vi_store8(void * p, vi x) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(x)); }
 INLINE void vi_store16(void * p, vi x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(x)); }
 
-// acc += w . x in groups of 4 bytes. The accumulators of a tile stay in registers only if the compiler cannot
-// reorder the products: hence asm.
+// acc += w . x in groups of 4 bytes.
 #if defined(__AVX512VNNI__)
 #define W_OFFSET 128                      // weights are unsigned
-#define DOT4(acc, w, x) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x))
+#define DOT4(acc, w, x) ADD_DOT("vpdpbusd", _mm512_dpbusd_epi32, acc, w, x)
 #else
 #define W_OFFSET 0
 INLINE vi dot4(vi acc, vi w, vi x) {
@@ -54,19 +53,19 @@ INLINE vi dot4(vi acc, vi w, vi x) {
     vi pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_x);
     return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
-#define DOT4(acc, w, x) acc = dot4(acc, w, x)
+#define DOT4(acc, w, x) acc = dot4(acc, w, x); KEEP(acc)
 #endif
 
 // In groups of 2 int16.
 #if defined(__AVX512VNNI__)
-#define DOT2(acc, w, x) __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x))
+#define DOT2(acc, w, x) ADD_DOT("vpdpwssd", _mm512_dpwssd_epi32, acc, w, x)
 #else
-#define DOT2(acc, w, x) acc = _mm512_add_epi32(acc, _mm512_madd_epi16(w, x))
+#define DOT2(acc, w, x) acc = _mm512_add_epi32(acc, _mm512_madd_epi16(w, x)); KEEP(acc)
 #endif
 
 #if defined(__AVX512BF16__)
 #define HAS_BF16 true
-#define DOT_BF16(acc, w, x) __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x))
+#define DOT_BF16(acc, w, x) ADD_DOT("vdpbf16ps", _mm512_dpbf16_ps, acc, w, x)
 INLINE void store_bf16(uint16_t * p, vf a, vf b) {                       // 32 numbers
     _mm512_storeu_si512(p, (__m512i) _mm512_cvtne2ps_pbh(b, a));
 }

@@ -311,11 +311,13 @@ static void test_attentions(const micro * m) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) test_attention(m, cases[i]);
 }
 
-int main(void) {
-    const char * names[] = { "plain",      "avx2",       "avxvnni", "avx512",
-                             "avx512vnni", "avx512bf16", "neon",    "neondot" };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+int main(int argc, char ** argv) { // arguments: the sets to test, which have to be there
+    char * all[] = { "plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot" };
+    char ** names = argc > 1 ? argv + 1 : all;
+    const size_t n_names = argc > 1 ? (size_t) argc - 1 : sizeof all / sizeof *all;
+    for (size_t i = 0; i < n_names; i++) {
         const micro * m = micro_choose(names[i]);
+        if (!m && argc > 1) fail("%s: not on this machine", names[i]);
         if (!m) {
             printf("test-fast-kernels: %s: not on this machine\n", names[i]);
             continue;
