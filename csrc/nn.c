@@ -164,8 +164,6 @@ tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x) {
     return y;
 }
 
-tensor * nn_gelu(graph * g, tensor * x) { return x ? ggml_gelu_erf(g->ctx, x) : NULL; }
-
 static tensor * end_with(kernel_job * job, linear_end end, tensor * x) {
     job->end = end;
     return x;
@@ -174,6 +172,11 @@ static tensor * end_with(kernel_job * job, linear_end end, tensor * x) {
 tensor * nn_silu(graph * g, tensor * x) {
     kernel_job * job = open_end(g, x);
     return job ? end_with(job, END_SILU, x) : x ? ggml_silu(g->ctx, x) : NULL;
+}
+
+tensor * nn_gelu(graph * g, tensor * x) {
+    kernel_job * job = open_end(g, x);
+    return job ? end_with(job, END_GELU, x) : x ? ggml_gelu_erf(g->ctx, x) : NULL;
 }
 
 // ggml's own quick GELU goes through a table of f16 values: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.

@@ -76,10 +76,8 @@ static void fold_scores(attention_task * t, int r, int n_seen) {
     for (int j = 0; j < n_seen; j++) m = s[j] > m ? s[j] : m;
     for (int j = n_seen; j < KEYS; j++) s[j] = -INFINITY;
     float rescale = t->max[r] == m ? 1.0f : t->sum[r] > 0.0f ? expf(t->max[r] - m) : 0.0f;
-    v16 a = v16_exp(v16_load(s) - m), b = v16_exp(v16_load(s + 16) - m);
-    v16_store(s, a);
-    v16_store(s + 16, b);
-    t->sum[r] = t->sum[r] * rescale + v16_sum(a + b);
+    exp_all(s, m, KEYS);
+    t->sum[r] = t->sum[r] * rescale + v16_sum(v16_load(s) + v16_load(s + 16));
     t->max[r] = m;
     if (rescale == 1.0f) return;
     for (int c = 0; c < t->dp; c++) t->out[r * t->dp + c] *= rescale;

@@ -34,6 +34,7 @@ typedef enum linear_plan {
 typedef enum linear_end {
     END_PLAIN,
     END_SILU,                             // x sigmoid(x)
+    END_GELU,                             // x Phi(x)
     END_QUICK_GELU,                       // x sigmoid(1.702 x)
     END_SWIGLU,                           // silu(W x) * (U x), U a second matrix
 } linear_end;

@@ -5,41 +5,22 @@ INLINE const char * key_row(const attention_work * a, const char * rows, size_t 
     return rows + (size_t) (a->cells ? a->cells[position] : a->first_row + position) * stride;
 }
 
-INLINE float sum_of_16(const float * x) {
-    vf sum = vf_set(0.0f);
-    for (int i = 0; i < 16; i += LANES) sum = vf_fma(vf_load(x + i), vf_set(1.0f), sum);
-    return vf_sum(sum);
-}
-
-INLINE v16 v16_most(v16 a, v16 b) {
-    const vi16 first = a > b;
-    return (v16) ((first & (vi16) a) | (~first & (vi16) b));
-}
-
-INLINE float most_of_16(v16 x) {
-    x = v16_most(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    x = v16_most(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
-    float m = x[0];
-    for (int i = 1; i < 4; i++) m = x[i] > m ? x[i] : m;
-    return m;
-}
-
 // Scores to weights with the running maximum and sum; gives the factor for what was added up so far.
 INLINE float fold(float * s, int n_seen, int n_keys, float * max, float * sum) {
     for (int j = n_seen; j < n_keys; j++) s[j] = -INFINITY;
-    v16 top = v16_load(s);
-    for (int j = 16; j < n_keys; j += 16) top = v16_most(top, v16_load(s + j));
-    const float here = most_of_16(top), m = here > *max ? here : *max;
+    vf top = vf_load(s);
+    for (int j = LANES; j < n_keys; j += LANES) top = vf_most(top, vf_load(s + j));
+    float tops[LANES], m = *max;
+    vf_store(tops, top);
+    for (int i = 0; i < LANES; i++) m = tops[i] > m ? tops[i] : m;
     const float rescale = *max == m ? 1.0f : *sum > 0.0f ? expf(*max - m) : 0.0f;
-    v16 total = v16_set(0.0f);
-    for (int j = 0; j < n_keys; j += 16) {
-        const v16 p = v16_exp(v16_load(s + j) - m);
-        v16_store(s + j, p);
-        total += p;
+    vf total = vf_set(0.0f);
+    for (int j = 0; j < n_keys; j += LANES) {
+        const vf p = vf_exp(vf_load(s + j) - vf_set(m));
+        vf_store(s + j, p);
+        total = total + p;
     }
-    float totals[16];
-    v16_store(totals, total);
-    *sum = *sum * rescale + sum_of_16(totals);
+    *sum = *sum * rescale + vf_sum(total);
     *max = m;
     return rescale;
 }

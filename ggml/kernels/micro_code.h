@@ -12,6 +12,13 @@
 #define ROUND16_TOP 2000.0f // times the largest weight (q6_k: 32 * 127) times 256 inputs: below 2^31
 #define PANEL16_TOP 4190.0f               // likewise
 
+// As operands of C's own operators.
+typedef int32_t vl __attribute__((vector_size(4 * LANES)));
+DEFINE_EXP(vf_exp, vf, vl)
+
+INLINE vf vf_choose(vl where, vf a, vf b) { return (vf) ((where & (vl) a) | (~where & (vl) b)); }
+INLINE vf vf_most(vf a, vf b) { return vf_choose((vl) (a > b), a, b); }
+
 typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 
 // What the file has in a block.

@@ -329,39 +329,59 @@ static void multiply_bf16(int n, int n_k, const char * panel, const char * x, si
 
 // ---------------------------------------------------------------------------------- ends of tiles
 
-INLINE v16 sigmoid(v16 x) { // 1 / (1 + e^-x)
-    const v16 most = v16_set(88.0f), y = -x;
-    return 1.0f / (1.0f + v16_exp((v16) (((vi16) y & (y < most)) | ((vi16) most & ~(y < most)))));
+INLINE vf sigmoid(vf x) { // 1 / (1 + e^-x)
+    const vf one = vf_set(1.0f), most = vf_set(88.0f), y = vf_set(0.0f) - x;
+    return one / (one + vf_exp(vf_choose((vl) (y < most), y, most)));
 }
 
-INLINE v16 ended(linear_end end, v16 y, v16 up) {
+// The distribution function of the normal distribution, off by 1e-7 at most: Abramowitz and Stegun, 7.1.26.
+INLINE vf normal_cdf(vf x) {
+    const vf one = vf_set(1.0f), size = vf_choose((vl) (x < 0.0f), vf_set(0.0f) - x, x);
+    const vf t = one / (one + vf_set(0.3275911f * 0.70710678f) * size);
+    vf p = vf_set(1.061405429f) * t + vf_set(-1.453152027f);
+    p = p * t + vf_set(1.421413741f);
+    p = p * t + vf_set(-0.284496736f);
+    p = p * t + vf_set(0.254829592f);
+    const vf tail = vf_set(0.5f) * p * t * vf_exp(vf_set(-0.5f) * x * x);
+    return vf_choose((vl) (x < 0.0f), tail, one - tail);
+}
+
+INLINE vf ended(linear_end end, vf y, vf up) {
     switch (end) {
     case END_SILU: return y * sigmoid(y);
-    case END_QUICK_GELU: return y * sigmoid(1.702f * y);
+    case END_GELU: return y * normal_cdf(y);
+    case END_QUICK_GELU: return y * sigmoid(vf_set(1.702f) * y);
     case END_SWIGLU: return y * sigmoid(y) * up;
     default: return y;
     }
 }
 
+// n numbers, whole vectors of them or fewer.
+INLINE vf load_some(const float * from, int n) {
+    float x[LANES] = { 0.0f };
+    if (n == LANES) return vf_load(from);
+    memcpy(x, from, (size_t) n * sizeof *x);
+    return vf_load(x);
+}
+
 INLINE void end_row(const tile_end * e, const linear_end end, int n_rows, const float * y, const float * up,
                     size_t at) {
-    for (int r = 0; r < n_rows; r += 16) {
-        const int n = n_rows - r < 16 ? n_rows - r : 16;
-        v16 v = v16_load(y + r);
-        if (e->bias && n == 16) v += v16_load(e->bias + r);
-        else if (e->bias) {
-            for (int i = 0; i < n; i++) v[i] += e->bias[r + i];
+    for (int r = 0; r < n_rows; r += LANES) {
+        const int n = n_rows - r < LANES ? n_rows - r : LANES;
+        float * to = e->to + at + r;
+        vf v = vf_load(y + r);
+        if (e->bias) v = v + load_some(e->bias + r, n);
+        v = ended(end, v, up ? vf_load(up + r) : v);
+        if (e->residual) v = v + load_some(e->residual + at + r, n);
+        if (e->stream) {
+            vf_stream(to, v);
+        } else if (n == LANES) {
+            vf_store(to, v);
+        } else {
+            float some[LANES];
+            vf_store(some, v);
+            memcpy(to, some, (size_t) n * sizeof *to);
         }
-        v16 other = v;
-        if (up) other = v16_load(up + r);
-        v = ended(end, v, other);
-        if (n == 16) {
-            if (e->residual) v += v16_load(e->residual + at + r);
-            if (e->stream) v16_stream(e->to + at + r, v);
-            else v16_store(e->to + at + r, v);
-            continue;
-        }
-        for (int i = 0; i < n; i++) e->to[at + r + i] = v[i] + (e->residual ? e->residual[at + r + i] : 0.0f);
     }
 }
 
@@ -371,6 +391,7 @@ static void end_tile(const tile_end * e, int n, int n_rows, const float * y, con
         const float * sums = y + t * y_stride, * others = up ? up + t * y_stride : NULL;
         switch (e->end) {
         case END_SILU: end_row(e, END_SILU, n_rows, sums, NULL, t * e->stride); break;
+        case END_GELU: end_row(e, END_GELU, n_rows, sums, NULL, t * e->stride); break;
         case END_QUICK_GELU: end_row(e, END_QUICK_GELU, n_rows, sums, NULL, t * e->stride); break;
         case END_SWIGLU: end_row(e, END_SWIGLU, n_rows, sums, others, t * e->stride); break;
         default: end_row(e, END_PLAIN, n_rows, sums, NULL, t * e->stride);

@@ -152,12 +152,7 @@ INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4
     *even = _mm256_permute2x128_si256(a, b, 0x20);
     *odd = _mm256_permute2x128_si256(a, b, 0x31);
 }
-INLINE void v16_stream(float * p, v16 x) {
-    float halves[16];
-    v16_store(halves, x);
-    _mm256_stream_ps(p, vf_load(halves));
-    _mm256_stream_ps(p + 8, vf_load(halves + 8));
-}
+INLINE void vf_stream(float * p, vf x) { _mm256_stream_ps(p, x); }
 INLINE vi to_all(const void * p) { return b32_two(p); }
 INLINE vi twice(const void * p, int stride, int part) { return b32_two((const char *) p + stride * part); }
 INLINE vi swap(vi x) { return _mm256_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes

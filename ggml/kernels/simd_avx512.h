@@ -121,7 +121,7 @@ INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 8
     *even = _mm512_shuffle_i64x2(a, b, 0x88);
     *odd = _mm512_shuffle_i64x2(a, b, 0xDD);
 }
-INLINE void v16_stream(float * p, v16 x) { _mm512_stream_ps(p, (__m512) x); }
+INLINE void vf_stream(float * p, vf x) { _mm512_stream_ps(p, x); }
 INLINE vi to_all(const void * p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
 INLINE vi twice(const void * p, int stride, int part) {                  // p p q q, q = p + stride
     (void) part;

@@ -149,7 +149,7 @@ INLINE void deal(const void * p, vi * even, vi * odd) {
     *even = vi_load(p);
     *odd = vi_load((const char *) p + 16);
 }
-INLINE void v16_stream(float * p, v16 x) { v16_store(p, x); }
+INLINE void vf_stream(float * p, vf x) { vf_store(p, x); }
 INLINE vi to_all(const void * p) { return vi_load(p); }
 INLINE vi twice(const void * p, int stride, int part) {
     return vi_load((const char *) p + part / 2 * stride);

@@ -156,7 +156,7 @@ INLINE void deal(const void * p, vi * even, vi * odd) {
     gather(p, 32, 1, even);
     gather((const char *) p + 16, 32, 1, odd);
 }
-INLINE void v16_stream(float * p, v16 x) { v16_store(p, x); }
+INLINE void vf_stream(float * p, vf x) { vf_store(p, x); }
 INLINE vi to_all(const void * p) {
     vi x;
     gather(p, 0, 1, &x);

@@ -23,21 +23,40 @@ INLINE float v16_sum(v16 x) {
 }
 
 // e^x, relative error below 2e-7; 0 below -87. Range reduction to |r| <= ln2 / 2 and a Taylor polynomial of
-// degree 7.
-INLINE v16 v16_exp(v16 x) {
-    vi16 alive = x > -87.0f;
-    x = (v16) ((vi16) x & alive);
-    v16 n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;               // round to nearest
-    v16 r = (x - n * 0.693145752f) - n * 1.42860677e-6f;                // ln2 in two parts
-    v16 p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    vi16 power = (__builtin_convertvector(n, vi16) + 127) << 23;
-    return (v16) ((vi16) (p * (v16) power) & alive);
+// degree 7. For any vector type and that of its integers: compilers take comparisons of vectors that are wider
+// than the machine's apart, element by element.
+#define DEFINE_EXP(name, floats, integers)                                                                   \
+    INLINE floats name(floats x) {                                                                           \
+        integers alive = x > -87.0f;                                                                         \
+        x = (floats) ((integers) x & alive);                                                                 \
+        floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;        /* round to nearest */              \
+        floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;          /* ln2 in two parts */              \
+        floats p = r * (1.0f / 5040) + 1.0f / 720;                                                           \
+        p = p * r + 1.0f / 120;                                                                              \
+        p = p * r + 1.0f / 24;                                                                               \
+        p = p * r + 1.0f / 6;                                                                                \
+        p = p * r + 0.5f;                                                                                    \
+        p = p * r + 1.0f;                                                                                    \
+        p = p * r + 1.0f;                                                                                    \
+        integers power = (__builtin_convertvector(n, integers) + 127) << 23;                                 \
+        return (floats) ((integers) (p * (floats) power) & alive);                                           \
+    }
+
+// The machine's own vectors.
+#if defined(__AVX512F__)
+#define VN 16
+#elif defined(__AVX__)
+#define VN 8
+#else
+#define VN 4
+#endif
+typedef float   vn  __attribute__((vector_size(4 * VN), aligned(4), may_alias));
+typedef int32_t vin __attribute__((vector_size(4 * VN), aligned(4), may_alias));
+DEFINE_EXP(vn_exp, vn, vin)
+
+// x[i] = e^(x[i] - m), i < n (a multiple of 16).
+INLINE void exp_all(float * x, float m, int n) {
+    for (int i = 0; i < n; i += VN) *(vn *) (x + i) = vn_exp(*(const vn *) (x + i) - m);
 }
 
 // out[i][0..32) += sum over k of x[i][k] * panel[k][0..32), i < n <= 8: 16 accumulators, two panel vectors a

@@ -100,10 +100,15 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
     }
     kernel_env env = env_of(m);
     const linear_plan plan = fast_linear_plan(m, &wt, n_tokens, careful);
-    const char * names[] = {
-        "exact", "engine", "int8", "int16", "dots of int8", "dots of int16", "float dots"
-    };
-    const double gates[] = { 0, 0, GATE_INT8, GATE_INT16, GATE_INT8, GATE_INT16, GATE_FLOAT };
+    const char * names[] = { [LINEAR_INT8] = "int8",
+                             [LINEAR_DIRECT] = "they are",
+                             [LINEAR_INT16] = "int16",
+                             [LINEAR_DOTS8] = "dots of int8",
+                             [LINEAR_DOTS16] = "dots of int16",
+                             [LINEAR_FLOAT_DOTS] = "float dots" };
+    const double gates[] = { [LINEAR_INT8] = GATE_INT8,     [LINEAR_DIRECT] = GATE_INT8,
+                             [LINEAR_INT16] = GATE_INT16,   [LINEAR_DOTS8] = GATE_INT8,
+                             [LINEAR_DOTS16] = GATE_INT16,  [LINEAR_FLOAT_DOTS] = GATE_FLOAT };
     if (plan != LINEAR_EXACT && plan != LINEAR_ENGINE) {
         struct ggml_tensor xt = rows_of(GGML_TYPE_F32, x, n_tokens, n_in),
                            bt = rows_of(GGML_TYPE_F32, b, 1, n_out);
@@ -164,7 +169,9 @@ static void test_ends(const micro * m, enum ggml_type type, round_norm norm, lin
             const double y = sum[0], factor = end == END_QUICK_GELU ? 1.702 : 1.0;
             expected[t * n_out + r] =
                 residual[t * n_out + r] +
-                (end == END_PLAIN ? y : y / (1 + exp(-factor * y)) * (end == END_SWIGLU ? sum[1] : 1.0));
+                (end == END_PLAIN  ? y
+                 : end == END_GELU ? y / 2 * erfc(-y / sqrt(2))
+                                   : y / (1 + exp(-factor * y)) * (end == END_SWIGLU ? sum[1] : 1.0));
         }
     }
     kernel_env env = env_of(m);
