@@ -13,7 +13,6 @@
 #define DOT_ROWS  128                     // weight rows of a task, at most
 #define DOT_BYTES (96 << 10)              // and about so many bytes: one thread reads them in a row
 #define DOT_LIMIT 12                      // tokens up to which a pass per 8 tokens is faster than a panel
-#define DIRECT_LIMIT 5                    // likewise where there are direct panels, which are quickly packed
 #define ROUND_TOKENS 4                    // tokens of a rounding task
 
 // Packed weights: the blocks of a panel one behind the other, and their scales.
@@ -39,10 +38,10 @@ linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, int6
     if (few && is_float(w->type)) return LINEAR_FLOAT_DOTS;
     if (w->ne[0] % GROUP) return LINEAR_EXACT;
     const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
-    if (k_type && m->direct_size && !careful && n_tokens > DIRECT_LIMIT) return LINEAR_DIRECT;
     if (few && k_type) return LINEAR_DOTS8;
     if (few) return m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
-    return careful || is_float(w->type) ? LINEAR_INT16 : LINEAR_INT8;
+    if (careful || is_float(w->type)) return LINEAR_INT16;
+    return k_type && m->direct_size ? LINEAR_DIRECT : LINEAR_INT8;
 }
 
 int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in) {

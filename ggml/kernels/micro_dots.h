@@ -101,6 +101,50 @@ INLINE void unpack_6(const char * w, weights_k * out) {
     }
 }
 
+// sum_p scale_p (q . x)_p of a block, spread over lanes.
+#if defined(DIRECT) // in integers up to the block's own scale: see micro_direct.h
+
+INLINE vf scaled_products(const weights_k * k, const char * x, const int bits) {
+    vi sum = vi_zero();
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
+        const char * from = x + 4 * LANES * p;
+        vi a = pairs(k->q[0][p], vi_load(from));
+        ADD_PAIRS(a, k->q[1][p], vi_load(from + 64));
+        if (bits == 6) {                                                 // more would not fit into 16 bits
+            sum = dot_pairs(sum, a, k->s.scale[0][p]);
+            a = pairs(k->q[2][p], vi_load(from + 128));
+        } else {
+            ADD_PAIRS(a, k->q[2][p], vi_load(from + 128));
+        }
+        ADD_PAIRS(a, k->q[3][p], vi_load(from + 192));
+        sum = dot_pairs(sum, a, k->s.scale[1][p]);
+    }
+    return vf_mul(vf_of(sum), vf_set(k->s.d));
+}
+
+#else
+
+INLINE vf scaled_products(const weights_k * k, const char * x, const int bits) {
+    vf sum = vf_set(0.0f);
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
+        const char * from = x + 4 * LANES * p;
+        vi dots = vi_zero();
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            dots = dot_small(dots, k->q[j][p], vi_load(from + 64 * j));
+            if (j == 3 || (j == 1 && bits == 6)) {
+                sum = vf_fma(vf_of(dots), k->s.scale[j / 2][p], sum);
+                dots = vi_zero();
+            }
+        }
+    }
+    return sum;
+}
+
+#endif
+
 #define PREFETCH 2048                     // bytes ahead: hardware stops at each page
 
 INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
@@ -114,24 +158,10 @@ INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, s
         else unpack_45(w, bits, &k);
         EACH(i) {
             const char * xi = x + i * stride;
-            vf sum = vf_set(0.0f);
-#pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) {
-                const char * from = xi + b * BLOCK + 4 * LANES * p;
-                vi dots = vi_zero();
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) {
-                    dots = dot_small(dots, k.q[j][p], vi_load(from + 64 * j));
-                    if (j == 3 || (j == 1 && bits == 6)) {
-                        sum = vf_fma(vf_of(dots), k.s.scale[j / 2][p], sum);
-                        dots = vi_zero();
-                    }
-                }
-            }
+            const vf sum = scaled_products(&k, xi + b * BLOCK, bits);
             acc[i] = vf_fma(sum, vf_set(float_at(xi + at.scales + 4 * b)), acc[i]);
 #pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++)
-            {
+            for (int p = 0; p < PARTS; p++) {
                 const float * sums = (const float *) (const void *) (xi + at.parts + 64 * b) + LANES * p;
                 acc[i] = vf_fnma(k.s.low[p], vf_load(sums), acc[i]);
             }

@@ -145,7 +145,15 @@ INLINE b32 b32_table(b32 index, float a, float b) {
 }
 
 // For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[2][2], low[2]; } scales_k;
+typedef struct scales_k {
+#if defined(DIRECT)
+    vi    scale[2][2];                    // int16, each of a pair
+    float d;
+#else
+    vf scale[2][2];
+#endif
+    vf low[2];
+} scales_k;
 
 INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4 times 16 bytes
     const vi a = vi_load(p), b = vi_load((const char *) p + 32);
@@ -162,17 +170,38 @@ INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the secon
 INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
     return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 5));
 }
-INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
-#if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(acc, w, x);
-#else
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-#endif
-}
-INLINE vf pairs_of(vf x, int first, int step) { // four lanes, each twice
+INLINE vi pair_lanes(int first, int step) { // first, first, first + step, first + step, ...
     const __m256i each = _mm256_mullo_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), vi_set(step));
-    return _mm256_permutevar8x32_ps(x, vi_add(each, vi_set(first)));
+    return vi_add(each, vi_set(first));
 }
+INLINE vf pairs_of(vf x, int first, int step) { return _mm256_permutevar8x32_ps(x, pair_lanes(first, step)); }
+#if defined(DIRECT)
+INLINE vi scale_pairs(vi x, int first, int step) {
+    const vi low = _mm256_and_si256(_mm256_permutevar8x32_epi32(x, pair_lanes(first, step)), vi_set(0xFFFF));
+    return _mm256_or_si256(low, _mm256_slli_epi32(low, 16));
+}
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
+    const __m128 d = _mm_cvtph_ps(v);
+    const vi scale = _mm256_cvtepu8_epi32(bytes);
+    const vf min = vf_mul(vf_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),
+                          _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
+    out->d = _mm_cvtss_f32(d);
+    for (int p = 0; p < 2; p++) {
+        out->scale[0][p] = out->scale[1][p] = scale_pairs(scale, 4 * p, 1);
+        out->low[p] = pairs_of(min, 4 * p, 1);
+    }
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    out->d = _cvtsh_ss(d);
+    for (int p = 0; p < 2; p++) {
+        const vi s = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *) (scales + 8 * p)));
+        for (int j = 0; j < 2; j++) out->scale[j][p] = scale_pairs(s, j, 2);
+        out->low[p] = vf_mul(vf_of(s), vf_set(32.0f * out->d));
+    }
+}
+#else
+INLINE vi dot_small(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }   // w: 0 .. 63
 INLINE void scales_of_45(const void * block, scales_k * out) {
     const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
     const __m128 d = _mm_cvtph_ps(v);
@@ -191,6 +220,7 @@ INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
         out->low[p] = vf_mul(s, vf_set(32.0f));
     }
 }
+#endif
 
 INLINE void transpose8(const char * rows, size_t stride, char * out) {
     vi a[8], b[8];
