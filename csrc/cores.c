@@ -6,15 +6,10 @@
 #include "cores.h"
 
 #include "memory.h"
+#include "thread.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#if defined(_WIN32)
-#include <windows.h>
-#else
-#include <pthread.h>
-#include <time.h>
-#endif
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -61,81 +56,49 @@ int32_t cores_physical(void) {
 }
 
 struct cores {
-    int32_t n, n_free;
-    uint64_t next, serving;               // tickets: who asked first is served first
-#if defined(_WIN32)
-    CRITICAL_SECTION lock;
-    CONDITION_VARIABLE changed;
-#else
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-#endif
+    int32_t   n, n_free;
+    uint64_t  next, serving;              // tickets: who asked first is served first
+    lock      lock;
+    condition changed;
 };
-
-#if defined(_WIN32)
-static void lock(cores * c) { EnterCriticalSection(&c->lock); }
-static void unlock(cores * c) { LeaveCriticalSection(&c->lock); }
-static void tell(cores * c) { WakeAllConditionVariable(&c->changed); }
-static void wait_a_little(cores * c) { SleepConditionVariableCS(&c->changed, &c->lock, WAIT_MS); }
-#else
-static void lock(cores * c) { pthread_mutex_lock(&c->lock); }
-static void unlock(cores * c) { pthread_mutex_unlock(&c->lock); }
-static void tell(cores * c) { pthread_cond_broadcast(&c->changed); }
-static void wait_a_little(cores * c) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += WAIT_MS * 1000000L;
-    if (until.tv_nsec >= 1000000000L) until.tv_sec++, until.tv_nsec -= 1000000000L;
-    pthread_cond_timedwait(&c->changed, &c->lock, &until);
-}
-#endif
 
 pyllava_status cores_create(cores ** out) {
     cores * c = calloc(1, sizeof *c);
     TRY_ALLOC(c, sizeof *c);
     c->n = c->n_free = cpu_count();
-#if defined(_WIN32)
-    InitializeCriticalSection(&c->lock);
-    InitializeConditionVariable(&c->changed);
-#else
-    pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->changed, NULL);
-#endif
+    lock_init(&c->lock);
+    condition_init(&c->changed);
     *out = c;
     return PYLLAVA_OK;
 }
 
 void cores_free(cores * c) {
     if (!c) return;
-#if defined(_WIN32)
-    DeleteCriticalSection(&c->lock);
-#else
-    pthread_cond_destroy(&c->changed);
-    pthread_mutex_destroy(&c->lock);
-#endif
+    condition_free(&c->changed);
+    lock_free(&c->lock);
     free(c);
 }
 
 pyllava_status cores_take(cores * c, int32_t n, const atomic_int * cancel) {
-    lock(c);
+    lock_take(&c->lock);
     const int32_t need = n < c->n ? n : c->n;
     const uint64_t ticket = c->next++;
     bool cancelled = false;
     while (c->serving != ticket || (c->n_free < need && !cancelled)) {
         cancelled = atomic_load(cancel) != 0;
-        if (c->serving != ticket || !cancelled) wait_a_little(c);
+        if (c->serving != ticket || !cancelled) condition_wait_ms(&c->changed, &c->lock, WAIT_MS);
     }
     c->serving++;
     if (!cancelled) c->n_free -= need;
-    tell(c);
-    unlock(c);
+    condition_wake_all(&c->changed);
+    lock_give(&c->lock);
     if (cancelled) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
     return PYLLAVA_OK;
 }
 
 void cores_give(cores * c, int32_t n) {
-    lock(c);
+    lock_take(&c->lock);
     c->n_free += n < c->n ? n : c->n;
-    tell(c);
-    unlock(c);
+    condition_wake_all(&c->changed);
+    lock_give(&c->lock);
 }

@@ -1,6 +1,6 @@
 // cores.h - which cores compute, and a ledger of them: sessions of one model that together ask for more
-// threads than there are cores take turns, step by step, since the engine's threads wait for each other by
-// spinning and would only hold each other up.
+// threads than there are cores take turns, step by step, since they would only push each other off the cores
+// and out of the caches.
 #pragma once
 
 #include "error.h"

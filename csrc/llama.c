@@ -84,17 +84,21 @@ void llama_embed(const llama * m, int32_t id, float * out_row) {
 
 int32_t llama_n_nodes(const llama * m) { return 64 + 48 * m->hparams.n_layer; }
 
-static tensor * llama_attention(graph * g, const llama * m, const llama_input * in, const kv_cache * kv,
-                                int i, tensor * x) {
-    const llama_layer * l = &m->layers[i];
-    const int32_t d = m->hparams.head_dim;
+// What all layers share.
+typedef struct llama_step {
+    const kv_cache * kv;
+    tensor * turns;                       // [n_tokens, head_dim] of the tokens' positions
+    tensor * cells;
+} llama_step;
+
+static tensor * llama_attention(graph * g, const llama_layer * l, const llama_step * s, int i, tensor * x) {
     tensor * q = nn_name(g, nn_linear(g, l->attn_q, l->attn_q_b, x), "blk.%d.attn_q", i);
     tensor * k = nn_name(g, nn_linear(g, l->attn_k, l->attn_k_b, x), "blk.%d.attn_k", i);
     tensor * v = nn_name(g, nn_linear(g, l->attn_v, l->attn_v_b, x), "blk.%d.attn_v", i);
-    q = nn_name(g, nn_rope(g, q, in->positions, in->rope_divisors, d), "blk.%d.attn_q_rope", i);
-    k = nn_name(g, nn_rope(g, k, in->positions, in->rope_divisors, d), "blk.%d.attn_k_rope", i);
-    k = nn_store_rows(g, kv->k[i], k, in->cells);
-    v = nn_store_rows(g, kv->v[i], v, in->cells);
+    q = nn_name(g, nn_rope(g, q, s->turns), "blk.%d.attn_q_rope", i);
+    k = nn_name(g, nn_rope(g, k, s->turns), "blk.%d.attn_k_rope", i);
+    k = nn_store_rows(g, s->kv->k[i], k, s->cells);
+    v = nn_store_rows(g, s->kv->v[i], v, s->cells);
     x = nn_name(g, nn_attention(g, q, k, v), "blk.%d.attn", i);         // [n_tokens, Q]
     return nn_name(g, nn_linear(g, l->attn_output, l->attn_output_b, x), "blk.%d.attn_out", i);
 }
@@ -106,19 +110,19 @@ static tensor * llama_ffn(graph * g, const llama_layer * l, int i, tensor * x) {
 }
 
 // One pre-norm decoder layer:   h = x + Attention(RMS(x))    y = h + FFN(RMS(h))
-static tensor * llama_block(graph * g, const llama * m, const llama_input * in, const kv_cache * kv, int i,
-                            tensor * x) {
+static tensor * llama_block(graph * g, const llama * m, const llama_step * s, int i, tensor * x) {
     const llama_layer * l = &m->layers[i];
     const float eps = m->hparams.eps;
     tensor * y = nn_name(g, nn_rms_norm(g, l->attn_norm, eps, x), "blk.%d.attn_norm", i);
-    x = nn_name(g, nn_add(g, x, llama_attention(g, m, in, kv, i, y)), "blk.%d.ffn_inp", i);
+    x = nn_name(g, nn_add(g, x, llama_attention(g, l, s, i, y)), "blk.%d.ffn_inp", i);
     y = nn_name(g, nn_rms_norm(g, l->ffn_norm, eps, x), "blk.%d.ffn_norm", i);
     return nn_name(g, nn_add(g, x, llama_ffn(g, l, i, y)), "blk.%d.out", i);     // [n_tokens, E]
 }
 
 tensor * llama_logits(graph * g, const llama * m, const llama_input * in, const kv_cache * kv) {
+    const llama_step s = { kv, nn_turns(g, in->positions, in->rope_divisors), in->cells };
     tensor * x = in->embd;
-    for (int i = 0; i < m->hparams.n_layer; i++) x = llama_block(g, m, in, kv, i, x);
+    for (int i = 0; i < m->hparams.n_layer; i++) x = llama_block(g, m, &s, i, x);
     x = nn_rows(g, x, in->out_rows);                                     // only these are asked for
     x = nn_name(g, nn_rms_norm(g, m->output_norm, m->hparams.eps, x), "output_norm");
     return nn_name(g, nn_linear(g, m->output, NULL, x), "logits");      // [n_out, n_vocab]

@@ -10,7 +10,6 @@
 #if defined(_WIN32)
 #include <windows.h>
 #else
-#include <pthread.h>
 #include <unistd.h>
 #endif
 
@@ -104,28 +103,3 @@ int32_t cpu_count(void) {
 #endif
     return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int32_t) n;
 }
-
-#if defined(_WIN32)
-bool threads_can_start(int32_t n) { return n <= MAX_THREADS; }
-#else
-static void * wait_for_gate(void * gate) {
-    pthread_mutex_lock(gate);
-    pthread_mutex_unlock(gate);
-    return NULL;
-}
-
-// Starts n - 1 threads at once and lets them end.
-bool threads_can_start(int32_t n) {
-    pthread_t threads[MAX_THREADS];
-    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-    int32_t started = 0;
-    pthread_mutex_lock(&gate);
-    while (started < n - 1 && started < MAX_THREADS &&
-           !pthread_create(&threads[started], NULL, wait_for_gate, &gate))
-        started++;
-    pthread_mutex_unlock(&gate);
-    for (int32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
-    pthread_mutex_destroy(&gate);
-    return started >= n - 1;
-}
-#endif

@@ -6,14 +6,27 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-pyllava_status graph_begin(graph * g, kernel_env * env, attention_env * attention, int32_t n_nodes) {
+#define LIGHT 8192                        // results of a cheap node that are worth a thread
+
+typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
+
+// A node that a kernel of ours computes.
+struct node_call {
+    pool *     pool;
+    kernel_fn  kernel;
+    void *     userdata;
+    int32_t    n_parts;
+    tensor *   dst;
+    kernel_job job;                       // of a fast one
+};
+
+pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention,
+                           int32_t n_nodes) {
     size_t size =
         ggml_tensor_overhead() * 2 * (size_t) n_nodes + ggml_graph_overhead_custom((size_t) n_nodes, false);
-    *g = (graph) { .env = env, .attention = attention, .n_max_jobs = env->micro ? n_nodes : 0 };
-    if (env->micro) {
-        g->jobs = calloc((size_t) n_nodes, sizeof *g->jobs);
-        TRY_ALLOC(g->jobs, sizeof *g->jobs * (size_t) n_nodes);
-    }
+    *g = (graph) { .pool = p, .env = env, .attention = attention, .n_max_calls = n_nodes };
+    g->calls = calloc((size_t) n_nodes, sizeof *g->calls);
+    TRY_ALLOC(g->calls, sizeof *g->calls * (size_t) n_nodes);
     g->ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
     TRY_ALLOC(g->ctx, size);
     g->nodes = ggml_new_graph_custom(g->ctx, (size_t) n_nodes, false);
@@ -28,12 +41,12 @@ pyllava_status graph_finish(graph * g, tensor * out) {
 }
 
 void graph_rewind(graph * g) {
-    for (int32_t i = 0; i < g->n_jobs; i++) atomic_store(&g->jobs[i].next, 0);
+    for (int32_t i = 0; i < g->n_calls; i++) atomic_store(&g->calls[i].job.next, 0);
 }
 
 void graph_free(graph * g) {
     ggml_free(g->ctx);
-    free(g->jobs);
+    free(g->calls);
     *g = (graph) { 0 };
 }
 
@@ -54,33 +67,74 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...) {
     return ggml_set_name(x, name);
 }
 
-static kernel_job * new_job(graph * g, linear_plan plan) {
-    if (g->n_jobs == g->n_max_jobs) return NULL;
-    kernel_job * job = &g->jobs[g->n_jobs++];
-    job->env = g->env;
-    job->plan = plan;
-    return job;
+// ------------------------------------------------------------------------------- nodes of our own
+
+static node_call * new_call(graph * g, kernel_fn kernel, void * userdata) {
+    if (g->n_calls == g->n_max_calls) return NULL;
+    node_call * call = &g->calls[g->n_calls++];
+    *call = (node_call) { g->pool, kernel, userdata, pool_threads(g->pool), NULL, { .env = g->env } };
+    return call;
 }
+
+// Of the fast mode: with a job.
+static node_call * new_fast_call(graph * g, kernel_fn kernel, linear_plan plan) {
+    node_call * call = new_call(g, kernel, NULL);
+    if (!call) return NULL;
+    call->userdata = &call->job;
+    call->job.plan = plan;
+    return call;
+}
+
+static void run_part(void * call_, int32_t part, int32_t n_parts) {
+    const node_call * call = call_;
+    call->kernel(call->dst, part, n_parts, call->userdata);
+}
+
+// What ggml calls: on all of its threads, where it has been given several.
+static void run_node(tensor * dst, int ith, int nth, void * call_) {
+    node_call * call = call_;
+    if (nth > 1) {
+        call->kernel(dst, ith, nth, call->userdata);
+        return;
+    }
+    call->dst = dst;
+    pool_run(call->pool, run_part, call, call->n_parts);
+}
+
+// A node [n_rows, width] of up to three sources; the first NULL ends them.
+static tensor * add_node(graph * g, node_call * call, enum ggml_type type, int64_t n_rows, int64_t width,
+                         tensor * const * sources) {
+    if (!call) return NULL;
+    tensor * args[3];
+    int n = 0;
+    for (; n < 3 && sources[n]; n++) args[n] = sources[n];
+    return ggml_custom_4d(g->ctx, type, width, n_rows, 1, 1, args, n, run_node, GGML_N_TASKS_MAX, call);
+}
+
+// Cheap nodes of few results are not worth another thread's attention.
+static node_call * light(node_call * call, int64_t n_results) {
+    if (call && n_results / LIGHT + 1 < call->n_parts) call->n_parts = (int32_t) (n_results / LIGHT + 1);
+    return call;
+}
+
+// ---------------------------------------------------------------------------------- linear layers
 
 // Layers that read the same activations (q, k, v; gate, up) round them once.
 static tensor * rounded(graph * g, linear_plan plan, tensor * x) {
     const int64_t size = fast_linear_rounded_size(plan, x->ne[0]);
     if (size == 0) return x;
     if (g->rounded_from == x && g->rounded_plan == plan) return g->rounded;
-    kernel_job * job = new_job(g, plan);
-    if (!job) return NULL;
+    node_call * call = light(new_fast_call(g, kernel_round, plan), x->ne[0] * x->ne[1]);
+    if (!call) return NULL;
     tensor * args[] = { x, NULL, NULL };
-    int n_args = 1;
     if (g->norm.out == x && x->ne[0] <= fast_norm_limit()) { // normalise and round at once
-        job->norm = g->norm.b ? NORM_LAYER : NORM_RMS;
-        job->eps = g->norm.eps;
+        call->job.norm = g->norm.b ? NORM_LAYER : NORM_RMS;
+        call->job.eps = g->norm.eps;
         args[0] = g->norm.x, args[1] = g->norm.w, args[2] = g->norm.b;
-        n_args = g->norm.b ? 3 : 2;
     }
     g->rounded_from = x;
     g->rounded_plan = plan;
-    g->rounded = ggml_custom_4d(g->ctx, GGML_TYPE_I8, size, x->ne[1], 1, 1, args, n_args, kernel_round,
-                                GGML_N_TASKS_MAX, job);
+    g->rounded = add_node(g, call, GGML_TYPE_I8, x->ne[1], size, args);
     return g->rounded;
 }
 
@@ -93,13 +147,12 @@ static int add_source(tensor * node, tensor * source) {
 }
 
 static tensor * fast_linear(graph * g, linear_plan plan, tensor * w, tensor * b, tensor * x) {
-    tensor * args[] = { w, rounded(g, plan, x) };
-    kernel_job * job = new_job(g, plan);
-    if (!args[1] || !job) return NULL;
-    g->linear = ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], x->ne[1], 1, 1, args, 2, kernel_fast_linear,
-                               GGML_N_TASKS_MAX, job);
-    g->linear_job = job;
-    if (b) job->bias = add_source(g->linear, b);
+    tensor * args[] = { w, rounded(g, plan, x), NULL };
+    node_call * call = new_fast_call(g, kernel_fast_linear, plan);
+    if (!args[1] || !call) return NULL;
+    g->linear = add_node(g, call, GGML_TYPE_F32, x->ne[1], w->ne[1], args);
+    g->linear_job = &call->job;
+    if (b) call->job.bias = add_source(g->linear, b);
     return g->linear;
 }
 
@@ -119,13 +172,13 @@ tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     if (!w || !x) return NULL;
     const linear_plan plan = plan_of(g, w, x);
     if (plan == LINEAR_ENGINE) {
+        g->on_engine = true;
         tensor * y = ggml_mul_mat(g->ctx, w, x);
         return b ? ggml_add(g->ctx, y, b) : y;
     }
     if (is_fast(plan)) return fast_linear(g, plan, w, b, x);
     tensor * args[] = { w, x, b };
-    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, w->ne[1], x->ne[1], x->ne[2], x->ne[3], args, b ? 3 : 2,
-                          kernel_linear, GGML_N_TASKS_MAX, g->env);
+    return add_node(g, new_call(g, kernel_linear, g->env), GGML_TYPE_F32, x->ne[1], w->ne[1], args);
 }
 
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
@@ -147,6 +200,8 @@ tensor * nn_add(graph * g, tensor * x, tensor * y) {
     job->residual = add_source(y, x);
     return y;
 }
+
+// ------------------------------------------------------------------- what surrounds linear layers
 
 tensor * nn_mul(graph * g, tensor * x, tensor * y) { return x && y ? ggml_mul(g->ctx, x, y) : NULL; }
 
@@ -186,29 +241,31 @@ tensor * nn_quick_gelu(graph * g, tensor * x) {
     return x ? ggml_scale(g->ctx, ggml_silu(g->ctx, ggml_scale(g->ctx, x, 1.702f)), 1.0f / 1.702f) : NULL;
 }
 
-// With base 1 ggml's angle is position / divisor, rounded once; its own powers of theta drift by
-// multiplication.
-tensor * nn_rope(graph * g, tensor * x, tensor * positions, tensor * divisors, int32_t head_dim) {
-    if (!x || !positions || !divisors) return NULL;
-    int64_t width = x->ne[0], n = x->ne[1];
-    x = ggml_reshape_3d(g->ctx, x, head_dim, width / head_dim, n);
-    x = ggml_rope_ext(g->ctx, x, positions, divisors, head_dim, GGML_ROPE_TYPE_NORMAL, 0, 1.0f, 1.0f, 0.0f,
-                      1.0f, 0.0f, 0.0f);
-    return ggml_reshape_2d(g->ctx, x, width, n);
+// -------------------------------------------------------------------------------------- attention
+
+// ggml's own powers of theta drift by multiplication.
+tensor * nn_turns(graph * g, tensor * positions, tensor * divisors) {
+    if (!positions || !divisors) return NULL;
+    const int64_t n_tokens = positions->ne[0], head_dim = 2 * divisors->ne[0];
+    tensor * args[] = { positions, divisors, NULL };
+    node_call * call = light(new_call(g, kernel_turns, NULL), 8 * n_tokens * head_dim);  // dear results
+    return add_node(g, call, GGML_TYPE_F32, n_tokens, head_dim, args);
+}
+
+tensor * nn_rope(graph * g, tensor * x, tensor * turns) {
+    if (!x || !turns) return NULL;
+    tensor * args[] = { x, turns, NULL };
+    node_call * call = light(new_call(g, kernel_rope, NULL), ggml_nelements(x));
+    return add_node(g, call, GGML_TYPE_F32, x->ne[1], x->ne[0], args);
 }
 
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     if (!q || !k || !v) return NULL;
     tensor * args[] = { q, k, v };
-    if (g->env->micro) {
-        kernel_job * job = new_job(g, LINEAR_EXACT);
-        if (!job) return NULL;
-        job->attention = g->attention;
-        return ggml_custom_4d(g->ctx, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, args, 3, kernel_fast_attention,
-                              GGML_N_TASKS_MAX, job);
-    }
-    return ggml_custom_4d(g->ctx, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, args, 3, kernel_attention,
-                          GGML_N_TASKS_MAX, g->attention);
+    node_call * call = g->env->micro ? new_fast_call(g, kernel_fast_attention, LINEAR_EXACT)
+                                     : new_call(g, kernel_attention, g->attention);
+    if (call) call->job.attention = g->attention;
+    return add_node(g, call, GGML_TYPE_F32, q->ne[1], q->ne[0], args);
 }
 
 tensor * nn_rows(graph * g, tensor * x, tensor * rows) {
@@ -217,7 +274,10 @@ tensor * nn_rows(graph * g, tensor * x, tensor * rows) {
 
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows) {
     if (!to || !x || !rows) return NULL;
-    tensor * stored = ggml_set_rows(g->ctx, to, x, rows);
+    node_call * call = light(new_call(g, kernel_store, NULL), ggml_nelements(x));
+    if (!call) return NULL;
+    tensor * args[] = { x, rows };
+    tensor * stored = ggml_custom_inplace(g->ctx, to, args, 2, run_node, GGML_N_TASKS_MAX, call);
     ggml_build_forward_expand(g->nodes, stored);                         // before whatever reads it
     return stored;
 }

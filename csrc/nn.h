@@ -3,19 +3,26 @@
 #pragma once
 
 #include "error.h"
+#include "pool.h"
 
 #include <ggml.h>
 #include <kernels.h>
 
 typedef struct ggml_tensor tensor;
+typedef struct node_call node_call;
 
+// Our kernels share their work over the session's pool, and ggml runs its own few nodes on the calling
+// thread. Where ggml multiplies matrices itself (weights that no kernel of ours reads for few tokens), its
+// threads run the graph, and our kernels with them.
 typedef struct graph {
     struct ggml_context * ctx;            // tensor headers of this graph
     struct ggml_cgraph *  nodes;
+    pool *                pool;
     kernel_env *          env;            // of the session that runs it
     attention_env *       attention;
-    kernel_job *          jobs;           // [n_max_jobs] of its fast nodes
-    int32_t               n_jobs, n_max_jobs;
+    node_call *           calls;          // [n_max_calls] of our kernels
+    int32_t               n_calls, n_max_calls;
+    bool                  on_engine;      // to be run by ggml's threads
     bool                  careful;        // the vision tower: see fast_linear_plan
     tensor *              rounded_from, * rounded;   // the last activations rounded, and how
     linear_plan           rounded_plan;
@@ -24,7 +31,7 @@ typedef struct graph {
     struct { tensor * out, * x, * w, * b; float eps; } norm;             // the last normalisation
 } graph;
 
-pyllava_status graph_begin(graph * g, kernel_env * env, attention_env * attention, int32_t n_nodes);
+pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention, int32_t n_nodes);
 pyllava_status graph_finish(graph * g, tensor * out); // out: the last tensor, kept for reading
 void           graph_rewind(graph * g);                                  // before it is run again
 void           graph_free(graph * g);
@@ -47,8 +54,9 @@ tensor * nn_gelu(graph * g, tensor * x); // x * Phi(x), the erf form
 tensor * nn_quick_gelu(graph * g, tensor * x);                                         // x * sigmoid(1.702 x)
 tensor * nn_silu(graph * g, tensor * x);                                               // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
-// Rotary positions on rows of n_head * head_dim: pairs (2i, 2i + 1) are turned by position / divisor[i].
-tensor * nn_rope(graph * g, tensor * x, tensor * positions, tensor * divisors, int32_t head_dim);
+// Rotary positions: pairs (2i, 2i + 1) of each head are turned by position / divisor[i].
+tensor * nn_turns(graph * g, tensor * positions, tensor * divisors); // [n_tokens, head_dim] for nn_rope
+tensor * nn_rope(graph * g, tensor * x, tensor * turns);             // of rows of n_head * head_dim
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
 tensor * nn_rows(graph * g, tensor * x, tensor * rows);                                // x[rows]

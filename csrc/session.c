@@ -4,6 +4,8 @@
 #include "session.h"
 
 #include "memory.h"
+#include "pool.h"
+#include "thread.h"
 
 #include <ggml-cpu.h>
 #include <micro.h>
@@ -35,13 +37,25 @@ typedef struct built_graph {
     tensor *    patches, * out;           // out: logits or image embeddings
 } built_graph;
 
+// What we ask of ggml's CPU back end beside its graphs. Its own threads are started when a graph first needs
+// them.
+typedef struct engine {
+    int32_t                  n_threads;   // 1 until then
+    struct ggml_threadpool * threads;
+    struct ggml_threadpool * (*threads_new)(struct ggml_threadpool_params *);
+    void (*threads_free)(struct ggml_threadpool *);
+    void (*set_threads)(ggml_backend_t, struct ggml_threadpool *);
+    ggml_backend_set_n_threads_t      set_n;
+    ggml_backend_set_abort_callback_t set_abort;
+} engine;
+
 struct pyllava_session {
     const pyllava_model * model;
     pyllava_session_params params;
     ggml_backend_t       backend;
     ggml_backend_sched_t sched;
-    struct ggml_threadpool * threads;
-    void (*threads_free)(struct ggml_threadpool *);
+    pool *               pool;
+    engine               engine;
     kv_cache             kv;
     batch                batch;
     int32_t *            view_visible;    // [n_views * n_pos] for the vision tower
@@ -98,7 +112,7 @@ static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_vie
                                    tensor ** out_embd) {
     const vit * v = &s->model->vit;
     const int64_t P = v->hparams.patch_size;
-    TRY(graph_begin(g, &s->env, &s->attention, vit_n_nodes(v)));
+    TRY(graph_begin(g, s->pool, &s->env, &s->attention, vit_n_nodes(v)));
     g->careful = true;
     *out_patches = nn_input(g, GGML_TYPE_F32, (int64_t) v->hparams.n_patch * n_views, 3 * P * P, "v.patches");
     *out_embd = projector_apply(g, &s->model->projector, vit_features(g, v, *out_patches, n_views));
@@ -108,7 +122,7 @@ static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_vie
 static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int32_t n_out, llama_input * in,
                                  tensor ** out_logits) {
     const llama_hparams * h = &s->model->llama.hparams;
-    TRY(graph_begin(g, &s->env, &s->attention, llama_n_nodes(&s->model->llama)));
+    TRY(graph_begin(g, s->pool, &s->env, &s->attention, llama_n_nodes(&s->model->llama)));
     *in = (llama_input) {
         .embd          = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
         .positions     = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
@@ -175,7 +189,26 @@ static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_
     return status;
 }
 
+static pyllava_status set_engine_threads(pyllava_session * s, int32_t n) {
+    engine * e = &s->engine;
+    if (n > e->n_threads) {
+        if (!threads_can_start(n))                                       // it would abort
+            FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started: try fewer", n);
+        struct ggml_threadpool_params params = ggml_threadpool_params_default(n);
+        params.poll = 0;                  // between graphs they sleep
+        struct ggml_threadpool * threads = e->threads_new(&params);
+        if (!threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", n);
+        e->set_threads(s->backend, threads);
+        if (e->threads) e->threads_free(e->threads);
+        e->threads = threads;
+        e->n_threads = n;
+    }
+    e->set_n(s->backend, n);
+    return PYLLAVA_OK;
+}
+
 static pyllava_status run(pyllava_session * s, graph * g) {
+    TRY(set_engine_threads(s, g->on_engine ? s->params.n_threads : 1));
     TRY(cores_take(s->model->cores, s->params.n_threads, &s->cancelled));
     enum ggml_status status = ggml_backend_sched_graph_compute(s->sched, g->nodes);
     cores_give(s->model->cores, s->params.n_threads);
@@ -477,32 +510,22 @@ static pyllava_status start_backend(pyllava_session * s) {
     s->backend = cpu ? ggml_backend_dev_init(cpu, NULL) : NULL;
     if (!s->backend) FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end could not be started");
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(cpu);
-    struct ggml_threadpool * (*threads_new)(struct ggml_threadpool_params *) =
-        (struct ggml_threadpool * (*)(struct ggml_threadpool_params *) )
-            ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
-    void (*set_threads)(ggml_backend_t, struct ggml_threadpool *) =
-        (void (*)(ggml_backend_t, struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(
-            reg, "ggml_backend_cpu_set_threadpool");
-    ggml_backend_set_n_threads_t set_n =
-        (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
-    ggml_backend_set_abort_callback_t set_abort =
-        (ggml_backend_set_abort_callback_t) ggml_backend_reg_get_proc_address(
-            reg, "ggml_backend_set_abort_callback");
-    s->threads_free =
+    engine * e = &s->engine;
+    e->threads_new = (struct ggml_threadpool * (*)(struct ggml_threadpool_params *) )
+        ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
+    e->threads_free =
         (void (*)(struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
-    if (!threads_new || !set_threads || !set_n || !set_abort || !s->threads_free)
+    e->set_threads = (void (*)(ggml_backend_t, struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(
+        reg, "ggml_backend_cpu_set_threadpool");
+    e->set_n =
+        (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+    e->set_abort = (ggml_backend_set_abort_callback_t) ggml_backend_reg_get_proc_address(
+        reg, "ggml_backend_set_abort_callback");
+    if (!e->threads_new || !e->threads_free || !e->set_threads || !e->set_n || !e->set_abort)
         FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
-    if (!threads_can_start(s->params.n_threads)) {                       // the engine would abort
-        FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started: try fewer", s->params.n_threads);
-    }
-    struct ggml_threadpool_params params = ggml_threadpool_params_default(s->params.n_threads);
-    params.poll = 0;                      // between steps threads sleep: the cores may be another session's
-    s->threads = threads_new(&params);
-    if (!s->threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", s->params.n_threads);
-    set_threads(s->backend, s->threads);
-    set_n(s->backend, s->params.n_threads);
-    set_abort(s->backend, is_cancelled, s);
-    return PYLLAVA_OK;
+    e->set_abort(s->backend, is_cancelled, s);
+    TRY(set_engine_threads(s, 1));
+    return pool_create(s->params.n_threads, &s->pool);
 }
 
 static pyllava_status create_scratch(pyllava_session * s) {
@@ -662,7 +685,8 @@ void session_free(pyllava_session * s) {
     drop_graph(s);
     if (s->sched) ggml_backend_sched_free(s->sched);
     if (s->backend) ggml_backend_free(s->backend);
-    if (s->threads) s->threads_free(s->threads);
+    if (s->engine.threads) s->engine.threads_free(s->engine.threads);
+    pool_free(s->pool);
     kv_cache_free(&s->kv);
     free(s->batch.embd);
     free(s->batch.positions);

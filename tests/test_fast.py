@@ -84,6 +84,23 @@ def test_the_same_bytes_for_any_thread_count(opened: Open, n_threads: int) -> No
         assert one.ask(picture, QUESTION).tokens == more.ask(picture, QUESTION).tokens
 
 
+@pytest.mark.skipif(not F16.is_dir(), reason="the f16 pair is kept in the repository only")
+def test_weights_that_the_engine_multiplies(opened: Open, tmp_path: Path) -> None:
+    """Few tokens of types without a kernel: such graphs run on the engine's threads, the prompt on ours."""
+    demo = models.find(None, None)
+    quantize(F16 / "demo-f16.gguf", tmp_path / "model.gguf", "q5_0")
+    exact, one, more = (
+        opened(model=tmp_path / "model.gguf", mmproj=demo.mmproj, **options)
+        for options in ({"precision": "exact"}, {"n_threads": 1}, {"n_threads": 3})
+    )
+    picture = EXAMPLES / "scene.png"
+    for _ in range(2):
+        answers = [model.ask(picture, QUESTION) for model in (exact, one, more)]
+        assert answers[0].text == answers[1].text
+        assert answers[1].tokens == answers[2].tokens
+        assert np.array_equal(one.logits(None, QUESTION), more.logits(None, QUESTION))
+
+
 def regrouped(llava: pyllava.Llava, name: str) -> dict[str, float]:
     """Divergences of the same positions computed in other company from those of one batch."""
     picture, answer = llava.encode_image(EXAMPLES / name), llava.ask(EXAMPLES / name, QUESTION).tokens

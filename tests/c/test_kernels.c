@@ -419,6 +419,162 @@ static void test_attention(void) {
     }
 }
 
+// ------------------------------------------------------------------------------------------ rope
+
+// Angles as the kernel rounds them, to f32; their cosine and sine to its rounding, and far positions too.
+static void test_turns(int n_tokens, int head_dim) {
+    static float y[MAX_TOKENS * 128 + GUARD];
+    float divisors[64];
+    int32_t positions[MAX_TOKENS];
+    kernel_env env = new_env(0), used;
+    for (int i = 0; i < head_dim / 2; i++) divisors[i] = (float) pow(10000, 2.0 * i / head_dim);
+    for (int t = 0; t < n_tokens; t++) positions[t] = t < 3 ? t : (int32_t) (uniform() * 40000);
+    struct ggml_tensor p = tensor_2d(GGML_TYPE_I32, positions, 1, n_tokens, (size_t) n_tokens * 4);
+    struct ggml_tensor d = tensor_2d(GGML_TYPE_F32, divisors, 1, head_dim / 2, (size_t) head_dim * 2);
+    struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, n_tokens, head_dim, (size_t) head_dim * 4);
+    dst.src[0] = &p, dst.src[1] = &d;
+    run_node(kernel_turns, &dst, &env, &used, y, (size_t) (n_tokens * head_dim), "turns");
+    for (int t = 0; t < n_tokens; t++) {
+        for (int i = 0; i < head_dim / 2; i++) {
+            const float angle = (float) positions[t] / divisors[i], * found = y + t * head_dim + 2 * i;
+            if (fabs(found[0] - cos(angle)) > 1e-7 || fabs(found[1] - sin(angle)) > 1e-7)
+                fail("turns: position %d, pair %d: %.9g %.9g, need %.9g %.9g", positions[t], i, found[0],
+                     found[1], cos(angle), sin(angle));
+        }
+    }
+    n_checks++;
+}
+
+// apart: rows with gaps between them.
+static void test_rope_shape(int n_tokens, int n_head, int head_dim, bool apart) {
+    static float y[MAX_RESULT + GUARD];
+    static double expected[MAX_RESULT];
+    char what[100];
+    const int width = n_head * head_dim, stride = width + 3 * apart;
+    snprintf(what, sizeof what, "rope n_tokens %d n_head %d head_dim %d%s", n_tokens, n_head, head_dim,
+             apart ? " rows apart" : "");
+    float * from = normals((size_t) (n_tokens * stride) + 1, 1.0f), * turns = take(MAX_TOKENS * 128 * 4);
+    for (int i = 0; i < n_tokens * head_dim; i += 2) {
+        const double angle = uniform() * 7;
+        turns[i] = (float) cos(angle), turns[i + 1] = (float) sin(angle);
+    }
+    for (int t = 0; t < n_tokens; t++) {
+        for (int i = 0; i < width; i += 2) {
+            const float * x = from + apart + t * stride + i, * turn = turns + t * head_dim + i % head_dim;
+            expected[t * width + i] = (double) x[0] * turn[0] - (double) x[1] * turn[1];
+            expected[t * width + i + 1] = (double) x[0] * turn[1] + (double) x[1] * turn[0];
+        }
+    }
+    struct ggml_tensor x = tensor_2d(GGML_TYPE_F32, from + apart, n_tokens, width, (size_t) stride * 4);
+    struct ggml_tensor r = tensor_2d(GGML_TYPE_F32, turns, n_tokens, head_dim, (size_t) head_dim * 4);
+    struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, n_tokens, width, (size_t) width * 4);
+    dst.src[0] = &x, dst.src[1] = &r;
+    kernel_env env = new_env(0), used;
+    run_node(kernel_rope, &dst, &env, &used, y, (size_t) (n_tokens * width), what);
+    check_nmse(expected, NULL, y, (size_t) (n_tokens * width), 1e-13, what);
+    free(from);
+    free(turns);
+}
+
+static void test_rope(void) {
+    static const int DIMS[] = { 2, 4, 6, 10, 14, 30, 32, 64, 66, 128 };
+    for (size_t d = 0; d < sizeof DIMS / sizeof *DIMS; d++) {
+        for (int n_tokens = 1; n_tokens <= MAX_TOKENS; n_tokens++) {
+            test_turns(n_tokens, DIMS[d]);
+            for (int n_head = 1; n_head <= 5; n_head += 2)
+                test_rope_shape(n_tokens, n_head, DIMS[d], n_tokens % 2);
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------ store
+
+// Rows of x to rows of the cache, in no order; the error of the type, and every other row as it was.
+static void test_store_shape(enum ggml_type type, double gate, int n_tokens, int n) {
+    char what[100];
+    snprintf(what, sizeof what, "store %s n_tokens %d n %d", ggml_type_name(type), n_tokens, n);
+    const bool apart = n_tokens % 2;
+    const size_t row = ggml_row_size(type, n), size = row * N_CELLS, stride = (size_t) n + apart;
+    char * cache = take(size), * first = take(size);
+    float * from = normals((size_t) n_tokens * stride, 1.0f), * back = take((size_t) n * 4);
+    int32_t cells[N_CELLS];
+    shuffle(cells);
+    struct ggml_tensor x = tensor_2d(GGML_TYPE_F32, from, n_tokens, n, stride * 4);
+    struct ggml_tensor c = tensor_2d(GGML_TYPE_I32, cells, 1, n_tokens, (size_t) n_tokens * 4);
+    struct ggml_tensor dst = tensor_2d(type, cache, N_CELLS, n, row);
+    dst.src[0] = &dst, dst.src[1] = &x, dst.src[2] = &c;
+    for (int nth = 1; nth <= MAX_THREADS; nth++) {
+        memset(cache, 0x5A, size);
+        for (int ith = nth - 1; ith >= 0; ith--) kernel_store(&dst, ith, nth, NULL);
+        if (nth == 1) memcpy(first, cache, size);
+        else if (memcmp(first, cache, size)) fail("%s: %d threads give other bytes than 1", what, nth);
+    }
+    double error = 0, power = 0;
+    for (int t = 0; t < N_CELLS; t++) {
+        const char * stored = cache + (size_t) cells[t] * row;
+        for (size_t i = 0; t >= n_tokens && i < row; i++) {
+            if (stored[i] != 0x5A) fail("%s: touched row %d", what, cells[t]);
+        }
+        if (t >= n_tokens) continue;
+        if (type == GGML_TYPE_F32) memcpy(back, stored, row);
+        else ggml_get_type_traits(type)->to_float(stored, back, n);
+        for (int i = 0; i < n; i++) {
+            const double truth = from[(size_t) t * stride + (size_t) i];
+            error += (back[i] - truth) * (back[i] - truth);
+            power += truth * truth;
+        }
+    }
+    if (!(error <= gate * power)) fail("%s: NMSE %.3g, need at most %g", what, error / power, gate);
+    n_checks++;
+    free(cache);
+    free(first);
+    free(from);
+    free(back);
+}
+
+// f16 of floats of every exponent, also beyond what it holds.
+static void test_store_f16(void) {
+    enum { N = 1 << 14 };
+    static float from[N];
+    static uint16_t to[N];
+    int32_t cell = 0;
+    struct ggml_tensor x = tensor_2d(GGML_TYPE_F32, from, 1, N, sizeof from);
+    struct ggml_tensor c = tensor_2d(GGML_TYPE_I32, &cell, 1, 1, 4);
+    struct ggml_tensor dst = tensor_2d(GGML_TYPE_F16, to, 1, N, sizeof to);
+    dst.src[1] = &x, dst.src[2] = &c;
+    for (uint32_t base = 0, bits; base < 64; base++) {
+        for (uint32_t i = 0; i < N; i++) {
+            bits = base * 0x04000000u + i * 0x1000u; // a tie, its neighbours, anything
+            bits += i % 4 == 3 ? (uint32_t) (uniform() * 0x1000) : i % 4 - 1;
+            memcpy(&from[i], &bits, 4);
+        }
+        kernel_store(&dst, 0, 1, NULL);
+        for (int i = 0; i < N; i++) {
+            const uint16_t need = ggml_fp32_to_fp16(from[i]);
+            if (to[i] != need && !(isnan(from[i]) && isnan(ggml_fp16_to_fp32(to[i]))))
+                fail("store: f16 of %.9g is 0x%04X, need 0x%04X", from[i], to[i], need);
+        }
+    }
+    n_checks++;
+}
+
+static void test_store(void) {
+    static const struct { enum ggml_type type; double gate; } TYPES[] = { // half a step, squared
+        { GGML_TYPE_F32, 0 },     { GGML_TYPE_F16, 2.4e-7 },  { GGML_TYPE_BF16, 1.6e-5 },
+        { GGML_TYPE_Q8_0, 1e-4 }, { GGML_TYPE_Q5_1, 4e-3 }, { GGML_TYPE_Q5_0, 4e-3 },
+        { GGML_TYPE_Q4_1, 2e-2 }, { GGML_TYPE_Q4_0, 2e-2 }, { GGML_TYPE_IQ4_NL, 2e-2 },
+    };
+    static const int WIDTHS[] = { 2, 6, 32, 66, 96, 128, 256 };
+    test_store_f16();
+    for (size_t type = 0; type < sizeof TYPES / sizeof *TYPES; type++) {
+        for (size_t n = 0; n < sizeof WIDTHS / sizeof *WIDTHS; n++) {
+            if (WIDTHS[n] % ggml_blck_size(TYPES[type].type)) continue;
+            for (int n_tokens = 1; n_tokens <= MAX_TOKENS; n_tokens++)
+                test_store_shape(TYPES[type].type, TYPES[type].gate, n_tokens, WIDTHS[n]);
+        }
+    }
+}
+
 static float exp_of(float x) {
     float all[16];
     for (int i = 0; i < 16; i++) all[i] = x;
@@ -444,9 +600,12 @@ int main(void) {
     int n_types = test_linear();
     long n_linear = n_checks;
     test_attention();
+    long n_attention = n_checks - n_linear;
+    test_rope();
+    test_store();
     ggml_quantize_free();
-    printf("test-kernels: ok: %ld checks of linear over %d weight types, %ld of attention; worst NMSE %.2g "
-           "(at most %g)\n",
-           n_linear, n_types, n_checks - n_linear, worst_nmse, NMSE_GATE);
+    printf("test-kernels: ok: %ld checks of linear over %d weight types, %ld of attention, %ld of rope and "
+           "the cache; worst NMSE %.2g (at most %g)\n",
+           n_linear, n_types, n_attention, n_checks - n_linear - n_attention, worst_nmse, NMSE_GATE);
     return 0;
 }

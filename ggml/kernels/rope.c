@@ -1,0 +1,83 @@
+// rope.c - rotary positions (Su et al., "RoFormer") and the way of keys and values into the cache. The turns
+// of a token are computed once, and used by all heads of all layers. A thread takes a run of whole rows.
+#include "tile.h"
+
+#include <math.h>
+
+typedef struct run { int64_t first, end; } run;
+
+static run rows_of(const struct ggml_tensor * x, int ith, int nth) {
+    return (run) { x->ne[1] * ith / nth, x->ne[1] * (ith + 1) / nth };
+}
+
+static char * row_of(const struct ggml_tensor * x, int64_t row) {
+    return (char *) x->data + (size_t) row * x->nb[1];
+}
+
+void kernel_turns(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) userdata;
+    const int32_t * positions = dst->src[0]->data;
+    const float * divisors = dst->src[1]->data;
+    const run rows = rows_of(dst, ith, nth);
+    for (int64_t t = rows.first; t < rows.end; t++) {
+        float * turn = (float *) (void *) row_of(dst, t);
+        for (int64_t i = 0; i < dst->ne[0] / 2; i++) {
+            const float angle = (float) positions[t] / divisors[i];
+            turn[2 * i] = cosf(angle);
+            turn[2 * i + 1] = sinf(angle);
+        }
+    }
+}
+
+void kernel_rope(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) userdata;
+    const struct ggml_tensor * x = dst->src[0], * turns = dst->src[1];
+    const int64_t head_dim = turns->ne[0];
+    const run rows = rows_of(dst, ith, nth);
+    for (int64_t t = rows.first; t < rows.end; t++) {
+        const float * from = (const float *) (void *) row_of(x, t);
+        const float * turn = (const float *) (void *) row_of(turns, t);
+        float * to = (float *) (void *) row_of(dst, t);
+        for (int64_t head = 0; head < dst->ne[0]; head += head_dim) {
+            for (int64_t i = 0; i < head_dim; i += 2) {
+                const float a = from[head + i], b = from[head + i + 1];
+                to[head + i] = a * turn[i] - b * turn[i + 1];
+                to[head + i + 1] = a * turn[i + 1] + b * turn[i];
+            }
+        }
+    }
+}
+
+// Rounded to the nearest, ties to even, denormals included, without a branch: adding a power of two that
+// depends on the exponent shifts the bits that f16 lacks out of the sum. ggml's own row function is scalar.
+static void to_f16(const float * from, uint16_t * to, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits, twice, shift, sum;
+        memcpy(&bits, &from[i], 4);
+        twice = bits + bits;
+        shift = twice & 0xFF000000u;
+        shift = ((shift < 0x71000000u ? 0x71000000u : shift) >> 1) + 0x07800000u;
+        float power, base = fabsf(from[i]) * 0x1p112f * 0x1p-110f;       // too large for f16: infinite
+        memcpy(&power, &shift, 4);
+        power += base;
+        memcpy(&sum, &power, 4);
+        const uint32_t finite = (sum >> 13 & 0x7C00u) + (sum & 0x0FFFu);
+        to[i] = (uint16_t) ((bits >> 16 & 0x8000u) | (twice > 0xFF000000u ? 0x7E00u : finite));
+    }
+}
+
+void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) userdata;
+    const struct ggml_tensor * x = dst->src[1];
+    const int32_t * cells = dst->src[2]->data;
+    const int64_t n = x->ne[0];
+    const ggml_from_float_t from_float = ggml_get_type_traits(dst->type)->from_float_ref;
+    const run rows = rows_of(x, ith, nth);
+    for (int64_t t = rows.first; t < rows.end; t++) {
+        const float * from = (const float *) (void *) row_of(x, t);
+        void * to = row_of(dst, cells[t]);
+        if (dst->type == GGML_TYPE_F32) memcpy(to, from, (size_t) n * sizeof *from);
+        else if (dst->type == GGML_TYPE_F16) to_f16(from, to, n);
+        else from_float(from, to, n);
+    }
+}
