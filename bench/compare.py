@@ -81,13 +81,12 @@ def fractions(ours: dict[str, float], machine: Result, options: argparse.Namespa
         )
     rate = ours["decode_tok_s"] * size / 1e9
     lines.append(f"decode    {rate:.1f} of {machine['read_gb_s']} GB/s: {rate / machine['read_gb_s']:.0%}")
-    if "encode_s" in ours and "bf16_gflops" in machine:
+    peak = machine.get("bf16_gflops") or machine.get("int16_gops")
+    if "encode_s" in ours and peak:
         n, d, f = 577, 1024, 4096
         flops = 23 * (2 * n * (4 * d * d + 2 * d * f) + 4 * n * n * d)
         rate = flops / ours["encode_s"] / 1e9
-        lines.append(
-            f"encode    {rate:.0f} of {machine['bf16_gflops']} bf16 GFLOP/s: {rate / machine['bf16_gflops']:.0%}"
-        )
+        lines.append(f"encode    {rate:.0f} of {peak} 16-bit GOP/s: {rate / peak:.0%}")
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ static double now(void) {
 #define REGISTERS "ymm"
 #define LANES     8
 #endif
+#define REGISTER_BYTES (4 * LANES)
 #define CHAINS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11)
 #define N_CHAINS  12
 
@@ -43,6 +44,11 @@ DEFINE_PEAK(fma_f32, FMA, 2)
 #define BYTES(i) "vpdpbusd " SOURCES #i "\n"
 DEFINE_PEAK(dot_int8, BYTES, 8)
 #define SHORTS(i) "vpdpwssd " SOURCES #i "\n"
+DEFINE_PEAK(dot_int16, SHORTS, 4)
+#elif REGISTER_BYTES == 32                // two instructions: the peak that they reach together
+#define BYTES(i) "vpmaddubsw %%ymm14,%%ymm15,%%ymm13\nvpaddw %%ymm13,%%ymm" #i ",%%ymm" #i "\n"
+DEFINE_PEAK(dot_int8, BYTES, 8)
+#define SHORTS(i) "vpmaddwd %%ymm14,%%ymm15,%%ymm13\nvpaddd %%ymm13,%%ymm" #i ",%%ymm" #i "\n"
 DEFINE_PEAK(dot_int16, SHORTS, 4)
 #endif
 #if defined(__AVX512BF16__)
@@ -112,7 +118,7 @@ int main(int argc, char ** argv) {
     printf("{\"threads\": %d", n);
 #if defined(REGISTERS)
     printf(", \"f32_gflops\": %.0f", measure(fma_f32, n, memory));
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(SHORTS)
     printf(", \"int8_gops\": %.0f", measure(dot_int8, n, memory));
     printf(", \"int16_gops\": %.0f", measure(dot_int16, n, memory));
 #endif
