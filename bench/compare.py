@@ -3,15 +3,18 @@
 python bench/compare.py --model LLM.gguf [--mmproj MMPROJ.gguf] [-p 512] [-n 32] [--batch 1,8] [--rounds 3]
                         [--peer PYTHON] [--torch PYTHON] [--openvino PYTHON] [--first-token] [--chart OUT.svg]
 
-`--peer` is a Python with llama-cpp-python, `--torch` one with torch and transformers (CLIP-L/14-336 in bfloat16, 23
-layers), `--openvino` one with openvino beside these. Every run is a process of its own, so that no thread pool
-disturbs another. llama.cpp's image encoder is measured through its own multimodal library. `--first-token` takes the
-time from the start of the process to the first token of an answer about a picture (text of about 48 tokens). The machine's limits come from limits.c, compiled with `cc`.
+`--peer` is a Python with llama-cpp-python, `--torch` one with torch and transformers (CLIP-L/14-336, 23 layers, in
+bfloat16 where the CPU multiplies it, else in float32), `--openvino` one with openvino beside these. Every run is a
+process of its own, so that no thread pool disturbs another. llama.cpp's image encoder is measured through its own
+multimodal library, which takes views one by one. `--first-token` takes the time from the start of the process to the
+first token of an answer about a picture (text of about 48 tokens, a context of 2048), and the most memory that the
+process held besides mapped files (Linux). The machine's limits come from limits.c, compiled with `cc`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -102,7 +105,7 @@ def matrix_sizes(path: Path) -> list[int]:
 
 
 def first_token(options: argparse.Namespace) -> tuple[list[Result], list[Result]]:
-    """Seconds from starting the process to the first token."""
+    """Seconds from starting the process to the first token, and its memory."""
     ours: list[Result] = []
     theirs: list[Result] = []
     picture = HERE.parent / "examples" / "scene.png"
@@ -112,10 +115,23 @@ def first_token(options: argparse.Namespace) -> tuple[list[Result], list[Result]
     peer = [HERE / "peer_llama_cpp.py", *flags, "--first-token"]
     for _ in range(options.rounds):
         for results, command in ((ours, [sys.executable, *ask]), (theirs, [options.peer, *peer])):
-            started = time.perf_counter()
-            subprocess.run([str(part) for part in command], check=True, capture_output=True)
-            results.append({"first_token_s": time.perf_counter() - started})
+            results.append(timed([str(part) for part in command]))
     return ours, theirs
+
+
+def timed(command: list[str]) -> Result:
+    """Seconds that a command takes, and the most memory that it holds besides mapped files."""
+    started, anon = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        with contextlib.suppress(OSError, StopIteration):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+            anon = max(anon, int(line.split()[1]) << 10)
+        time.sleep(0.02)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}: exit status {process.returncode}")
+    return {"first_token_s": time.perf_counter() - started, "peak_anon_bytes": anon}
 
 
 def chart(path: Path, rows: list[tuple[str, dict[str, float], dict[str, float]]]) -> None:
@@ -153,8 +169,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="fast")
     parser.add_argument("--peer", default=sys.executable)
-    parser.add_argument("--torch", help="also measure PyTorch in bfloat16 with this Python")
-    parser.add_argument("--openvino", help="also measure OpenVINO in bfloat16 with this Python")
+    parser.add_argument("--torch", help="also measure PyTorch with this Python")
+    parser.add_argument("--openvino", help="also measure OpenVINO with this Python")
     parser.add_argument(
         "--first-token", action="store_true", help="only from process start to the first token"
     )
@@ -172,9 +188,9 @@ def main() -> None:
     common += ["--batch", options.batch]
     views: dict[str, tuple[str, str]] = {}
     if options.torch:
-        views["PyTorch bf16"] = (options.torch, "peer_torch.py")
+        views["PyTorch"] = (options.torch, "peer_torch.py")
     if options.openvino:
-        views["OpenVINO bf16"] = (options.openvino, "peer_openvino.py")
+        views["OpenVINO"] = (options.openvino, "peer_openvino.py")
     ours, theirs, our_views = [], [], []
     other_views: dict[str, list[Result]] = {name: [] for name in views}
     machine = limits(options.t)
@@ -195,7 +211,10 @@ def main() -> None:
         )
         return
     rows = [("llama.cpp", medians(ours), medians(theirs))]
-    rows += [(name, medians(our_views), medians(results)) for name, results in other_views.items()]
+    rows += [
+        (f"{name} {results[0]['precision']}", medians(our_views), medians(results))
+        for name, results in other_views.items()
+    ]
     for name, mine, other in rows:
         print(table(mine, other, name))
     if machine:
