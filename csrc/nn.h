@@ -41,9 +41,9 @@ tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n,
 tensor * nn_name(graph * g, tensor * x, const char * format, ...)
     PYLLAVA_PRINTF(3, 4); // names an intermediate
 
-// In the fast mode the operation that follows a linear layer (nn_add, nn_silu, nn_gelu, nn_quick_gelu) becomes
-// its end: nothing else may read such a layer. Normalised rows that only linear layers read are rounded as
-// they are made.
+// In the fast mode the operation that follows a linear layer (nn_add, nn_silu, nn_gelu, nn_quick_gelu)
+// becomes its end: nothing else may read such a layer. Normalised rows that only linear layers read are
+// rounded as they are made.
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x);                 // silu(gate x) * up x
 tensor * nn_add(graph * g, tensor * x, tensor * y);                      // y: may be a linear layer

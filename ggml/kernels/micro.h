@@ -94,9 +94,9 @@ typedef struct micro {
     void (*multiply16)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
                        const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    // K types without a rounding of their own, where that is faster (NULL elsewhere): panels of direct_size bytes
-    // of one block of `rows` weight rows, for activations rounded by round_direct, which are rounded8 but for
-    // the sums. x_sums: those of the block, in place of its parts.
+    // K types without a rounding of their own, where that is faster (NULL elsewhere): panels of direct_size
+    // bytes of one block of `rows` weight rows, for activations rounded by round_direct, which are rounded8
+    // but for the sums. x_sums: those of the block, in place of its parts.
     size_t direct_size;
     void (*round_direct)(const float * x, int64_t n, char * out);
     void (*pack_direct)(enum ggml_type type, const char * w, size_t row_size, int n_rows, char * panel);

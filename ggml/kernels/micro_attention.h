@@ -1,4 +1,5 @@
-// micro_attention.h - part of micro_code.h: softmax(q k^T / sqrt(d)) v, for a few and for many rows of queries.
+// micro_attention.h - part of micro_code.h: softmax(q k^T / sqrt(d)) v, for a few and for many rows of
+// queries.
 #pragma once
 
 INLINE const char * key_row(const attention_work * a, const char * rows, size_t stride, int position) {
@@ -106,9 +107,9 @@ static void attend_few(const attention_work * a) {
 #endif
 }
 
-// Many rows of queries: both products over TILE_KEYS keys at a time, of numbers of 16 bits. bfloat16 where the
-// CPU multiplies it; else int16 with a scale for each row of queries, keys, values and weights (those of the
-// values are put on the weights, since a sum runs over values).
+// Many rows of queries: both products over TILE_KEYS keys at a time, of numbers of 16 bits. bfloat16 where
+// the CPU multiplies it; else int16 with a scale for each row of queries, keys, values and weights (those
+// of the values are put on the weights, since a sum runs over values).
 #define ROW_SCALE 64                      // bytes behind a row of queries or weights, for its scale
 
 typedef struct many_scratch {
@@ -134,7 +135,8 @@ INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * 
     round_bf16(floats_of(from, type, d, row), d, to);
     return 1.0f;
 }
-INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x, float * y) {
+INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x,
+                          float * y) {
     (void) scales;
     multiply_bf16(n, n_k, panel, x, row_size(n_k), y);
 }
@@ -151,7 +153,8 @@ INLINE void round_row(const float * x, int n, char * to) {
 INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * to) {
     return put16(type, from, d, (char *) to);
 }
-INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x, float * y) {
+INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x,
+                          float * y) {
     multiply16(n, n_k, panel, scales, x, x + 2 * n_k, NULL, row_size(n_k), y);
 }
 

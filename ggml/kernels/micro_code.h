@@ -1,6 +1,6 @@
-// micro_code.h - the loops of a micro table over the vector operations of one simd_*.h: this file has what they
-// share, the loops are in the parts that it includes. A file that includes it names its table with MICRO and
-// is compiled for its instruction set. Functions are static: the same names exist once per set.
+// micro_code.h - the loops of a micro table over the vector operations of one simd_*.h: this file has what
+// they share, the loops are in the parts that it includes. A file that includes it names its table with
+// MICRO and is compiled for its instruction set. Functions are static: the same names exist once per set.
 #pragma once
 
 #include "micro.h"

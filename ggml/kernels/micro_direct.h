@@ -2,8 +2,8 @@
 // numbers q of such a type are unsigned and small, so that a few products fit into 16 bits before their
 // group's scale, an integer too, takes them to 32. Nothing is rounded but the activations:
 //   y = x_scale (d sum_g scale_g (q . x)_g  +  low sum_g low_g sum(x)_g)
-// q4_k, q5_k: 8 groups of 32, low_g the constants of the groups and low = -min; q6_k: 16 groups of 16, low_g =
-// scale_g and low = -32 d.
+// q4_k, q5_k: 8 groups of 32, low_g the constants of the groups and low = -min; q6_k: 16 groups of 16,
+// low_g = scale_g and low = -32 d.
 #pragma once
 
 #if defined(DIRECT)
@@ -73,8 +73,8 @@ static void pack_direct(enum ggml_type type, const char * w, size_t row_size, in
     transpose(rows, BLOCK, BLOCK / 4, (char *) p->q);
 }
 
-// Adds scale_g (q . x)_g of one group to the sums [token][2 vectors] of n tokens. At most `chain` products are
-// added in 16 bits.
+// Adds scale_g (q . x)_g of one group to the sums [token][2 vectors] of n tokens. At most `chain` products
+// are added in 16 bits.
 INLINE void direct_group(const int n, const int n_dwords, const int chain, const uint8_t * q,
                          const int16_t * scales, const char * x, size_t stride, vi * sums) {
     const vi s0 = vi_load(scales), s1 = vi_load(scales + 2 * LANES);
@@ -127,7 +127,8 @@ INLINE void direct_tile(const int n, const int bits, const direct_panel * p, con
             b[i] = dot_pairs(b[i], l1, v);
         }
     }
-    const vf d0 = vf_load(p->d), d1 = vf_load(p->d + LANES), m0 = vf_load(p->low), m1 = vf_load(p->low + LANES);
+    const vf d0 = vf_load(p->d), d1 = vf_load(p->d + LANES), m0 = vf_load(p->low),
+             m1 = vf_load(p->low + LANES);
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
         const vf s = vf_set(float_at(x_scales + i * stride));

@@ -50,8 +50,8 @@ static void round_k(const float * x, int64_t n_in, char * out) {
 
 #if defined(DIRECT)
 
-// As round8 for whole blocks, but its sums are for direct_panel: of a block 16 of parts of 16 numbers and 8 of
-// groups of 32, int16, every DIRECT_SUMS bytes.
+// As round8 for whole blocks, but its sums are for direct_panel: of a block 16 of parts of 16 numbers and 8
+// of groups of 32, int16, every DIRECT_SUMS bytes.
 #define DIRECT_SUMS 64
 
 static void round_direct(const float * x, int64_t n_in, char * out) {

@@ -74,7 +74,9 @@ INLINE void vi_store8(void * p, vi x) {
 #define DOT4(acc, w, x)                                                                                      \
     {                                                                                                        \
         vi t_ = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));                            \
-        __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "+x"(t_) : "x"(_mm256_set1_epi16(1))); \
+        __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0"                                                   \
+                : "+x"(acc), "+x"(t_)                                                                        \
+                : "x"(_mm256_set1_epi16(1)));                                                                \
     }
 #define DOT2(acc, w, x)                                                                                      \
     {                                                                                                        \

@@ -23,8 +23,8 @@ INLINE float v16_sum(v16 x) {
 }
 
 // e^x, relative error below 2e-7; 0 below -87. Range reduction to |r| <= ln2 / 2 and a Taylor polynomial of
-// degree 7. For any vector type and that of its integers: compilers take comparisons of vectors that are wider
-// than the machine's apart, element by element.
+// degree 7. For any vector type and that of its integers: compilers take comparisons of vectors that are
+// wider than the machine's apart, element by element.
 #define DEFINE_EXP(name, floats, integers)                                                                   \
     INLINE floats name(floats x) {                                                                           \
         integers alive = x > -87.0f;                                                                         \
