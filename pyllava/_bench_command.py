@@ -167,7 +167,9 @@ class _Bench:
 
     def _text(self, result: dict[str, Any], rows: Any, load: float) -> None:
         n, n_predict = self.options.prompt_tokens, self.options.predict
-        session = self._session(n + n_predict + (0 if rows is None else len(rows)))
+        around = (32, 16)  # tokens before and after a picture
+        with_picture = 0 if rows is None else sum(around) + len(rows)
+        session = self._session(max(n + n_predict, with_picture))
 
         def prefill() -> None:
             session.prefill([_lib.Tokens(self._tokens(n))])
@@ -181,9 +183,9 @@ class _Bench:
         result["decode_tok_s"] = 1 / statistics.median(times)
         if rows is not None:
             prompt: list[_lib.Span] = [
-                _lib.Tokens(self._tokens(32)),
+                _lib.Tokens(self._tokens(around[0])),
                 _lib.Rows(rows, 1),
-                _lib.Tokens(self._tokens(16)),
+                _lib.Tokens(self._tokens(around[1])),
             ]
             started = time.perf_counter()
             session.prefill(prompt)

@@ -199,12 +199,18 @@ INLINE void dot_0_n(const int n, int64_t n_in, const char * w, const char * x, s
                     const int bits, const size_t size) {
     const rounded16 at = rounded16_of(n_in);
     vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    for (int64_t g = 0; g < n_in / GROUP; g++, w += size) {
-        const h32 q = bits == 8 ? group_of_8_0(w) : group_of_4_0(w);
-        const float d = half(((const block_q8_0 *) (const void *) w)->d);
+    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
+        const int64_t end = n_in - k0 < BLOCK ? n_in : k0 + BLOCK;
+        vf sums[FEW_TOKENS] = { vf_set(0.0f) };
+        for (int64_t k = k0; k < end; k += GROUP, w += size) {
+            const h32 q = bits == 8 ? group_of_8_0(w) : group_of_4_0(w);
+            const vf d = vf_set(half(((const block_q8_0 *) (const void *) w)->d));
+            __builtin_prefetch(w + PREFETCH);
+            EACH(i) sums[i] = vf_fma(vf_of(dot2(vi_zero(), q, numbers16(x, stride, i, k))), d, sums[i]);
+        }
         EACH(i) {
-            const vi sum = dot2(vi_zero(), q, numbers16(x, stride, i, g * GROUP));
-            acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(x + i * stride + at.scales + g / 8 * 4)), acc[i]);
+            const vf scale = vf_set(float_at(x + i * stride + at.scales + k0 / BLOCK * 4));
+            acc[i] = vf_fma(sums[i], scale, acc[i]);
         }
     }
     finish(n, acc, out);

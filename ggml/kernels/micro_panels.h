@@ -193,11 +193,7 @@ static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_r
 // them.
 #define START(j, i)     vi a##i = vi_set(-OFFSET * (OFFSET ? int_at(x_sums + i * stride) : 0)), b##i = a##i;
 #define STEP(j, i)                                                                                           \
-    {                                                                                                        \
-        const vi v = vi_set(int_at(base##j + (i - 3 * j) * stride));                                         \
-        DOT(a##i, w0, v);                                                                                    \
-        DOT(b##i, w1, v);                                                                                    \
-    }
+    DOTS(a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
 #define END(j, i)                                                                                            \
     {                                                                                                        \
         const vf s = vf_set(float_at(x_scales + i * stride));                                                \
@@ -265,10 +261,20 @@ static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_r
 #define OFFSET      W_OFFSET
 #define NUMBER_SIZE 1
 #define DOT         DOT4
+#define DOTS(a, b, w0, w1, p)                                                                                \
+    {                                                                                                        \
+        const vi v = vi_set(int_at(p));                                                                      \
+        DOT(a, w0, v);                                                                                       \
+        DOT(b, w1, v);                                                                                       \
+    }
 DEFINE_MULTIPLY(multiply8)
 #undef OFFSET
 #undef NUMBER_SIZE
 #undef DOT
+#if defined(DOTS2)
+#undef DOTS
+#define DOTS DOTS2
+#endif
 #define OFFSET      0
 #define NUMBER_SIZE 2
 #define DOT         DOT2

@@ -83,6 +83,15 @@ INLINE void vi_store8(void * p, vi x) {
         vi t_;                                                                                               \
         __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(t_) : "x"(w), "x"(x));         \
     }
+// Both vectors of a tile's rows at once: leaves compilers no reason to move the accumulators about.
+#define DOTS2(a, b, w0, w1, p)                                                                               \
+    {                                                                                                        \
+        vi v_, t_;                                                                                           \
+        __asm__("vpbroadcastd %6, %3\n\tvpmaddwd %3, %4, %2\n\tvpmaddwd %3, %5, %3\n\t"                       \
+                "vpaddd %2, %0, %0\n\tvpaddd %3, %1, %1"                                                     \
+                : "+x"(a), "+x"(b), "=&x"(t_), "=&x"(v_)                                                     \
+                : "x"(w0), "x"(w1), "m"(*(const int32_t *) (const void *) (p)));                             \
+    }
 #define DIRECT                            // byte products are added in 16 bits: micro_direct.h
 #define ADD_PAIRS(acc, w, x)                                                                                 \
     {                                                                                                        \
