@@ -61,7 +61,8 @@ struct pyllava_session {
     int32_t *            view_visible;    // [n_views * n_pos] for the vision tower
     attention_block *    view_blocks;
     float *              patches;         // [n_views * n_patch, 3 * patch_size^2]
-    atomic_int           cancelled;
+    atomic_int           cancelled;       // until it is taken back
+    atomic_int           stop;            // of this run; stays when that comes before the run has ended
     kernel_env           env;
     attention_env        attention;
     built_graph          built;
@@ -75,16 +76,21 @@ struct pyllava_session {
 const pyllava_model * session_model(const pyllava_session * s) { return s->model; }
 kv_cache * session_kv(pyllava_session * s) { return &s->kv; }
 pyllava_session_plan session_memory(const pyllava_session * s) { return s->plan; }
-void session_cancel(pyllava_session * s, bool cancel) { atomic_store(&s->cancelled, cancel); }
+
+void session_cancel(pyllava_session * s, bool cancel) {
+    atomic_store(&s->cancelled, cancel);
+    if (cancel) atomic_store(&s->stop, 1);
+}
 
 void session_progress(pyllava_session * s, pyllava_progress_fn fn, void * user) {
     s->progress = fn;
     s->progress_user = user;
 }
 
-static bool is_cancelled(void * session) {
-    return atomic_load(&((pyllava_session *) session)->cancelled) != 0;
-}
+static bool is_cancelled(const pyllava_session * s) { return atomic_load(&s->cancelled) != 0; }
+
+// What was asked to stop has skipped some of its work: its results are none, even if nobody asks any more.
+static bool has_to_stop(void * session) { return atomic_load(&((pyllava_session *) session)->stop) != 0; }
 
 static pyllava_status cancelled_status(void) { FAIL(PYLLAVA_ERR_CANCELLED, "cancelled"); }
 
@@ -192,8 +198,7 @@ static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_
 static pyllava_status set_engine_threads(pyllava_session * s, int32_t n) {
     engine * e = &s->engine;
     if (n > e->n_threads) {
-        if (!threads_can_start(n))                                       // it would abort
-            FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started: try fewer", n);
+        if (!threads_can_start(n)) return PYLLAVA_OK; // it would abort: on as many as there are
         struct ggml_threadpool_params params = ggml_threadpool_params_default(n);
         params.poll = 0;                  // between graphs they sleep
         struct ggml_threadpool * threads = e->threads_new(&params);
@@ -208,11 +213,14 @@ static pyllava_status set_engine_threads(pyllava_session * s, int32_t n) {
 }
 
 static pyllava_status run(pyllava_session * s, graph * g) {
-    TRY(set_engine_threads(s, g->on_engine ? s->params.n_threads : 1));
+    const int32_t n_engine = s->params.n_threads < cpu_count() ? s->params.n_threads : cpu_count();
+    TRY(set_engine_threads(s, g->on_engine ? n_engine : 1)); // more would wait for each other by spinning
     TRY(cores_take(s->model->cores, s->params.n_threads, &s->cancelled));
+    atomic_store(&s->stop, 0);
+    if (is_cancelled(s)) atomic_store(&s->stop, 1);
     enum ggml_status status = ggml_backend_sched_graph_compute(s->sched, g->nodes);
     cores_give(s->model->cores, s->params.n_threads);
-    if (is_cancelled(s) || status == GGML_STATUS_ABORTED) return cancelled_status();
+    if (has_to_stop(s) || status == GGML_STATUS_ABORTED) return cancelled_status();
     if (status == GGML_STATUS_ALLOC_FAILED) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
     if (status != GGML_STATUS_SUCCESS)
         FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) status);
@@ -523,9 +531,10 @@ static pyllava_status start_backend(pyllava_session * s) {
         reg, "ggml_backend_set_abort_callback");
     if (!e->threads_new || !e->threads_free || !e->set_threads || !e->set_n || !e->set_abort)
         FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
-    e->set_abort(s->backend, is_cancelled, s);
+    e->set_abort(s->backend, has_to_stop, s);
     TRY(set_engine_threads(s, 1));
-    return pool_create(s->params.n_threads, &s->pool);
+    const int32_t n = s->params.n_threads < cpu_count() ? s->params.n_threads : cpu_count();
+    return pool_create(n, &s->pool);      // more would only get in each other's way
 }
 
 static pyllava_status create_scratch(pyllava_session * s) {
@@ -539,7 +548,7 @@ static pyllava_status create_scratch(pyllava_session * s) {
         s->model->has_vision ? attention_scratch_size(v->n_head, v->n_head, v->n_embd / v->n_head) : 0;
     size = size > text ? size : text;
     size = ((size > vision ? size : vision) + FILE_ALIGNMENT - 1) / FILE_ALIGNMENT * FILE_ALIGNMENT;
-    s->env = (kernel_env) { &s->cancelled, aligned_new(size * (size_t) s->params.n_threads), size, NULL };
+    s->env = (kernel_env) { &s->stop, aligned_new(size * (size_t) s->params.n_threads), size, NULL };
     TRY_ALLOC(s->env.scratch, size * (size_t) s->params.n_threads);
     if (s->params.precision == PYLLAVA_EXACT) return PYLLAVA_OK;
     const char * wanted = getenv("PYLLAVA_CPU");

@@ -38,9 +38,7 @@ class Worker:
             while not future.done():
                 wait([future], _SLICE)
         except BaseException:
-            cancel(True)
-            _settle(future)
-            cancel(False)
+            _settle(future, cancel)
             raise
         return future.result()
 
@@ -51,10 +49,12 @@ class Worker:
             self._pool = None
 
 
-def _settle(future: Future[T] | None) -> None:
-    """Waits for the end of the call, through further interrupts: they ask for what is under way already."""
+def _settle(future: Future[T] | None, cancel: Callable[[bool], None]) -> None:
+    """Cancels the call and waits for its end, through further interrupts: they ask for what is under way already."""
     while future is not None and not future.done():
         try:
+            cancel(True)
             wait([future], _SLICE)
         except BaseException:
             continue
+    cancel(False)

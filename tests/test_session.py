@@ -564,6 +564,38 @@ def test_cancel_of_an_encode(model: _lib.ModelHandle, rows: Array) -> None:
     session.close()
 
 
+def test_a_cancel_that_is_taken_back_is_no_wrong_result(model: _lib.ModelHandle) -> None:
+    """Who sees the flag skips work, so that a run in which it was set has no result, even if it is down again."""
+    with_flag = open_session(model, n_threads=2)
+    prompt: list[Span] = [Tokens([1, *(5 + i % 20 for i in range(60))])]
+    expected = with_flag.prefill(prompt)[0]
+    done = threading.Event()
+
+    def toggle() -> None:
+        while not done.is_set():
+            with_flag.cancel(True)
+            with_flag.cancel(False)
+            time.sleep(0.0002)
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    n_cancelled = 0
+    try:
+        for _ in range(300):
+            with_flag.seq_trim(0, 0)
+            try:
+                assert np.array_equal(with_flag.prefill(prompt)[0], expected)
+            except pyllava.GenerationCancelled:
+                n_cancelled += 1
+    finally:
+        done.set()
+        thread.join()
+    assert n_cancelled > 0
+    with_flag.seq_trim(0, 0)
+    assert np.array_equal(with_flag.prefill(prompt)[0], expected)
+    with_flag.close()
+
+
 def test_cancel_by_progress(model: _lib.ModelHandle) -> None:
     session = open_session(model, n_batch=8)
     seen: list[tuple[str, float]] = []

@@ -144,7 +144,7 @@ INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scal
 #else
 
 INLINE void round_row(const float * x, int n, char * to) {
-    const float top = top_of(x, n), inverse = top > 0.0f ? ROUND16_TOP / top : 0.0f;
+    const float top = top_of(x, n), inverse = inverse_of(top, ROUND16_TOP);
     const float scale = top / ROUND16_TOP;
     for (int k = 0; k < n; k += LANES)
         vi_store16(to + 2 * k, vi_round(vf_mul(vf_load(x + k), vf_set(inverse))));

@@ -48,6 +48,10 @@ INLINE float float_at(const char * p) {
     return x;
 }
 
+// What numbers up to `top` are multiplied with to become numbers up to `most`. Numbers so small that it
+// would be infinite become 0.
+INLINE float inverse_of(float top, float most) { return top >= 0x1p-100f ? most / top : 0.0f; }
+
 // The 8 scales and 8 minima of 6 bits each in 12 bytes.
 typedef struct bytes_k { uint8_t scale[8], min[8]; } bytes_k;
 

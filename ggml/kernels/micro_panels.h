@@ -12,7 +12,7 @@ typedef struct range {
 } range;
 
 INLINE float scale_of_top(float top, float * inverse) {
-    *inverse = top > 0.0f ? ROUND8_TOP / top : 0.0f;
+    *inverse = inverse_of(top, ROUND8_TOP);
     return top / ROUND8_TOP;
 }
 
@@ -54,6 +54,7 @@ INLINE float range_45(const void * block, int most, range * r) {
     const v8 tops = v8_most(v8_abs(low), v8_abs(low + (float) most * step));
     float top = 0.0f;
     for (int g = 0; g < 8; g++) top = tops[g] > top ? tops[g] : top;
+    top += (half(w->d) + half(w->min)) * 0.0f; // NaN where they are not finite
     const float scale = scale_of_top(top, &inverse);
     v16_store(r->a, each_twice(step * inverse));
     v16_store(r->b, each_twice(low * inverse + (float) W_OFFSET));
@@ -75,13 +76,15 @@ INLINE float range_6(const block_q6_k * w, range * r) {
 // n / 32 blocks of q8_0 or q4_0, which begin alike, with numbers up to `most`. (-128 does not occur in what
 // ggml writes; it would become -128 of 127.)
 INLINE float range_0(const char * w, size_t size, int n, int most, range * r) {
-    float d[16] = { 0 }, inverse, top = 0.0f;
+    float d[16] = { 0 }, inverse, top = 0.0f, wrong = 0.0f;              // NaN where one is not finite
     for (int p = 0; p < n / 16; p++) {
         uint16_t bits;
         memcpy(&bits, w + (size_t) (p / 2) * size, 2);
         d[p] = half(bits);
         top = __builtin_fabsf(d[p]) > top ? __builtin_fabsf(d[p]) : top;
+        wrong += d[p] * 0.0f;
     }
+    top += wrong;
     const float scale = scale_of_top(top * (float) most, &inverse);
     for (int p = 0; p < 16; p++) r->a[p] = d[p] * inverse, r->b[p] = W_OFFSET;
     return scale;
@@ -173,7 +176,7 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
 static float put16(enum ggml_type type, const char * w, int n, char * out) {
     float x[BLOCK];
     const float * from = floats_of(w, type, n, x);
-    const float top = top_of(from, n), inverse = top > 0.0f ? PANEL16_TOP / top : 0.0f;
+    const float top = top_of(from, n), inverse = inverse_of(top, PANEL16_TOP);
     for (int k = 0; k < n; k += LANES)
         vi_store16(out + 2 * k, vi_round(vf_mul(vf_load(from + k), vf_set(inverse))));
     return top / PANEL16_TOP;

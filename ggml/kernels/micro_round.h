@@ -15,7 +15,7 @@ static void round8(const float * x, int64_t n_in, char * out) {
     const rounded8 at = rounded8_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
-        const float top = top_of(x + k0, n), inverse = top > 0.0f ? ROUND8_TOP / top : 0.0f;
+        const float top = top_of(x + k0, n), inverse = inverse_of(top, ROUND8_TOP);
         const float scale = top / ROUND8_TOP;
         int32_t total = 0;
         for (int part = 0; part < n; part += 16) {
@@ -72,7 +72,7 @@ static void round16(const float * x, int64_t n_in, char * out) {
     const rounded16 at = rounded16_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
-        const float top = top_of(x + k0, n), inverse = top > 0.0f ? ROUND16_TOP / top : 0.0f;
+        const float top = top_of(x + k0, n), inverse = inverse_of(top, ROUND16_TOP);
         const float scale = top / ROUND16_TOP;
         for (int g = 0; g < n; g += GROUP) {
             vi sum = vi_zero();

@@ -66,6 +66,12 @@ static void to_f16(const float * from, uint16_t * to, int64_t n) {
     }
 }
 
+static bool is_finite(const float * x, int64_t n) {
+    float wrong = 0.0f;                   // NaN as soon as one is not
+    for (int64_t i = 0; i < n; i++) wrong += x[i] * 0.0f;
+    return wrong == 0.0f;
+}
+
 void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
     const struct ggml_tensor * x = dst->src[1];
@@ -78,6 +84,8 @@ void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
         void * to = row_of(dst, cells[t]);
         if (dst->type == GGML_TYPE_F32) memcpy(to, from, (size_t) n * sizeof *from);
         else if (dst->type == GGML_TYPE_F16) to_f16(from, to, n);
-        else from_float(from, to, n);
+        else if (is_finite(from, n)) from_float(from, to, n);
+        else
+            memset(to, 0xFF, ggml_row_size(dst->type, n)); // scales of NaN: rounding would lose what is wrong
     }
 }

@@ -87,7 +87,7 @@ INLINE void vi_store8(void * p, vi x) {
 #define DOTS2(a, b, w0, w1, p)                                                                               \
     {                                                                                                        \
         vi v_, t_;                                                                                           \
-        __asm__("vpbroadcastd %6, %3\n\tvpmaddwd %3, %4, %2\n\tvpmaddwd %3, %5, %3\n\t"                       \
+        __asm__("vpbroadcastd %6, %3\n\tvpmaddwd %3, %4, %2\n\tvpmaddwd %3, %5, %3\n\t"                      \
                 "vpaddd %2, %0, %0\n\tvpaddd %3, %1, %1"                                                     \
                 : "+x"(a), "+x"(b), "=&x"(t_), "=&x"(v_)                                                     \
                 : "x"(w0), "x"(w1), "m"(*(const int32_t *) (const void *) (p)));                             \

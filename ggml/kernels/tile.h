@@ -27,7 +27,7 @@ INLINE float v16_sum(v16 x) {
 // wider than the machine's apart, element by element.
 #define DEFINE_EXP(name, floats, integers)                                                                   \
     INLINE floats name(floats x) {                                                                           \
-        integers alive = x > -87.0f;                                                                         \
+        integers alive = ~(x <= -87.0f);                                 /* NaN stays NaN */                 \
         x = (floats) ((integers) x & alive);                                                                 \
         floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;        /* round to nearest */              \
         floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;          /* ln2 in two parts */              \
