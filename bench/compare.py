@@ -1,14 +1,17 @@
 """Side by side with other runtimes on the same files, threads and sizes: alternating runs, medians, ratios.
 
 python bench/compare.py --model LLM.gguf [--mmproj MMPROJ.gguf] [-p 512] [-n 32] [--batch 1,8] [--rounds 3]
-                        [--peer PYTHON] [--torch PYTHON] [--openvino PYTHON] [--first-token] [--chart OUT.svg]
+                        [--peer PYTHON] [--torch PYTHON] [--openvino PYTHON [--openvino-lm DIR]] [--first-token]
+                        [--chart OUT.svg]
 
 `--peer` is a Python with llama-cpp-python, `--torch` one with torch and transformers (CLIP-L/14-336, 23 layers, in
-bfloat16 where the CPU multiplies it, else in float32), `--openvino` one with openvino beside these. Every run is a
-process of its own, so that no thread pool disturbs another. llama.cpp's image encoder is measured through its own
-multimodal library, which takes views one by one. `--first-token` takes the time from the start of the process to the
-first token of an answer about a picture (text of about 48 tokens, a context of 2048), and the most memory that the
-process held besides mapped files (Linux). The machine's limits come from limits.c, compiled with `cc`.
+bfloat16 where the CPU multiplies it, else in float32), `--openvino` one with openvino beside these; both for the
+image encoder, with `--mmproj`. `--openvino-lm` is the folder of a language model in int4 from make_openvino_lm.py, of
+the same shape, for the Python of `--openvino`. Every run is a process of its own, so that no thread pool disturbs
+another. llama.cpp's image encoder is measured through its own multimodal library, which takes views one by one.
+`--first-token` takes the time from the start of the process to the first token of an answer about a picture (text of
+about 48 tokens, a context of 2048), and the most memory that the process held besides mapped files (Linux). The
+machine's limits come from limits.c, compiled with `cc`.
 """
 
 from __future__ import annotations
@@ -172,11 +175,21 @@ def main() -> None:
     parser.add_argument("--torch", help="also measure PyTorch with this Python")
     parser.add_argument("--openvino", help="also measure OpenVINO with this Python")
     parser.add_argument(
+        "--openvino-lm",
+        type=Path,
+        metavar="DIR",
+        help="also measure this language model (make_openvino_lm.py)",
+    )
+    parser.add_argument(
         "--first-token", action="store_true", help="only from process start to the first token"
     )
     parser.add_argument("--chart", type=Path, help="draw the ratios (needs matplotlib)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.openvino_lm and not options.openvino:
+        parser.error("--openvino-lm: need --openvino")
+    if not options.mmproj and (options.torch or (options.openvino and not options.openvino_lm)):
+        parser.error("--torch, --openvino: need --mmproj")
     if options.first_token:
         if options.mmproj is None:
             parser.error("--first-token: need --mmproj")
@@ -187,30 +200,34 @@ def main() -> None:
     common = ["-m", options.model, *mmproj, "-p", options.p, "-n", options.n, "-t", options.t]
     common += ["--batch", options.batch]
     views: dict[str, tuple[str, str]] = {}
-    if options.torch:
+    if options.torch and options.mmproj:
         views["PyTorch"] = (options.torch, "peer_torch.py")
-    if options.openvino:
+    if options.openvino and options.mmproj:
         views["OpenVINO"] = (options.openvino, "peer_openvino.py")
-    ours, theirs, our_views = [], [], []
+    ours, theirs, openvino_lm, our_views = [], [], [], []
     other_views: dict[str, list[Result]] = {name: [] for name in views}
     machine = limits(options.t)
     for _ in range(options.rounds):
         bench = ["-m", "pyllava", "bench", *common, "--precision", options.precision, "--repeat", 2, "--json"]
         ours.append(run(sys.executable, *bench))
         theirs.append(run(options.peer, HERE / "peer_llama_cpp.py", *common))
+        if options.openvino_lm:
+            sizes = ["-p", options.p, "-n", options.n, "-t", options.t]
+            openvino_lm.append(
+                run(options.openvino, HERE / "peer_openvino_lm.py", options.openvino_lm, *sizes)
+            )
         if views:
             flags = ["-m", options.model, *mmproj, "-t", options.t, "--precision", options.precision]
             our_views.append(run(sys.executable, HERE / "our_views.py", *flags))
         for name, (python, worker) in views.items():
             other_views[name].append(run(python, HERE / worker, "-t", options.t))
     if options.json:
-        print(
-            json.dumps(
-                {"pyllava": ours, "llama.cpp": theirs, "views": our_views, **other_views, "machine": machine}
-            )
-        )
+        results = {"pyllava": ours, "llama.cpp": theirs, "OpenVINO language model": openvino_lm}
+        print(json.dumps(results | {"views": our_views, **other_views, "machine": machine}))
         return
     rows = [("llama.cpp", medians(ours), medians(theirs))]
+    if openvino_lm:
+        rows.append(("OpenVINO int4", medians(ours), medians(openvino_lm)))
     rows += [
         (f"{name} {results[0]['precision']}", medians(our_views), medians(results))
         for name, results in other_views.items()
