@@ -6,7 +6,7 @@ help:            ## what there is
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 build:           ## the library, into build/dev and the source tree's package
-	cmake -S . -B $(BUILD) -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build $(BUILD) -j2 && mkdir -p pyllava/lib && cp $(BUILD)/libpyllava.* pyllava/lib/
+	cmake -S . -B $(BUILD) -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build $(BUILD) -j2 && mkdir -p pyllava/lib && rm -f pyllava/lib/libpyllava.* && cp $(BUILD)/libpyllava.* pyllava/lib/
 
 test: build      ## the default test suite, and the C tests of the kernels and the thread pool
 	$(BUILD)/tests/c/test-pool && $(BUILD)/tests/c/test-kernels && $(BUILD)/tests/c/test-fast-kernels && $(PYTHON) -m pytest -q -m "not slow and not reference"

@@ -1,5 +1,5 @@
 // pool.h - threads that share the work of one caller, made for cores that others use too: a thread that does
-// not run takes no part and holds nobody up. Between runs all but the caller's sleep.
+// not run takes no part and holds nobody up. Between runs all but the caller's sleep, after a moment.
 #pragma once
 
 #include "error.h"
