@@ -213,8 +213,7 @@ static pyllava_status set_engine_threads(pyllava_session * s, int32_t n) {
 }
 
 static pyllava_status run(pyllava_session * s, graph * g) {
-    const int32_t n_engine = s->params.n_threads < cpu_count() ? s->params.n_threads : cpu_count();
-    TRY(set_engine_threads(s, g->on_engine ? n_engine : 1)); // more would wait for each other by spinning
+    TRY(set_engine_threads(s, g->on_engine ? pool_threads(s->pool) : 1));
     TRY(cores_take(s->model->cores, s->params.n_threads, &s->cancelled));
     atomic_store(&s->stop, 0);
     if (is_cancelled(s)) atomic_store(&s->stop, 1);
