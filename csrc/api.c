@@ -70,6 +70,19 @@ pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64
     return PYLLAVA_OK;
 }
 
+// ----------------------------------------------------------------------------------------- devices
+
+int32_t pyllava_device_count(void) {
+    devices_quiet();
+    return devices_count();
+}
+
+pyllava_status pyllava_device_describe(int32_t i, pyllava_device * out_device) {
+    NEED(out_device && i >= 0 && i < devices_count(), "out_device and i < the count of devices");
+    device_describe(ggml_backend_dev_get((size_t) i), out_device);
+    return PYLLAVA_OK;
+}
+
 // ---------------------------------------------------------------------------------- number formats
 
 pyllava_status pyllava_tensor_type_find(const char * name, pyllava_tensor_type * out_type) {
@@ -94,11 +107,22 @@ pyllava_status pyllava_model_load(const pyllava_model_params * params, pyllava_m
     return model_load(params, out_model);
 }
 
+pyllava_status pyllava_model_plan(const pyllava_model_params * params, pyllava_model_devices * out_devices) {
+    NEED(params && params->path && out_devices, "params, path and out_devices");
+    return model_plan(params, out_devices);
+}
+
 void pyllava_model_free(pyllava_model * model) { model_free(model); }
 
 pyllava_status pyllava_model_describe(const pyllava_model * model, pyllava_model_info * out_info) {
     NEED(model && out_info, "model and out_info");
     model_describe(model, out_info);
+    return PYLLAVA_OK;
+}
+
+pyllava_status pyllava_model_placement(const pyllava_model * model, pyllava_model_devices * out_devices) {
+    NEED(model && out_devices, "model and out_devices");
+    model_devices(model, out_devices);
     return PYLLAVA_OK;
 }
 

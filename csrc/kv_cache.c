@@ -29,22 +29,46 @@ static pyllava_status create_tables(kv_cache * kv, int32_t n_layer) {
     return PYLLAVA_OK;
 }
 
-pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, ggml_backend_buffer_type_t where) {
+// The store for layers in such memory.
+static pyllava_status find_store(kv_cache * kv, ggml_backend_buffer_type_t type, struct ggml_context ** out) {
+    int32_t i = 0;
+    while (i < kv->n_stores && kv->stores[i].type != type) i++;
+    if (i == kv->n_stores) {
+        if (i == KV_STORES) FAIL(PYLLAVA_ERR_ARGUMENT, "KV cache on more than %d devices", KV_STORES);
+        const size_t size = ggml_tensor_overhead() * (size_t) (2 * kv->n_layer + 1);
+        struct ggml_context * ctx =
+            ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+        TRY_ALLOC(ctx, size);
+        kv->stores[i].type = type;
+        kv->stores[i].ctx = ctx;
+        kv->n_stores++;
+    }
+    *out = kv->stores[i].ctx;
+    return PYLLAVA_OK;
+}
+
+pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_backend_buffer_type_t * where) {
     kv->n_ctx = p->n_ctx;
     kv->n_seq = p->n_seq;
+    kv->n_layer = p->n_layer;
     kv->n_cells = p->n_ctx * p->n_seq;
     TRY(create_tables(kv, p->n_layer));
-    size_t size = ggml_tensor_overhead() * (size_t) (2 * p->n_layer + 1);
-    kv->ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
-    TRY_ALLOC(kv->ctx, size);
     for (int32_t i = 0; i < p->n_layer; i++) {
-        kv->k[i] = ggml_new_tensor_2d(kv->ctx, p->type_k, p->n_embd, kv->n_cells);
-        kv->v[i] = ggml_new_tensor_2d(kv->ctx, p->type_v, p->n_embd, kv->n_cells);
+        struct ggml_context * ctx = NULL;
+        TRY(find_store(kv, where[i], &ctx));
+        kv->k[i] = ggml_new_tensor_2d(ctx, p->type_k, p->n_embd, kv->n_cells);
+        kv->v[i] = ggml_new_tensor_2d(ctx, p->type_v, p->n_embd, kv->n_cells);
     }
-    kv->buffer = ggml_backend_alloc_ctx_tensors_from_buft(kv->ctx, where);
-    if (!kv->buffer) {
+    for (int32_t i = 0; i < kv->n_stores; i++) {
+        kv->stores[i].buffer =
+            ggml_backend_alloc_ctx_tensors_from_buft(kv->stores[i].ctx, kv->stores[i].type);
+        if (!kv->stores[i].buffer) {
         FAIL(PYLLAVA_ERR_MEMORY, "KV cache of %d x %d positions needs %.1f MiB: try a smaller n_ctx",
              p->n_seq, p->n_ctx, (double) kv_cache_size(p) / (1 << 20));
+        }
+        // Devices multiply cells that a token does not see by 0: they must hold numbers.
+        if (!ggml_backend_buffer_is_host(kv->stores[i].buffer))
+            ggml_backend_buffer_clear(kv->stores[i].buffer, 0);
     }
     return PYLLAVA_OK;
 }
@@ -59,8 +83,10 @@ void kv_cache_free(kv_cache * kv) {
     free(kv->free_cells);
     free(kv->k);
     free(kv->v);
-    ggml_backend_buffer_free(kv->buffer);
-    ggml_free(kv->ctx);
+    for (int32_t i = 0; i < kv->n_stores; i++) {
+        ggml_backend_buffer_free(kv->stores[i].buffer);
+        ggml_free(kv->stores[i].ctx);
+    }
     memset(kv, 0, sizeof *kv);
 }
 
@@ -104,4 +130,25 @@ void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n) {
     memcpy(b->contents, a->contents, (size_t) n * sizeof *a->contents);
     b->length = n;
     for (int32_t i = 0; i < n; i++) kv->references[b->cells[i]]++;
+}
+
+int32_t kv_cells_used(const kv_cache * kv) {
+    int32_t n = kv->n_cells;
+    while (n > 0 && kv->references[n - 1] == 0) n--;
+    return n;
+}
+
+static void zero_rows(struct ggml_tensor * t, int32_t first, int32_t n) {
+    if (ggml_backend_buffer_is_host(t->buffer)) return;
+    ggml_backend_tensor_memset(t, 0, (size_t) first * t->nb[1], (size_t) n * t->nb[1]);
+}
+
+void kv_scrub(kv_cache * kv) {
+    for (int32_t first = 0, n; first < kv->n_cells; first += n + 1) {
+        for (n = 0; first + n < kv->n_cells && kv->references[first + n] == 0;) n++;
+        for (int32_t i = 0; n > 0 && i < kv->n_layer; i++) {
+            zero_rows(kv->k[i], first, n);
+            zero_rows(kv->v[i], first, n);
+        }
+    }
 }

@@ -10,6 +10,8 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 
+#define KV_STORES 16
+
 typedef struct kv_sequence {
     int32_t    length;
     int32_t *  cells;                     // [n_ctx] cells[p] holds position p
@@ -22,10 +24,16 @@ typedef struct kv_params {
     enum ggml_type type_k, type_v;
 } kv_params;
 
+typedef struct kv_store {
+    ggml_backend_buffer_type_t type;
+    struct ggml_context *      ctx;
+    ggml_backend_buffer_t      buffer;
+} kv_store;
+
 typedef struct kv_cache {
     int32_t               n_ctx, n_seq, n_cells;
-    struct ggml_context * ctx;
-    ggml_backend_buffer_t buffer;
+    int32_t               n_layer, n_stores;
+    kv_store              stores[KV_STORES];     // one for each kind of memory that holds layers
     struct ggml_tensor ** k, ** v;        // [n_layer] each [n_cells, n_embd]
     kv_sequence *         sequences;      // [n_seq]
     int32_t *             references;     // [n_cells] sequences that list the cell
@@ -34,8 +42,12 @@ typedef struct kv_cache {
 } kv_cache;
 
 uint64_t       kv_cache_size(const kv_params * p);                       // bytes of K and V
-pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, ggml_backend_buffer_type_t where);
+// where: [n_layer] the memory that holds each layer's keys and values, at most KV_STORES kinds.
+pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_backend_buffer_type_t * where);
 void           kv_cache_free(kv_cache * kv);
+int32_t        kv_cells_used(const kv_cache * kv); // no cell from this one on is in use
+// After a step that failed, with devices: cells that nobody uses get zeros instead of what it left there.
+void           kv_scrub(kv_cache * kv);
 
 // Cells for n more positions of a sequence, in kv_sequence.cells[length..length + n); the length grows with
 // kv_commit, after they have been computed, and kv_rollback gives them back instead. There is always room up

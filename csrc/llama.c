@@ -51,17 +51,23 @@ static pyllava_status compute_rope(llama * m) {
     return PYLLAVA_OK;
 }
 
-pyllava_status llama_bind(llama * m, weights * w) {
+pyllava_status llama_bind(llama * m, weights * w, const placement * p) {
     const llama_hparams * h = &m->hparams;
     m->layers = calloc((size_t) h->n_layer, sizeof *m->layers);
     TRY_ALLOC(m->layers, sizeof *m->layers * (size_t) h->n_layer);
     m->token_embd  = weights_matrix(w, h->n_vocab, h->n_embd, "token_embd.weight");
-    m->output_norm = weights_vector(w, h->n_embd, "output_norm.weight");
-    m->output = weights_has(w, "output.weight") ? weights_matrix(w, h->n_vocab, h->n_embd, "output.weight")
-                                                : m->token_embd;
     if (weights_has(w, "rope_freqs.weight"))
         m->rope_freqs = weights_vector(w, h->head_dim / 2, "rope_freqs.weight");
-    for (int i = 0; i < h->n_layer; i++) bind_layer(&m->layers[i], w, h, i);
+    for (int i = 0; i < h->n_layer; i++) {
+        weights_place(w, placement_device(p, p->layers[i]));
+        bind_layer(&m->layers[i], w, h, i);
+    }
+    weights_place(w, placement_device(p, p->output));
+    m->output_norm = weights_vector(w, h->n_embd, "output_norm.weight");
+    const char * output = weights_has(w, "output.weight") ? "output.weight" : "token_embd.weight"; // tied
+    const bool has_copy = p->output == ON_HOST && !strcmp(output, "token_embd.weight");
+    m->output = has_copy ? m->token_embd : weights_matrix(w, h->n_vocab, h->n_embd, "%s", output);
+    weights_place(w, NULL);
     TRY(w->status);
     return compute_rope(m);
 }
@@ -82,7 +88,7 @@ void llama_embed(const llama * m, int32_t id, float * out_row) {
 
 // ----------------------------------------------------------------------------------------- network
 
-int32_t llama_n_nodes(const llama * m) { return 64 + 48 * m->hparams.n_layer; }
+int32_t llama_n_nodes(const llama * m) { return 64 + 64 * m->hparams.n_layer; }
 
 // What all layers share.
 typedef struct llama_step {
@@ -113,6 +119,7 @@ static tensor * llama_ffn(graph * g, const llama_layer * l, int i, tensor * x) {
 static tensor * llama_block(graph * g, const llama * m, const llama_step * s, int i, tensor * x) {
     const llama_layer * l = &m->layers[i];
     const float eps = m->hparams.eps;
+    graph_enter(g, l->attn_norm);
     tensor * y = nn_name(g, nn_rms_norm(g, l->attn_norm, eps, x), "blk.%d.attn_norm", i);
     x = nn_name(g, nn_add(g, x, llama_attention(g, l, s, i, y)), "blk.%d.ffn_inp", i);
     y = nn_name(g, nn_rms_norm(g, l->ffn_norm, eps, x), "blk.%d.ffn_norm", i);
@@ -123,6 +130,7 @@ tensor * llama_logits(graph * g, const llama * m, const llama_input * in, const 
     const llama_step s = { kv, nn_turns(g, in->positions, in->rope_divisors), in->cells };
     tensor * x = in->embd;
     for (int i = 0; i < m->hparams.n_layer; i++) x = llama_block(g, m, &s, i, x);
+    graph_enter(g, m->output_norm);
     x = nn_rows(g, x, in->out_rows);                                     // only these are asked for
     x = nn_name(g, nn_rms_norm(g, m->output_norm, m->hparams.eps, x), "output_norm");
     return nn_name(g, nn_linear(g, m->output, NULL, x), "logits");      // [n_out, n_vocab]

@@ -5,6 +5,7 @@
 #include "hparams.h"
 #include "kv_cache.h"
 #include "nn.h"
+#include "placement.h"
 #include "weights.h"
 
 typedef struct llama_layer { // E = n_embd, Q = n_head * head_dim, K = n_head_kv * head_dim, F = n_ff
@@ -31,10 +32,11 @@ typedef struct llama_input {
     tensor * cells; // i32 [n_tokens] rows of the cache that the tokens' keys and values go to
     tensor * rope_divisors;               // f32 [head_dim / 2]
     tensor * out_rows;                    // i32 [n_out] tokens whose logits are wanted
+    tensor * mask; // f16 [n_tokens, n_cells in use]: 0 where a token sees a cell, else -inf; for devices
 } llama_input;
 
 int32_t        llama_n_tensors(const llama_hparams * h);
-pyllava_status llama_bind(llama * m, weights * w);
+pyllava_status llama_bind(llama * m, weights * w, const placement * p);
 void           llama_free(llama * m);
 void llama_embed(const llama * m, int32_t id, float * out_row); // token_embd[id] as f32 [E]
 

@@ -2,43 +2,234 @@
 #include "model.h"
 
 #include <ggml-backend.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static pyllava_status load_text(pyllava_model * m, const pyllava_model_params * p) {
+// ----------------------------------------------------------------------------------------- placing
+
+// Numbers that the compute buffer of a language model holds at once, roughly: rows of the widest layer, the
+// mask, attention's scores where it is no single operation, and 64 rows of logits.
+static uint64_t compute_of_text(const llama_hparams * h, const pyllava_session_params * s, bool flash) {
+    const uint64_t n = (uint64_t) s->n_batch, n_cells = (uint64_t) s->n_ctx * (uint64_t) s->n_seq;
+    const uint64_t row = 6 * (uint64_t) h->n_embd + 3 * (uint64_t) h->n_ff;
+    const uint64_t kv = 2 * n_cells * (uint64_t) h->n_head_kv * (uint64_t) h->head_dim;
+    return 4 * (n * row + n * n_cells + 64 * (uint64_t) h->n_vocab) +
+           (flash ? 0 : 4 * (2 * (uint64_t) h->n_head * n * n_cells + kv));
+}
+
+static uint64_t compute_of_vision(const vit_hparams * h, const pyllava_session_params * s, bool flash) {
+    const uint64_t n_pos = (uint64_t) h->n_patch + 1, n_views = (uint64_t) s->n_views;
+    const uint64_t row = 6 * (uint64_t) h->n_embd + 2 * (uint64_t) h->n_ff;
+    return 4 * n_views * (n_pos * row + (flash ? 0 : 2 * (uint64_t) h->n_head * n_pos * n_pos));
+}
+
+// Bytes that one layer's keys and values take for a session.
+static uint64_t kv_of_layer(const llama_hparams * h, const pyllava_session_params * s) {
+    const uint64_t n =
+        2 * (uint64_t) s->n_ctx * (uint64_t) s->n_seq * (uint64_t) h->n_head_kv * (uint64_t) h->head_dim;
+    const bool wide = s->precision == PYLLAVA_EXACT || (s->type_k && !strcmp(s->type_k, "f32")) ||
+                      (s->type_v && !strcmp(s->type_v, "f32"));
+    return n * (wide ? 4 : 2);
+}
+
+// The session to leave room for.
+static pyllava_session_params session_of(const pyllava_model * m, const pyllava_model_params * p) {
+    const vit_hparams * v = &m->vit.hparams;
+    pyllava_session_params s = { .precision = PYLLAVA_FAST, .flash_attn = -1 };
+    if (p->plan_for) s = *p->plan_for;
+    if (s.n_ctx < 1) s.n_ctx = m->llama.hparams.n_ctx_train < 4096 ? m->llama.hparams.n_ctx_train : 4096;
+    if (s.n_batch < 1) s.n_batch = 512;
+    if (s.n_seq < 1) s.n_seq = 1;
+    if (s.n_views > 0) return s;
+    s.n_views = 1;                        // a picture's views are encoded at once
+    for (int32_t i = 0; v->anyres && i < v->n_pinpoints; i++) {
+        const int32_t n = 1 + v->pinpoints[i][0] / v->image_size * (v->pinpoints[i][1] / v->image_size);
+        if (n > s.n_views) s.n_views = n;
+    }
+    return s;
+}
+
+static void sizes_of(const pyllava_model * m, const pyllava_model_params * p, placement_sizes * out) {
+    const llama_hparams * h = &m->llama.hparams;
+    const pyllava_session_params s = session_of(m, p);
+    const bool flash = s.precision == PYLLAVA_FAST && s.flash_attn != 0;
+    const uint64_t kv = p->kv_on_host ? 0 : kv_of_layer(h, &s);
+    *out = (placement_sizes) { .n_layer = h->n_layer, .compute = compute_of_text(h, &s, flash) };
+    for (int32_t i = 0; i < h->n_layer; i++) {
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "blk.%d.", i);
+        out->layers[i] = weights_size(&m->text_weights, prefix) + kv;
+    }
+    out->output = weights_size(&m->text_weights, "output");
+    if (!weights_has(&m->text_weights, "output.weight"))
+        out->output += weights_size(&m->text_weights, "token_embd");
+    if (!p->mmproj) return;
+    out->vision = weights_size(&m->vision_weights, "");
+    out->compute_vision = compute_of_vision(&m->vit.hparams, &s, flash);
+}
+
+// The device of that name among those of p, which it joins if need be.
+static pyllava_status find_or_add(placement * p, const char * name, int32_t * out) {
+    device_list one;
+    TRY(devices_choose(name, &one));
+    if (one.n > 1) FAIL(PYLLAVA_ERR_ARGUMENT, "vision_device: found '%s', need one device", name);
+    *out = ON_HOST;
+    if (one.n == 0) return PYLLAVA_OK;
+    for (*out = 0; *out < p->devices.n; ++*out) {
+        if (p->devices.items[*out] == one.items[0]) return PYLLAVA_OK;
+    }
+    if (p->devices.n == MAX_DEVICES) FAIL(PYLLAVA_ERR_ARGUMENT, "more than %d devices", MAX_DEVICES);
+    p->devices.items[p->devices.n++] = one.items[0];
+    return PYLLAVA_OK;
+}
+
+static pyllava_status check_wishes(const pyllava_model_params * p, int32_t n_devices) {
+    if (p->n_gpu_layers < -1)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_gpu_layers: found %d, need -1 or more", p->n_gpu_layers);
+    if (p->main_gpu < 0 || (p->main_gpu > 0 && p->main_gpu >= n_devices)) {
+        FAIL(PYLLAVA_ERR_ARGUMENT, "main_gpu: found %d, %s%d", p->main_gpu,
+             n_devices ? "need 0.." : "devices: ", n_devices ? n_devices - 1 : 0);
+    }
+    if (p->n_tensor_split < 0 || (p->tensor_split && p->n_tensor_split > n_devices && n_devices > 0)) {
+        FAIL(PYLLAVA_ERR_ARGUMENT, "tensor_split: found %d shares for %d devices", p->n_tensor_split,
+             n_devices);
+    }
+    float sum = 0;
+    for (int32_t i = 0; p->tensor_split && i < p->n_tensor_split; i++) {
+        if (!isfinite(p->tensor_split[i]) || p->tensor_split[i] < 0)
+            FAIL(PYLLAVA_ERR_ARGUMENT, "tensor_split: share %d is %g, need 0 or more", i, p->tensor_split[i]);
+        sum += p->tensor_split[i];
+    }
+    if (p->tensor_split && p->n_tensor_split && !(sum > 0))
+        FAIL(PYLLAVA_ERR_ARGUMENT, "tensor_split: all shares are 0");
+    return PYLLAVA_OK;
+}
+
+static void warn_of_no_device(const pyllava_model * m, const pyllava_model_params * p) {
+    if (p->n_gpu_layers <= 0 || m->placement.devices.n) return;
+    const bool asked = p->device && !strcmp(p->device, "cpu");
+    log_text(&m->log, PYLLAVA_LOG_WARNING, "n_gpu_layers=%d has no effect: %s", p->n_gpu_layers,
+             asked                ? "device is cpu"
+             : devices_built_in() ? "no GPU was found"
+                                  : "this build has no GPU back end (docs/building.md says how to get one)");
+}
+
+// "0-11 on the CPU, 12-31 on CUDA0"
+static void log_placement(const pyllava_model * m) {
+    const placement * p = &m->placement;
+    char text[1024] = "";
+    size_t used = 0;
+    for (int32_t i = 0, n; i < p->n_layer && used < sizeof text; i += n) {
+        for (n = 1; i + n < p->n_layer && p->layers[i + n] == p->layers[i];) n++;
+        ggml_backend_dev_t d = placement_device(p, p->layers[i]);
+        used += (size_t) snprintf(text + used, sizeof text - used, "%d-%d on %s, ", i, i + n - 1,
+                                  d ? ggml_backend_dev_name(d) : "the CPU");
+    }
+    ggml_backend_dev_t output = placement_device(p, p->output), vision = placement_device(p, p->vision);
+    log_text(&m->log, PYLLAVA_LOG_INFO, "language model: layers %soutput on %s", text,
+             output ? ggml_backend_dev_name(output) : "the CPU");
+    if (!m->has_vision) return;
+    log_text(&m->log, PYLLAVA_LOG_INFO, "clip_model_load: CLIP using %s backend%s%s",
+             vision ? ggml_backend_dev_name(vision) : "CPU", vision ? ": " : "",
+             vision ? ggml_backend_dev_description(vision) : "");
+}
+
+static pyllava_status choose_places(pyllava_model * m, const pyllava_model_params * p) {
+    placement * to = &m->placement;
+    TRY(devices_choose(p->device, &to->devices));
+    TRY(check_wishes(p, to->devices.n));
+    to->kv_on_host = p->kv_on_host;
+    const int32_t n_for_layers = to->devices.n;
+    placement_wish wish = { .n_gpu_layers = p->n_gpu_layers, .vision = VISION_AUTO, .main_gpu = p->main_gpu };
+    if (p->vision_device && strcmp(p->vision_device, "auto"))
+        TRY(find_or_add(to, p->vision_device, &wish.vision));
+    for (int32_t i = 0; i < to->devices.n; i++) {
+        pyllava_device about;
+        device_describe(to->devices.items[i], &about);
+        wish.free[i] = about.memory_free;
+        const bool shared = p->tensor_split && p->n_tensor_split;
+        wish.split[i] = !shared ? 0 : i < p->n_tensor_split ? p->tensor_split[i] : 0;
+    }
+    placement_sizes sizes;
+    sizes_of(m, p, &sizes);
+    placement_plan(to, &sizes, &wish, n_for_layers);
+    warn_of_no_device(m, p);
+    log_placement(m);
+    return PYLLAVA_OK;
+}
+
+// ----------------------------------------------------------------------------------------- loading
+
+static pyllava_status open_text(pyllava_model * m, const pyllava_model_params * p) {
     weights * w = &m->text_weights;
     TRY(weights_open(w, p->path, p->use_mmap, p->progress, &m->log));
     TRY(llama_hparams_read(&m->llama.hparams, w->files[0]));
-    TRY(vocab_read(&m->vocab, w->files[0]));
+    return vocab_read(&m->vocab, w->files[0]);
+}
+
+static pyllava_status open_vision(pyllava_model * m, const pyllava_model_params * p) {
+    weights * w = &m->vision_weights;
+    TRY(weights_open(w, p->mmproj, p->use_mmap, p->progress, &m->log));
+    m->has_vision = true;
+    return vit_hparams_read(&m->vit.hparams, w->files[0]);
+}
+
+static pyllava_status load_text(pyllava_model * m, const pyllava_model_params * p) {
+    weights * w = &m->text_weights;
     TRY(weights_prepare(w, llama_n_tensors(&m->llama.hparams)));
-    TRY(llama_bind(&m->llama, w));
-    return weights_finish(w);
+    TRY(llama_bind(&m->llama, w, &m->placement));
+    return weights_finish(w, p->progress, p->user);
 }
 
 static pyllava_status load_vision(pyllava_model * m, const pyllava_model_params * p) {
     weights * w = &m->vision_weights;
-    TRY(weights_open(w, p->mmproj, p->use_mmap, p->progress, &m->log));
-    TRY(vit_hparams_read(&m->vit.hparams, w->files[0]));
     TRY(weights_prepare(w, vit_n_tensors(&m->vit.hparams) + projector_n_tensors() + merge_n_tensors()));
+    weights_place(w, placement_device(&m->placement, m->placement.vision));
     TRY(projector_bind(&m->projector, w, &m->vit.hparams, m->llama.hparams.n_embd));
     TRY(vit_bind(&m->vit, w));
+    weights_place(w, NULL);
     TRY(merge_bind(&m->merge, w, &m->vit.hparams, m->projector.n_embd));
-    m->has_vision = true;
-    return weights_finish(w);
+    return weights_finish(w, p->progress, p->user);
 }
 
-static void keep_quiet(enum ggml_log_level level, const char * text, void * user) {
-    (void) level, (void) text, (void) user;
+// Files, hyper-parameters and where everything goes: all that is needed before weights are touched.
+static pyllava_status prepare(pyllava_model * m, const pyllava_model_params * p) {
+    TRY(open_text(m, p));
+    if (p->mmproj) TRY(open_vision(m, p));
+    return choose_places(m, p);
 }
 
-pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) {
+static pyllava_status load(pyllava_model * m, const pyllava_model_params * p) {
+    TRY(cores_create(&m->cores));
+    TRY(prepare(m, p));
+    TRY(load_text(m, p));
+    return p->mmproj ? load_vision(m, p) : PYLLAVA_OK;
+}
+
+static pyllava_status begin(const pyllava_model_params * p, pyllava_model ** out) {
     pyllava_model * m = calloc(1, sizeof *m);
     TRY_ALLOC(m, sizeof *m);
     m->log = (logger) { p->log, p->user };
-    ggml_log_set(keep_quiet, NULL);                                      // the engine would print to stderr
-    pyllava_status status = cores_create(&m->cores);
-    if (status == PYLLAVA_OK) status = load_text(m, p);
-    if (status == PYLLAVA_OK && p->mmproj) status = load_vision(m, p);
+    devices_quiet();
+    *out = m;
+    return PYLLAVA_OK;
+}
+
+pyllava_status model_plan(const pyllava_model_params * p, pyllava_model_devices * out) {
+    pyllava_model * m = NULL;
+    TRY(begin(p, &m));
+    pyllava_status status = prepare(m, p);
+    if (status == PYLLAVA_OK) model_devices(m, out);
+    model_free(m);
+    return status;
+}
+
+pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) {
+    pyllava_model * m = NULL;
+    TRY(begin(p, &m));
+    pyllava_status status = load(m, p);
     m->log = (logger) { 0 };                                             // the callback is for loading only
     if (status == PYLLAVA_OK && p->progress && !p->progress("load", 1.0f, p->user)) {
         status = error_set(PYLLAVA_ERR_CANCELLED, "loading was cancelled");
@@ -94,4 +285,20 @@ void model_describe(const pyllava_model * m, pyllava_model_info * out) {
     memcpy(info.image_std, v->image_std, sizeof info.image_std);
     memcpy(info.pinpoints, v->pinpoints, sizeof info.pinpoints);
     *out = info;
+}
+
+static const char * name_of(const placement * p, int32_t place) {
+    ggml_backend_dev_t d = placement_device(p, place);
+    return d ? ggml_backend_dev_name(d) : "CPU";
+}
+
+void model_devices(const pyllava_model * m, pyllava_model_devices * out) {
+    const placement * p = &m->placement;
+    memset(out, 0, sizeof *out);
+    out->n_layer = p->n_layer;
+    for (int32_t i = 0; i < p->n_layer; i++) out->layers[i] = name_of(p, p->layers[i]);
+    out->output = name_of(p, p->output);
+    out->vision = m->has_vision ? name_of(p, p->vision) : NULL;
+    out->kv_on_host = p->kv_on_host;
+    out->n_gpu_layers = placement_n_gpu_layers(p);
 }

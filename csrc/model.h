@@ -4,6 +4,7 @@
 #include "cores.h"
 #include "llama.h"
 #include "merge.h"
+#include "placement.h"
 #include "projector.h"
 #include "vit.h"
 #include "vocab.h"
@@ -11,6 +12,7 @@
 struct pyllava_model {
     logger    log;
     weights   text_weights, vision_weights;
+    placement placement;
     llama     llama;
     vocab     vocab;
     bool      has_vision;
@@ -21,5 +23,7 @@ struct pyllava_model {
 };
 
 pyllava_status model_load(const pyllava_model_params * params, pyllava_model ** out);
+pyllava_status model_plan(const pyllava_model_params * params, pyllava_model_devices * out);
 void           model_free(pyllava_model * model);
 void           model_describe(const pyllava_model * model, pyllava_model_info * out);
+void           model_devices(const pyllava_model * model, pyllava_model_devices * out);

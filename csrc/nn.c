@@ -2,11 +2,13 @@
 // else.
 #include "nn.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #define LIGHT 8192                        // results of a cheap node that are worth a thread
+#define STREAM_MIN 32                     // tokens for which a matrix is worth the way to a device
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 
@@ -24,7 +26,7 @@ pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env 
                            int32_t n_nodes) {
     size_t size =
         ggml_tensor_overhead() * 2 * (size_t) n_nodes + ggml_graph_overhead_custom((size_t) n_nodes, false);
-    *g = (graph) { .pool = p, .env = env, .attention = attention, .n_max_calls = n_nodes };
+    *g = (graph) { .pool = p, .env = env, .attention = attention, .n_max_calls = n_nodes, .n_views = 1 };
     g->calls = calloc((size_t) n_nodes, sizeof *g->calls);
     TRY_ALLOC(g->calls, sizeof *g->calls * (size_t) n_nodes);
     g->ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
@@ -39,6 +41,8 @@ pyllava_status graph_finish(graph * g, tensor * out) {
     ggml_build_forward_expand(g->nodes, out);
     return PYLLAVA_OK;
 }
+
+void graph_enter(graph * g, const tensor * weight) { g->device = device_of(weight); }
 
 void graph_rewind(graph * g) {
     for (int32_t i = 0; i < g->n_calls; i++) atomic_store(&g->calls[i].job.next, 0);
@@ -168,14 +172,26 @@ static kernel_job * open_end(const graph * g, const tensor * x) {
                                                                                               : NULL;
 }
 
+// ggml's own product, on a device or on its threads. Half-precision sums would lose what the gates ask for.
+static tensor * engine_linear(graph * g, tensor * w, tensor * b, tensor * x) {
+    if (!device_of(w)) g->on_engine = true;
+    tensor * y = ggml_mul_mat(g->ctx, w, x);
+    ggml_mul_mat_set_prec(y, GGML_PREC_F32);
+    return b ? ggml_add(g->ctx, y, b) : y;
+}
+
+// Whether many tokens make it worth to send a matrix in host memory to a device.
+static bool is_streamed(const graph * g, tensor * w, tensor * x) {
+    if (!g->stream || !g->env->micro || x->ne[1] < STREAM_MIN) return false;
+    const tensor * y = ggml_mul_mat(g->ctx, w, x);
+    return ggml_backend_dev_supports_op(g->stream, y) && ggml_backend_dev_offload_op(g->stream, y);
+}
+
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     if (!w || !x) return NULL;
+    if (device_of(w) || is_streamed(g, w, x)) return engine_linear(g, w, b, x);
     const linear_plan plan = plan_of(g, w, x);
-    if (plan == LINEAR_ENGINE) {
-        g->on_engine = true;
-        tensor * y = ggml_mul_mat(g->ctx, w, x);
-        return b ? ggml_add(g->ctx, y, b) : y;
-    }
+    if (plan == LINEAR_ENGINE) return engine_linear(g, w, b, x);
     if (is_fast(plan)) return fast_linear(g, plan, w, b, x);
     tensor * args[] = { w, x, b };
     return add_node(g, new_call(g, kernel_linear, g->env), GGML_TYPE_F32, x->ne[1], w->ne[1], args);
@@ -183,7 +199,8 @@ tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
 
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
     if (!gate || !up || !x) return NULL;
-    const linear_plan plan = plan_of(g, gate, x);
+    if (g->device) return ggml_swiglu_split(g->ctx, nn_linear(g, gate, NULL, x), nn_linear(g, up, NULL, x));
+    const linear_plan plan = is_streamed(g, gate, x) ? LINEAR_ENGINE : plan_of(g, gate, x);
     if (!is_fast(plan) || plan_of(g, up, x) != plan)
         return nn_mul(g, nn_silu(g, nn_linear(g, gate, NULL, x)), nn_linear(g, up, NULL, x));
     tensor * y = fast_linear(g, plan, gate, NULL, x);
@@ -252,15 +269,82 @@ tensor * nn_turns(graph * g, tensor * positions, tensor * divisors) {
     return add_node(g, call, GGML_TYPE_F32, n_tokens, head_dim, args);
 }
 
+// theta^(-2i / head_dim) is 1 / divisor[i]: with a base of 1, the divisors are ggml's frequency factors.
+static tensor * device_rope(graph * g, tensor * x, tensor * positions, tensor * divisors) {
+    const int64_t head_dim = 2 * divisors->ne[0], width = x->ne[0], n = x->ne[1];
+    tensor * y = ggml_reshape_3d(g->ctx, x, head_dim, width / head_dim, n);
+    y = ggml_rope_ext(g->ctx, y, positions, divisors, (int) head_dim, GGML_ROPE_TYPE_NORMAL, 0, 1, 1, 0, 1, 0,
+                      0);
+    return ggml_reshape_2d(g->ctx, y, width, n);
+}
+
 tensor * nn_rope(graph * g, tensor * x, tensor * turns) {
     if (!x || !turns) return NULL;
+    if (g->device) return device_rope(g, x, turns->src[0], turns->src[1]);
     tensor * args[] = { x, turns, NULL };
     node_call * call = light(new_call(g, kernel_rope, NULL), ggml_nelements(x));
     return add_node(g, call, GGML_TYPE_F32, x->ne[1], x->ne[0], args);
 }
 
+// Rows of heads as [head_dim, n_rows, n_head, n_views]: all of them, or the first n_rows of a cache.
+static tensor * split_heads(graph * g, tensor * x, int64_t n_head, int64_t n_rows) {
+    const int64_t d = x->ne[0] / n_head;
+    const size_t head = ggml_row_size(x->type, d);
+    return ggml_view_4d(g->ctx, x, d, n_rows, n_head, g->n_views, x->nb[1], head, x->nb[1] * (size_t) n_rows,
+                        0);
+}
+
+// As one operation, keys and values of at most 16 bits; NULL where the device has no kernel for that.
+static tensor * flash_attention(graph * g, tensor * q, tensor * k, tensor * v, float scale) {
+    tensor * y = ggml_flash_attn_ext(g->ctx, q, k, v, g->mask, scale, 0.0f, 0.0f);
+    ggml_flash_attn_ext_set_prec(y, GGML_PREC_F32);
+    return ggml_backend_dev_supports_op(g->device, y) ? y : NULL;
+}
+
+// As products and a softmax, in f32.
+static tensor * plain_attention(graph * g, tensor * q, tensor * k, tensor * v, float scale) {
+    tensor * p = ggml_mul_mat(g->ctx, k, q); // [n_rows, n_queries, n_head, n_views]
+    ggml_mul_mat_set_prec(p, GGML_PREC_F32);
+    p = ggml_soft_max_ext(g->ctx, p, g->mask, scale, 0.0f);
+    tensor * columns = ggml_cont(g->ctx, ggml_permute(g->ctx, v, 1, 0, 2, 3));
+    tensor * y = ggml_mul_mat(g->ctx, columns, p); // [head_dim, n_queries, n_head, n_views]
+    ggml_mul_mat_set_prec(y, GGML_PREC_F32);
+    return ggml_cont(g->ctx, ggml_permute(g->ctx, y, 0, 2, 1, 3));
+}
+
+// The first n rows, of a type.
+static tensor * first_rows(graph * g, tensor * x, int64_t n, enum ggml_type type) {
+    x = ggml_view_2d(g->ctx, x, x->ne[0], n, x->nb[1], 0);
+    return x->type == type ? x : ggml_cast(g->ctx, x, type);
+}
+
+// Cells that a token does not see are masked: unlike our kernels, devices look at all up to the last in use.
+static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) {
+    const attention_env * a = g->attention;
+    const float scale = 1.0f / sqrtf((float) a->head_dim);
+    const int64_t n = q->ne[1], width = q->ne[0], n_all = g->mask ? g->mask->ne[0] : k->ne[1],
+                  n_rows = n_all / g->n_views;
+    tensor *queries = split_heads(g, q, a->n_head, n / g->n_views), *y = NULL;
+    if (g->flash != FLASH_OFF) {
+        tensor * K = first_rows(g, k, n_all, k->type == GGML_TYPE_F32 ? GGML_TYPE_F16 : k->type);
+        tensor * V = first_rows(g, v, n_all, v->type == GGML_TYPE_F32 ? GGML_TYPE_F16 : v->type);
+        K = split_heads(g, K, a->n_head_kv, n_rows);
+        V = split_heads(g, V, a->n_head_kv, n_rows);
+        y = flash_attention(g, queries, K, V, scale);
+        if (!y && g->flash == FLASH_ON) g->flash_missing = true;
+    }
+    if (!y) {
+        tensor * K = split_heads(g, first_rows(g, k, n_all, k->type), a->n_head_kv, n_rows);
+        tensor * V = split_heads(g, first_rows(g, v, n_all, GGML_TYPE_F32), a->n_head_kv, n_rows);
+        y = plain_attention(g, queries, K, V, scale);
+    }
+    return ggml_reshape_2d(g->ctx, y, width, n);
+}
+
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     if (!q || !k || !v) return NULL;
+    const bool cached = k->view_src && k->view_src->buffer; // then it runs beside the cache
+    if (cached ? device_of(k) != NULL : g->device != NULL) return device_attention(g, q, k, v);
     tensor * args[] = { q, k, v };
     node_call * call = g->env->micro ? new_fast_call(g, kernel_fast_attention, LINEAR_EXACT)
                                      : new_call(g, kernel_attention, g->attention);
@@ -274,6 +358,11 @@ tensor * nn_rows(graph * g, tensor * x, tensor * rows) {
 
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows) {
     if (!to || !x || !rows) return NULL;
+    if (device_of(to)) {
+        tensor * stored = ggml_set_rows(g->ctx, to, x, rows);
+        ggml_build_forward_expand(g->nodes, stored);
+        return stored;
+    }
     node_call * call = light(new_call(g, kernel_store, NULL), ggml_nelements(x));
     if (!call) return NULL;
     tensor * args[] = { x, rows };

@@ -2,6 +2,7 @@
 // tensor passes through every function, and graph_finish reports it once.
 #pragma once
 
+#include "devices.h"
 #include "error.h"
 #include "pool.h"
 
@@ -11,9 +12,12 @@
 typedef struct ggml_tensor tensor;
 typedef struct node_call node_call;
 
+typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_mode; // on devices
+
 // Our kernels share their work over the session's pool, and ggml runs its own few nodes on the calling
 // thread. Where ggml multiplies matrices itself (weights that no kernel of ours reads for few tokens), its
-// threads run the graph, and our kernels with them.
+// threads run the graph, and our kernels with them. Layers whose weights lie on a device are ggml's own
+// operations.
 typedef struct graph {
     struct ggml_context * ctx;            // tensor headers of this graph
     struct ggml_cgraph *  nodes;
@@ -24,6 +28,12 @@ typedef struct graph {
     int32_t               n_calls, n_max_calls;
     bool                  on_engine;      // to be run by ggml's threads
     bool                  careful;        // the vision tower: see fast_linear_plan
+    ggml_backend_dev_t    device;         // of the layer that is being built; NULL: the CPU computes it
+    int32_t               n_views;        // attention stays within each; 1 for text
+    tensor *              mask;           // of attention on devices: f16 [n_tokens, n_cells], or NULL
+    flash_mode            flash;
+    bool                  flash_missing;  // FLASH_ON, and a device has no kernel for it
+    ggml_backend_dev_t    stream;         // a GPU that is sent the CPU's matrices where many tokens use them
     tensor *              rounded_from, * rounded;   // the last activations rounded, and how
     linear_plan           rounded_plan;
     tensor *              linear;         // the last fast linear layer, whose end is still open, and its job
@@ -33,6 +43,8 @@ typedef struct graph {
 
 pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention, int32_t n_nodes);
 pyllava_status graph_finish(graph * g, tensor * out); // out: the last tensor, kept for reading
+// The operations that follow belong to the layer that holds this weight, and run where it lies.
+void           graph_enter(graph * g, const tensor * weight);
 void           graph_rewind(graph * g);                                  // before it is run again
 void           graph_free(graph * g);
 

@@ -27,7 +27,9 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 2                     // raised with every incompatible change of this file
+#define PYLLAVA_ABI 3                     // raised with every incompatible change of this file
+
+#define PYLLAVA_MAX_LAYERS 512
 
 typedef enum pyllava_status {
     PYLLAVA_OK = 0,
@@ -106,6 +108,27 @@ PYLLAVA_API pyllava_status pyllava_gguf_tensor(const pyllava_gguf * file, uint64
 PYLLAVA_API pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64_t * out_offset,
                                                uint64_t * out_size);
 
+// ----------------------------------------------------------------------------------------- devices
+
+typedef enum pyllava_device_kind {
+    PYLLAVA_DEVICE_CPU = 0,
+    PYLLAVA_DEVICE_GPU = 1, // with memory of its own
+    PYLLAVA_DEVICE_INTEGRATED = 2, // shares the machine's memory
+    PYLLAVA_DEVICE_OTHER = 3, // accelerators that this library does not use
+} pyllava_device_kind;
+
+typedef struct pyllava_device {
+    const char * name;                    // "CPU", "CUDA0", "Vulkan1": what the device parameters name
+    const char * description;             // the maker's name of it
+    const char * backend;                 // "CPU", "CUDA", "Vulkan", ...
+    int32_t      kind;                    // pyllava_device_kind
+    uint64_t     memory_free, memory_total;      // bytes; 0 where unknown
+} pyllava_device;
+
+// What this build finds on this machine; numbered from 0.
+PYLLAVA_API int32_t        pyllava_device_count(void);
+PYLLAVA_API pyllava_status pyllava_device_describe(int32_t i, pyllava_device * out_device);
+
 // ---------------------------------------------------------------------------------- number formats
 
 typedef struct pyllava_tensor_type {
@@ -136,6 +159,15 @@ typedef struct pyllava_model_params {
     const char *        path;             // language model (first file, if split)
     const char *        mmproj;           // vision tower and projector; NULL for text only
     bool                use_mmap;         // true: weights stay in the file's pages; the file must not change
+    // Where the parts lie. Layers that no device holds are computed by the CPU.
+    const char *        device;           // NULL or "auto": all GPUs; "cpu"; or names with commas between
+    const char *        vision_device;    // NULL or "auto": the main GPU, where it fits; "cpu"; or a name
+    int32_t             n_gpu_layers;     // the last n, and the output with n > n_layer; -1: all that fit
+    int32_t             main_gpu;         // which of the devices takes the tower, from 0
+    const float *       tensor_split;     // [n_tensor_split] shares of the devices; NULL: by free memory
+    int32_t             n_tensor_split;
+    bool                kv_on_host;       // the KV cache in host memory, not beside its layer
+    const struct pyllava_session_params * plan_for; // the session to leave room for; what is 0 is usual
     pyllava_progress_fn progress;         // may be NULL
     pyllava_log_fn      log;              // may be NULL
     void *              user;
@@ -155,10 +187,23 @@ typedef struct pyllava_model_info {
     uint64_t size, size_vision;           // bytes of weights
 } pyllava_model_info;
 
+typedef struct pyllava_model_devices {
+    int32_t      n_layer;
+    const char * layers[PYLLAVA_MAX_LAYERS];     // name of the device that computes it, "CPU" among them
+    const char * output, * vision;        // vision: NULL for a text-only model
+    bool         kv_on_host;
+    int32_t      n_gpu_layers;            // as the parameter counts them
+} pyllava_model_devices;
+
 PYLLAVA_API pyllava_status pyllava_model_load(const pyllava_model_params * params,
                                               pyllava_model ** out_model);
 PYLLAVA_API void           pyllava_model_free(pyllava_model * model);
+// Where pyllava_model_load would put the parts, without loading them.
+PYLLAVA_API pyllava_status pyllava_model_plan(const pyllava_model_params * params,
+                                              pyllava_model_devices * out_devices);
 PYLLAVA_API pyllava_status pyllava_model_describe(const pyllava_model * model, pyllava_model_info * out_info);
+PYLLAVA_API pyllava_status pyllava_model_placement(const pyllava_model * model,
+                                                   pyllava_model_devices * out_devices);
 // The parsed files, for their metadata; owned by the model. mmproj is NULL for a text-only model.
 PYLLAVA_API const pyllava_gguf * pyllava_model_file(const pyllava_model * model);
 PYLLAVA_API const pyllava_gguf * pyllava_model_mmproj(const pyllava_model * model);
@@ -190,6 +235,7 @@ typedef struct pyllava_session_params {
     const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
     const char *      type_v;
     pyllava_precision precision;
+    int32_t  flash_attn;                  // on devices: 1 on, 0 off, -1: where one can, and fast
 } pyllava_session_params;
 
 // Memory a session with these parameters takes, in bytes, without taking it.

@@ -3,11 +3,9 @@
 // that went well.
 #include "session.h"
 
+#include "engine.h"
 #include "memory.h"
-#include "pool.h"
-#include "thread.h"
 
-#include <ggml-cpu.h>
 #include <micro.h>
 #include <math.h>
 #include <stdlib.h>
@@ -15,6 +13,9 @@
 
 #define MAX_LOGIT_ROWS 64                 // rows of logits one graph returns at most
 #define MAX_THREADS    256
+#define CELL_STEP 256 // devices look at multiples of so many cells: fewer graphs
+#define F16_ZERO 0x0000
+#define F16_MINUS_INF 0xFC00
 
 typedef struct batch {                    // room for n_max rows
     int32_t   n, n_max;
@@ -32,30 +33,17 @@ typedef struct batch {                    // room for n_max rows
 typedef struct built_graph {
     enum { GRAPH_NONE, GRAPH_TEXT, GRAPH_VISION } kind;
     int32_t     n, n_out;                 // rows and rows of logits, or views
+    int32_t n_cells; // that devices look at
     graph       g;
     llama_input in;
     tensor *    patches, * out;           // out: logits or image embeddings
 } built_graph;
 
-// What we ask of ggml's CPU back end beside its graphs. Its own threads are started when a graph first needs
-// them.
-typedef struct engine {
-    int32_t                  n_threads;   // 1 until then
-    struct ggml_threadpool * threads;
-    struct ggml_threadpool * (*threads_new)(struct ggml_threadpool_params *);
-    void (*threads_free)(struct ggml_threadpool *);
-    void (*set_threads)(ggml_backend_t, struct ggml_threadpool *);
-    ggml_backend_set_n_threads_t      set_n;
-    ggml_backend_set_abort_callback_t set_abort;
-} engine;
-
 struct pyllava_session {
     const pyllava_model * model;
     pyllava_session_params params;
-    ggml_backend_t       backend;
-    ggml_backend_sched_t sched;
+    engine engine;
     pool *               pool;
-    engine               engine;
     kv_cache             kv;
     batch                batch;
     int32_t *            view_visible;    // [n_views * n_pos] for the vision tower
@@ -70,7 +58,9 @@ struct pyllava_session {
     void *               trace_user;
     pyllava_progress_fn  progress;
     void *               progress_user;
+    bool kv_on_device; // of any layer
     pyllava_session_plan plan;
+    uint64_t host_size; // what of the plan is in host memory
 };
 
 const pyllava_model * session_model(const pyllava_session * s) { return s->model; }
@@ -114,21 +104,45 @@ static int32_t add_blocks(const pyllava_session * s, attention_block * out, int3
     return n_blocks;
 }
 
+// A graph of this session, for attention of such heads.
+static pyllava_status begin(pyllava_session * s, graph * g, int32_t n_nodes, int32_t n_head,
+                            int32_t n_head_kv, int32_t head_dim) {
+    const placement * p = &s->model->placement;
+    TRY(graph_begin(g, s->pool, &s->env, &s->attention, n_nodes));
+    s->attention.n_head = n_head;
+    s->attention.n_head_kv = n_head_kv;
+    s->attention.head_dim = head_dim;
+    g->flash = s->params.precision == PYLLAVA_EXACT ? FLASH_OFF : (flash_mode) s->params.flash_attn;
+    if (p->devices.n && device_is_gpu(p->devices.items[0])) g->stream = p->devices.items[0];
+    return PYLLAVA_OK;
+}
+
+static pyllava_status finish(const pyllava_session * s, graph * g, tensor * out) {
+    if (g->flash_missing) {
+        FAIL(PYLLAVA_ERR_DEVICE,
+             "flash attention: %s has no kernel for this model with this KV cache: leave it to choose (auto)",
+             ggml_backend_dev_name(s->model->placement.devices.items[0]));
+    }
+    return graph_finish(g, out);
+}
+
 static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_views, tensor ** out_patches,
                                    tensor ** out_embd) {
     const vit * v = &s->model->vit;
     const int64_t P = v->hparams.patch_size;
-    TRY(graph_begin(g, s->pool, &s->env, &s->attention, vit_n_nodes(v)));
+    const int32_t n_head = v->hparams.n_head;
+    TRY(begin(s, g, vit_n_nodes(v), n_head, n_head, v->hparams.n_embd / n_head));
     g->careful = true;
+    g->n_views = n_views;
     *out_patches = nn_input(g, GGML_TYPE_F32, (int64_t) v->hparams.n_patch * n_views, 3 * P * P, "v.patches");
     *out_embd = projector_apply(g, &s->model->projector, vit_features(g, v, *out_patches, n_views));
-    return graph_finish(g, *out_embd);
+    return finish(s, g, *out_embd);
 }
 
-static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int32_t n_out, llama_input * in,
-                                 tensor ** out_logits) {
+static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int32_t n_out, int32_t n_cells,
+                                 llama_input * in, tensor ** out_logits) {
     const llama_hparams * h = &s->model->llama.hparams;
-    TRY(graph_begin(g, s->pool, &s->env, &s->attention, llama_n_nodes(&s->model->llama)));
+    TRY(begin(s, g, llama_n_nodes(&s->model->llama), h->n_head, h->n_head_kv, h->head_dim));
     *in = (llama_input) {
         .embd          = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
         .positions     = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
@@ -136,8 +150,9 @@ static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int3
         .rope_divisors = nn_input(g, GGML_TYPE_F32, 1, h->head_dim / 2, "rope_divisors"),
         .out_rows      = nn_input(g, GGML_TYPE_I32, 1, n_out, "out_rows"),
     };
+    if (n_cells) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, n, n_cells, "mask");
     *out_logits = llama_logits(g, &s->model->llama, in, &s->kv);
-    return graph_finish(g, *out_logits);
+    return finish(s, g, *out_logits);
 }
 
 static bool is_intermediate(const struct ggml_tensor * t) {
@@ -162,7 +177,7 @@ static bool on_tensor(struct ggml_tensor * t, bool ask, void * session) {
 void session_trace(pyllava_session * s, pyllava_trace_fn fn, void * user) {
     s->trace = fn;
     s->trace_user = user;
-    ggml_backend_sched_set_eval_callback(s->sched, fn ? on_tensor : NULL, fn ? s : NULL);
+    ggml_backend_sched_set_eval_callback(s->engine.sched, fn ? on_tensor : NULL, fn ? s : NULL);
 }
 
 static void drop_graph(pyllava_session * s) {
@@ -171,18 +186,23 @@ static void drop_graph(pyllava_session * s) {
 }
 
 static pyllava_status build(pyllava_session * s, built_graph * b) {
-    if (b->kind == GRAPH_TEXT) TRY(build_text(s, &b->g, b->n, b->n_out, &b->in, &b->out));
+    if (b->kind == GRAPH_TEXT) TRY(build_text(s, &b->g, b->n, b->n_out, b->n_cells, &b->in, &b->out));
     else TRY(build_vision(s, &b->g, b->n, &b->patches, &b->out));
-    ggml_backend_sched_reset(s->sched);
-    if (!ggml_backend_sched_alloc_graph(s->sched, b->g.nodes))
-        FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
-    return PYLLAVA_OK;
+    return engine_load(&s->engine, &b->g);
+}
+
+// Cells that attention on devices looks at; 0 where there is none.
+static int32_t cells_looked_at(const pyllava_session * s) {
+    if (!s->kv_on_device) return 0;
+    const int32_t n = (kv_cells_used(&s->kv) + CELL_STEP - 1) / CELL_STEP * CELL_STEP;
+    return n < s->kv.n_cells ? n : s->kv.n_cells;
 }
 
 // A graph of this shape, ready for its inputs: all of them, since what lies in their memory is overwritten.
 static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_t n_out) {
     built_graph * b = &s->built;
-    if ((int) b->kind == kind && b->n == n && b->n_out == n_out) {
+    const int32_t n_cells = kind == GRAPH_TEXT ? cells_looked_at(s) : 0;
+    if ((int) b->kind == kind && b->n == n && b->n_out == n_out && b->n_cells == n_cells) {
         graph_rewind(&b->g);
         return PYLLAVA_OK;
     }
@@ -190,40 +210,19 @@ static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_
     b->kind = kind;
     b->n = n;
     b->n_out = n_out;
+    b->n_cells = n_cells;
     pyllava_status status = build(s, b);
     if (status != PYLLAVA_OK) drop_graph(s);
     return status;
 }
 
-static pyllava_status set_engine_threads(pyllava_session * s, int32_t n) {
-    engine * e = &s->engine;
-    if (n > e->n_threads) {
-        if (!threads_can_start(n)) return PYLLAVA_OK; // it would abort: on as many as there are
-        struct ggml_threadpool_params params = ggml_threadpool_params_default(n);
-        params.poll = 0;                  // between graphs they sleep
-        struct ggml_threadpool * threads = e->threads_new(&params);
-        if (!threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", n);
-        e->set_threads(s->backend, threads);
-        if (e->threads) e->threads_free(e->threads);
-        e->threads = threads;
-        e->n_threads = n;
-    }
-    e->set_n(s->backend, n);
-    return PYLLAVA_OK;
-}
-
 static pyllava_status run(pyllava_session * s, graph * g) {
-    TRY(set_engine_threads(s, g->on_engine ? pool_threads(s->pool) : 1));
     TRY(cores_take(s->model->cores, s->params.n_threads, &s->cancelled));
     atomic_store(&s->stop, 0);
     if (is_cancelled(s)) atomic_store(&s->stop, 1);
-    enum ggml_status status = ggml_backend_sched_graph_compute(s->sched, g->nodes);
+    pyllava_status status = engine_run(&s->engine, g, pool_threads(s->pool));
     cores_give(s->model->cores, s->params.n_threads);
-    if (has_to_stop(s) || status == GGML_STATUS_ABORTED) return cancelled_status();
-    if (status == GGML_STATUS_ALLOC_FAILED) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer");
-    if (status != GGML_STATUS_SUCCESS)
-        FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) status);
-    return PYLLAVA_OK;
+    return has_to_stop(s) ? cancelled_status() : status;
 }
 
 static void put(tensor * t, const void * data) { ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t)); }
@@ -291,7 +290,22 @@ static void batch_add(pyllava_session * s, const pyllava_span * span, int32_t i,
     b->contents[b->n++] = content;
 }
 
-static pyllava_status batch_compute(pyllava_session * s, float * out_logits) {
+// For attention on devices: which cells each row of the batch sees.
+static void put_mask(const pyllava_session * s, tensor * mask) {
+    const batch * b = &s->batch;
+    const size_t n_cells = (size_t) mask->ne[0];
+    uint16_t * seen = mask->data; // inputs lie in host memory
+    for (size_t i = 0; i < n_cells * (size_t) b->n; i++) seen[i] = F16_MINUS_INF;
+    for (int32_t j = 0; j < b->n_blocks; j++) {
+        const attention_block * block = &b->blocks[j];
+        for (int32_t i = block->first; i < block->first + block->n; i++) {
+            for (int32_t p = 0; p < b->n_visible[i]; p++)
+                seen[(size_t) i * n_cells + (size_t) block->cells[p]] = F16_ZERO;
+        }
+    }
+}
+
+static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
     batch * b = &s->batch;
     const llama_hparams * h = &s->model->llama.hparams;
     s->attention = (attention_env) {
@@ -307,6 +321,7 @@ static pyllava_status batch_compute(pyllava_session * s, float * out_logits) {
     put(in->cells, b->cells);
     put(in->rope_divisors, s->model->llama.rope_divisors);
     put(in->out_rows, b->out_rows);
+    if (in->mask) put_mask(s, in->mask);
     TRY(run(s, &s->built.g));
     if (!out_logits) return PYLLAVA_OK;
     ggml_backend_tensor_get(logits, out_logits, 0, ggml_nbytes(logits));
@@ -315,6 +330,11 @@ static pyllava_status batch_compute(pyllava_session * s, float * out_logits) {
             FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
     }
     return PYLLAVA_OK;
+}
+
+// What a step that failed has left in the cells must not reach those who look at them, if only times 0.
+static void scrub_after(pyllava_session * s, pyllava_status status) {
+    if (status != PYLLAVA_OK && s->kv_on_device) kv_scrub(&s->kv);
 }
 
 // ----------------------------------------------------------------------------------------- prompts
@@ -404,9 +424,11 @@ static pyllava_status prompt_step(pyllava_session * s, prompt * p, float * out_l
         b->out_rows[b->n_out++] = i;
     const int32_t group = s->model->llama.hparams.n_head / s->model->llama.hparams.n_head_kv;
     b->n_blocks = add_blocks(s, b->blocks, 0, 0, n, s->model->llama.hparams.head_dim, group, q->cells, 0);
-    pyllava_status status = batch_compute(s, p->all_rows || last ? out_logits : NULL);
+    pyllava_status status = batch_run(s, p->all_rows || last ? out_logits : NULL);
     if (status != PYLLAVA_OK) {
         kv_rollback(&s->kv, p->seq, n);
+        if (status == PYLLAVA_ERR_NUMERIC) kv_trim(&s->kv, p->seq, 0); // earlier batches may hold the cause
+        scrub_after(s, status);
         return status;
     }
     kv_commit(&s->kv, p->seq, b->contents, n);
@@ -426,9 +448,7 @@ pyllava_status session_prefill(pyllava_session * s, int32_t seq, const pyllava_s
     while (p.done < p.total) {
         TRY(report(s, "prefill", (float) (p.done - n_shared) / (float) n_new));
         const size_t at = all_rows ? (size_t) p.done * (size_t) s->model->vocab.n : 0;
-        pyllava_status status = prompt_step(s, &p, out_logits + at);
-        if (status == PYLLAVA_ERR_NUMERIC) kv_trim(&s->kv, seq, 0); // earlier batches may hold the cause
-        TRY(status);
+        TRY(prompt_step(s, &p, out_logits + at));
     }
     if (out_n_reused) *out_n_reused = n_shared;
     return report(s, "prefill", 1.0f);
@@ -466,11 +486,12 @@ static pyllava_status decode_step(pyllava_session * s, const int32_t * seqs, con
         b->out_rows[b->n_out++] = b->n;
         batch_add(s, &span, 0, q->length, q->cells[q->length], content_of(&span, 0));
     }
-    pyllava_status status = batch_compute(s, out_logits);
+    pyllava_status status = batch_run(s, out_logits);
     for (int32_t i = 0; i < n; i++) {
         if (status == PYLLAVA_OK) kv_commit(&s->kv, seqs[i], &b->contents[i], 1);
         else kv_rollback(&s->kv, seqs[i], 1);
     }
+    scrub_after(s, status);
     return status;
 }
 
@@ -510,30 +531,6 @@ static pyllava_status kv_type(const char * name, pyllava_precision precision, in
     }
     FAIL(PYLLAVA_ERR_ARGUMENT, "%s: found '%s', need f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 or iq4_nl", what,
          name);
-}
-
-static pyllava_status start_backend(pyllava_session * s) {
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    s->backend = cpu ? ggml_backend_dev_init(cpu, NULL) : NULL;
-    if (!s->backend) FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end could not be started");
-    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(cpu);
-    engine * e = &s->engine;
-    e->threads_new = (struct ggml_threadpool * (*)(struct ggml_threadpool_params *) )
-        ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
-    e->threads_free =
-        (void (*)(struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
-    e->set_threads = (void (*)(ggml_backend_t, struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(
-        reg, "ggml_backend_cpu_set_threadpool");
-    e->set_n =
-        (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
-    e->set_abort = (ggml_backend_set_abort_callback_t) ggml_backend_reg_get_proc_address(
-        reg, "ggml_backend_set_abort_callback");
-    if (!e->threads_new || !e->threads_free || !e->set_threads || !e->set_n || !e->set_abort)
-        FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
-    e->set_abort(s->backend, has_to_stop, s);
-    TRY(set_engine_threads(s, 1));
-    const int32_t n = s->params.n_threads < cpu_count() ? s->params.n_threads : cpu_count();
-    return pool_create(n, &s->pool);      // more would only get in each other's way
 }
 
 static pyllava_status create_scratch(pyllava_session * s) {
@@ -583,46 +580,44 @@ static pyllava_status create_batch(pyllava_session * s) {
     return PYLLAVA_OK;
 }
 
-// The compute buffer of one graph: its size, or, with reserve, the buffer itself. The scheduler's table has
-// no room for two graphs, so it is emptied before each.
-static pyllava_status measure_graph(pyllava_session * s, graph * g, bool reserve, uint64_t * out_size) {
-    size_t size = 0;
-    ggml_backend_sched_reset(s->sched);
-    if (!reserve) {
-        ggml_backend_sched_reserve_size(s->sched, g->nodes, &size);
-        *out_size = size;
-    } else if (!ggml_backend_sched_reserve(s->sched, g->nodes)) {
-        FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer: try a smaller n_batch");
-    }
+// The buffer of one graph: its size, or, with reserve, the buffer itself.
+static pyllava_status measure_graph(pyllava_session * s, graph * g, bool reserve, engine_size * out) {
+    if (reserve) return engine_reserve(&s->engine, g);
+    *out = engine_measure(&s->engine, g);
     return PYLLAVA_OK;
 }
 
-// Measures the largest graphs or, with reserve, takes the buffer for them.
+// Measures the largest graphs or, with reserve, takes the buffers for them.
 static pyllava_status measure(pyllava_session * s, bool reserve) {
     graph g = { 0 };
     llama_input in;
     tensor * a, * b;
+    engine_size text = { 0 }, vision = { 0 };
     const int32_t n_out = s->batch.n_max < MAX_LOGIT_ROWS ? s->batch.n_max : MAX_LOGIT_ROWS;
-    pyllava_status status = build_text(s, &g, s->batch.n_max, n_out, &in, &a);
-    if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &s->plan.compute_size);
+    pyllava_status status =
+        build_text(s, &g, s->batch.n_max, n_out, s->kv_on_device ? s->kv.n_cells : 0, &in, &a);
+    if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &text);
     graph_free(&g);
-    if (status != PYLLAVA_OK || !s->model->has_vision) return status;
+    if (status == PYLLAVA_OK && s->model->has_vision) {
     status = build_vision(s, &g, s->params.n_views, &a, &b);
-    if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &s->plan.compute_size_vision);
+        if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &vision);
     graph_free(&g);
+    }
+    if (reserve) return status;
+    s->plan.compute_size = text.all;
+    s->plan.compute_size_vision = vision.all;
+    s->host_size += text.host > vision.host ? text.host : vision.host;
     return status;
 }
 
-static pyllava_status check_plan(const pyllava_session * s, int32_t n_ctx) {
-    const uint64_t compute = s->plan.compute_size > s->plan.compute_size_vision ? s->plan.compute_size
-                                                                                : s->plan.compute_size_vision;
-    const uint64_t need = s->plan.kv_size + compute, have = memory_available();
+static pyllava_status check_plan(const pyllava_session * s, uint64_t kv_on_host) {
+    const uint64_t need = s->host_size, have = memory_available();
     if (need > have) {
         FAIL(PYLLAVA_ERR_MEMORY,
              "need %.2f GiB (KV cache %.2f for n_ctx %d, compute buffer %.2f), %.2f GiB are free: try a "
              "smaller n_ctx or an f16 cache",
-             (double) need / (1 << 30), (double) s->plan.kv_size / (1 << 30), n_ctx,
-             (double) compute / (1 << 30), (double) have / (1 << 30));
+             (double) need / (1 << 30), (double) kv_on_host / (1 << 30), s->params.n_ctx,
+             (double) (need - kv_on_host) / (1 << 30), (double) have / (1 << 30));
     }
     return PYLLAVA_OK;
 }
@@ -641,35 +636,53 @@ static pyllava_status check_params(pyllava_session_params * p) {
         FAIL(PYLLAVA_ERR_ARGUMENT, "precision: found %d", (int) p->precision);
     if ((int64_t) p->n_ctx * p->n_seq > INT32_MAX)
         FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx %d times n_seq %d is too large", p->n_ctx, p->n_seq);
+    if (p->flash_attn < -1 || p->flash_attn > 1)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "flash_attn: found %d, need -1, 0 or 1", p->flash_attn);
+    if (p->flash_attn == 1 && p->precision == PYLLAVA_EXACT)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "flash_attn: rounds to 16 bits, precision is exact");
     if (p->n_threads == 0) p->n_threads = cores_physical();
     if (p->n_threads > MAX_THREADS) p->n_threads = MAX_THREADS;
     if (p->n_batch > p->n_ctx) p->n_batch = p->n_ctx;
     return PYLLAVA_OK;
 }
 
-static pyllava_status create(pyllava_session * s) {
+// The KV cache, each layer's where the placement wants it.
+static pyllava_status create_cache(pyllava_session * s) {
     const llama_hparams * h = &s->model->llama.hparams;
-    TRY(check_params(&s->params));
+    const placement * p = &s->model->placement;
     kv_params kv = { .n_layer = h->n_layer,
                      .n_embd = h->n_head_kv * h->head_dim,
                      .n_ctx = s->params.n_ctx,
                      .n_seq = s->params.n_seq };
     TRY(kv_type(s->params.type_k, s->params.precision, h->head_dim, "type_k", &kv.type_k));
     TRY(kv_type(s->params.type_v, s->params.precision, h->head_dim, "type_v", &kv.type_v));
+    ggml_backend_buffer_type_t where[MAX_LAYERS];
+    int32_t n_on_host = 0;
+    for (int32_t i = 0; i < h->n_layer; i++) {
+        where[i] = engine_memory(&s->engine, p, p->layers[i]);
+        n_on_host += p->kv_on_host || p->layers[i] == ON_HOST;
+    }
+    s->kv_on_device = n_on_host < h->n_layer;
     s->plan.kv_size = kv_cache_size(&kv);
-    TRY(check_plan(s, kv.n_ctx));
-    TRY(start_backend(s));
-    ggml_backend_buffer_type_t where = ggml_backend_get_default_buffer_type(s->backend);
-    TRY(kv_cache_create(&s->kv, &kv, where));
+    s->host_size = s->plan.kv_size / (uint64_t) h->n_layer * (uint64_t) n_on_host;
+    TRY(check_plan(s, s->host_size));
+    return kv_cache_create(&s->kv, &kv, where);
+}
+
+static pyllava_status create(pyllava_session * s) {
+    TRY(check_params(&s->params));
+    TRY(engine_start(&s->engine, &s->model->placement, has_to_stop, s));
+    // More threads than cores would only get in each other's way.
+    TRY(pool_create(s->params.n_threads < cpu_count() ? s->params.n_threads : cpu_count(), &s->pool));
+    TRY(create_cache(s));
     TRY(create_scratch(s));
     TRY(create_batch(s));
     const int32_t n_text = llama_n_nodes(&s->model->llama),
                   n_vision = s->model->has_vision ? vit_n_nodes(&s->model->vit) : 0;
-    s->sched = ggml_backend_sched_new(&s->backend, &where, 1,
-                                      (size_t) (n_text > n_vision ? n_text : n_vision), false, false);
-    if (!s->sched) FAIL(PYLLAVA_ERR_DEVICE, "the scheduler could not be started");
+    TRY(engine_schedule(&s->engine, n_text > n_vision ? n_text : n_vision));
+    const uint64_t kv_on_host = s->host_size;
     TRY(measure(s, false));
-    TRY(check_plan(s, kv.n_ctx));
+    TRY(check_plan(s, kv_on_host));
     return measure(s, true);
 }
 
@@ -691,9 +704,7 @@ pyllava_status session_create(const pyllava_model * model, const pyllava_session
 void session_free(pyllava_session * s) {
     if (!s) return;
     drop_graph(s);
-    if (s->sched) ggml_backend_sched_free(s->sched);
-    if (s->backend) ggml_backend_free(s->backend);
-    if (s->engine.threads) s->engine.threads_free(s->engine.threads);
+    engine_stop(&s->engine);
     pool_free(s->pool);
     kv_cache_free(&s->kv);
     free(s->batch.embd);

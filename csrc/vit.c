@@ -74,7 +74,7 @@ void vit_free(vit * v) {
 
 // ----------------------------------------------------------------------------------------- network
 
-int32_t vit_n_nodes(const vit * v) { return 64 + 40 * v->hparams.n_layer_run; }
+int32_t vit_n_nodes(const vit * v) { return 64 + 56 * v->hparams.n_layer_run; }
 
 void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
     const int S = h->image_size, P = h->patch_size, n = S / P;
@@ -92,6 +92,7 @@ void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
 // D].
 static tensor * embed(graph * g, const vit * v, tensor * patches, int32_t n_views) {
     const int64_t D = v->hparams.n_embd;
+    graph_enter(g, v->patch_embd);
     tensor * x = nn_name(g, nn_linear(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");
     if (!x || !v->position_embd) return NULL;
     x = ggml_reshape_3d(g->ctx, x, D, v->hparams.n_patch, n_views);

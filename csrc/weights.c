@@ -10,6 +10,14 @@
 #include <string.h>
 
 #define ENGINE_ALIGNMENT 32               // what ggml's CPU buffers ask of a tensor's address
+#define MANY_TOKENS 512              // of a typical prefill step
+
+// A tensor that is to be copied to a device.
+struct upload {
+    struct ggml_tensor * tensor;
+    const gguf_tensor * from;
+    const uint8_t * data;
+};
 
 // ------------------------------------------------------------------------------------------- files
 
@@ -87,7 +95,8 @@ pyllava_status weights_prepare(weights * w, int32_t n_max) {
     w->buffers = calloc((size_t) (w->n_files + n_max), sizeof *w->buffers);
     w->blocks = calloc((size_t) n_max, sizeof *w->blocks);
     w->used = calloc((size_t) w->n_files, sizeof *w->used);
-    if (!w->buffers || !w->blocks || !w->used) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
+    w->uploads = calloc((size_t) n_max, sizeof *w->uploads);
+    if (!w->buffers || !w->blocks || !w->used || !w->uploads) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
     for (int32_t i = 0; i < w->n_files; i++) {
         w->used[i] = calloc((size_t) w->files[i]->n_tensors + 1, 1);
         TRY_ALLOC(w->used[i], w->files[i]->n_tensors);
@@ -100,12 +109,17 @@ pyllava_status weights_prepare(weights * w, int32_t n_max) {
 
 void weights_close(weights * w) {
     ggml_free(w->ctx);
+    for (int32_t i = 0; i < w->n_stores; i++) {
+        ggml_backend_buffer_free(w->stores[i].buffer);
+        ggml_free(w->stores[i].ctx);
+    }
     for (int32_t i = 0; w->buffers && i < w->n_files + w->n_blocks; i++)
         ggml_backend_buffer_free(w->buffers[i]);
     for (int32_t i = 0; i < w->n_blocks; i++) aligned_free(w->blocks[i]);
     for (int32_t i = 0; w->used && i < w->n_files; i++) free(w->used[i]);
     for (int32_t i = 0; i < w->n_files; i++) gguf_close(w->files[i]);
     free(w->used);
+    free(w->uploads);
     free(w->blocks);
     free(w->buffers);
     free(w->files);
@@ -163,29 +177,81 @@ static pyllava_status check(const request * r, const gguf_tensor * t, const char
     return PYLLAVA_OK;
 }
 
-// Copies a tensor into memory of our own, widened to f32 where asked for.
-static pyllava_status own(weights * w, const gguf_tensor * t, const uint8_t * from, bool f32,
-                          ggml_backend_buffer_t * out_buffer, void ** out_data) {
-    int64_t n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
-    size_t size = f32 ? (size_t) n * sizeof(float) : (size_t) t->size;
-    TRY(memory_check(size, t->name));
-    void * aligned = NULL, * data = aligned_new(size);
-    TRY_ALLOC(data, size);
-    w->blocks[w->n_blocks] = data;
-    *out_buffer = w->buffers[w->n_files + w->n_blocks++] = wrap(data, size);
-    *out_data = data;
-    if (!f32 || t->type == GGML_TYPE_F32) {
-        memcpy(data, from, size);
+// f32 [n] of a tensor's data, which may stand at any address.
+static pyllava_status widen_to(float * out, const gguf_tensor * t, const uint8_t * from, int64_t n) {
+    if (t->type == GGML_TYPE_F32) {
+        memcpy(out, from, (size_t) n * sizeof *out);
         return PYLLAVA_OK;
     }
+    void * aligned = NULL;
     if ((uintptr_t) from % ENGINE_ALIGNMENT) { // quantised blocks are read as structures
         aligned = aligned_new((size_t) t->size);
         TRY_ALLOC(aligned, t->size);
         memcpy(aligned, from, (size_t) t->size);
     }
-    ggml_get_type_traits((enum ggml_type) t->type)->to_float(aligned ? aligned : from, data, n);
+    ggml_get_type_traits((enum ggml_type) t->type)->to_float(aligned ? aligned : from, out, n);
     aligned_free(aligned);
     return PYLLAVA_OK;
+}
+
+static int64_t n_elements(const gguf_tensor * t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
+
+// Copies a tensor into memory of our own, widened to f32 where asked for.
+static pyllava_status own(weights * w, const gguf_tensor * t, const uint8_t * from, bool f32,
+                          ggml_backend_buffer_t * out_buffer, void ** out_data) {
+    const int64_t n = n_elements(t);
+    const size_t size = f32 ? (size_t) n * sizeof(float) : (size_t) t->size;
+    TRY(memory_check(size, t->name));
+    void * data = aligned_new(size);
+    TRY_ALLOC(data, size);
+    w->blocks[w->n_blocks] = data;
+    *out_buffer = w->buffers[w->n_files + w->n_blocks++] = wrap(data, size);
+    *out_data = data;
+    if (f32) return widen_to(data, t, from, n);
+    memcpy(data, from, size);
+    return PYLLAVA_OK;
+}
+
+// The tensor of a request in host memory: the file's bytes, or a copy of them.
+static pyllava_status bind_host(weights * w, struct ggml_tensor * tensor, const gguf_tensor * t, int32_t file,
+                                bool widen) {
+    const uint8_t * from = w->files[file]->file.data + t->offset;
+    void * data = (void *) (uintptr_t) from;
+    ggml_backend_buffer_t buffer = w->buffers[file];
+    if (widen || (uintptr_t) from % ENGINE_ALIGNMENT) TRY(own(w, t, from, widen, &buffer, &data));
+    if (ggml_backend_tensor_alloc(buffer, tensor, data) != GGML_STATUS_SUCCESS)
+        FAIL(PYLLAVA_ERR_DEVICE, "%s: the back end refused its memory", t->name);
+    return PYLLAVA_OK;
+}
+
+// Where headers of tensors for a place are kept.
+static pyllava_status ctx_of(weights * w, ggml_backend_dev_t place, struct ggml_context ** out) {
+    *out = w->ctx;
+    if (!place) return PYLLAVA_OK;
+    int32_t i = 0;
+    while (i < w->n_stores && w->stores[i].device != place) i++;
+    if (i == w->n_stores) {
+        const size_t size = ggml_tensor_overhead() * (size_t) (w->n_max + 1);
+        struct ggml_context * ctx =
+            ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+        TRY_ALLOC(ctx, size);
+        w->stores[w->n_stores].device = place;
+        w->stores[w->n_stores++].ctx = ctx;
+    }
+    *out = w->stores[i].ctx;
+    return PYLLAVA_OK;
+}
+
+// Whether the device multiplies with such a matrix.
+static bool can_multiply(ggml_backend_dev_t device, enum ggml_type type, int64_t n_out, int64_t n_in) {
+    const size_t size = 4 * ggml_tensor_overhead();
+    struct ggml_context * ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+    if (!ctx) return false;
+    struct ggml_tensor * m = ggml_new_tensor_2d(ctx, type, n_in, n_out);
+    struct ggml_tensor * x = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_in, MANY_TOKENS);
+    const bool can = ggml_backend_dev_supports_op(device, ggml_mul_mat(ctx, m, x));
+    ggml_free(ctx);
+    return can;
 }
 
 static pyllava_status bind(weights * w, const request * r, struct ggml_tensor ** out) {
@@ -198,18 +264,17 @@ static pyllava_status bind(weights * w, const request * r, struct ggml_tensor **
     w->n_bound++;
     w->used[file][t - w->files[file]->tensors] = true;
 
-    const uint8_t * from = w->files[file]->file.data + t->offset;
-    void * data = (void *) (uintptr_t) from;
-    ggml_backend_buffer_t buffer = w->buffers[file];
-    bool widen = r->f32 && t->type != GGML_TYPE_F32;
-    if (widen || (uintptr_t) from % ENGINE_ALIGNMENT) TRY(own(w, t, from, widen, &buffer, &data));
-    enum ggml_type type = widen ? GGML_TYPE_F32 : (enum ggml_type) t->type;
-    struct ggml_tensor * tensor = r->n_out ? ggml_new_tensor_2d(w->ctx, type, r->n_in, r->n_out)
-                                           : ggml_new_tensor_1d(w->ctx, type, r->n_in);
+    const bool widen = r->f32 && t->type != GGML_TYPE_F32;
+    const enum ggml_type type = widen ? GGML_TYPE_F32 : (enum ggml_type) t->type;
+    const bool runs_there = !r->n_out || (w->place && can_multiply(w->place, type, r->n_out, r->n_in));
+    ggml_backend_dev_t place = runs_there ? w->place : NULL;
+    struct ggml_context * ctx = NULL;
+    TRY(ctx_of(w, place, &ctx));
+    struct ggml_tensor * tensor =
+        r->n_out ? ggml_new_tensor_2d(ctx, type, r->n_in, r->n_out) : ggml_new_tensor_1d(ctx, type, r->n_in);
     ggml_set_name(tensor, r->name);
-    if (ggml_backend_tensor_alloc(buffer, tensor, data) != GGML_STATUS_SUCCESS) {
-        FAIL(PYLLAVA_ERR_DEVICE, "%s: the back end refused its memory", r->name);
-    }
+    if (!place) TRY(bind_host(w, tensor, t, file, widen));
+    else w->uploads[w->n_uploads++] = (upload) { tensor, t, w->files[file]->file.data + t->offset };
     w->size += t->size;
     *out = tensor;
     return PYLLAVA_OK;
@@ -255,6 +320,73 @@ bool weights_has(const weights * w, const char * format, ...) {
     return weights_find(w, name, NULL) != NULL;
 }
 
+// ----------------------------------------------------------------------------------------- devices
+
+void weights_place(weights * w, ggml_backend_dev_t device) { w->place = device; }
+
+uint64_t weights_size(const weights * w, const char * prefix) {
+    uint64_t size = 0;
+    for (int32_t i = 0; i < w->n_files; i++) {
+        for (uint64_t j = 0; j < w->files[i]->n_tensors; j++) {
+            const gguf_tensor * t = &w->files[i]->tensors[j];
+            if (!strncmp(t->name, prefix, strlen(prefix))) size += t->size;
+        }
+    }
+    return size;
+}
+
+// Memory on each device for the tensors that go there.
+static pyllava_status take_places(weights * w) {
+    for (int32_t i = 0; i < w->n_stores; i++) {
+        ggml_backend_dev_t d = w->stores[i].device;
+        uint64_t need = 0;
+        for (struct ggml_tensor * t = ggml_get_first_tensor(w->stores[i].ctx); t;
+             t = ggml_get_next_tensor(w->stores[i].ctx, t))
+            need += ggml_nbytes(t);
+        w->stores[i].buffer =
+            ggml_backend_alloc_ctx_tensors_from_buft(w->stores[i].ctx, ggml_backend_dev_buffer_type(d));
+        if (!w->stores[i].buffer) {
+            pyllava_device about;
+            device_describe(d, &about);
+            FAIL(PYLLAVA_ERR_MEMORY,
+                 "%s: the weights need %.2f GiB, %.2f GiB are free: try a smaller n_gpu_layers (-1: all that "
+                 "fit)",
+                 about.name, (double) need / (1 << 30), (double) about.memory_free / (1 << 30));
+        }
+        ggml_backend_buffer_set_usage(w->stores[i].buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    }
+    return PYLLAVA_OK;
+}
+
+static pyllava_status upload_one(const upload * u) {
+    if ((enum ggml_type) u->from->type == u->tensor->type) {
+        ggml_backend_tensor_set(u->tensor, u->data, 0, ggml_nbytes(u->tensor));
+        return PYLLAVA_OK;
+    }
+    const size_t size = ggml_nbytes(u->tensor);
+    float * wide = malloc(size);
+    TRY_ALLOC(wide, size);
+    pyllava_status status = widen_to(wide, u->from, u->data, n_elements(u->from));
+    if (status == PYLLAVA_OK) ggml_backend_tensor_set(u->tensor, wide, 0, size);
+    free(wide);
+    return status;
+}
+
+static pyllava_status upload_all(weights * w, pyllava_progress_fn progress, void * user) {
+    uint64_t size = 0, done = 0;
+    for (int32_t i = 0; i < w->n_uploads; i++) size += w->uploads[i].from->size;
+    TRY(take_places(w));
+    for (int32_t i = 0; i < w->n_uploads; i++) {
+        if (progress && !progress("upload", (float) ((double) done / (double) size), user))
+            FAIL(PYLLAVA_ERR_CANCELLED, "loading was cancelled");
+        TRY(upload_one(&w->uploads[i]));
+        done += w->uploads[i].from->size;
+    }
+    if (w->n_uploads && progress && !progress("upload", 1.0f, user))
+        FAIL(PYLLAVA_ERR_CANCELLED, "loading was cancelled");
+    return PYLLAVA_OK;
+}
+
 // ------------------------------------------------------------------------------- closing the books
 
 void weights_ignore(weights * w, const char * prefix) {
@@ -265,7 +397,7 @@ void weights_ignore(weights * w, const char * prefix) {
     }
 }
 
-pyllava_status weights_finish(weights * w) {
+pyllava_status weights_finish(weights * w, pyllava_progress_fn progress, void * user) {
     TRY(w->status);
     uint64_t n = 0;
     const char * example = NULL;
@@ -280,5 +412,5 @@ pyllava_status weights_finish(weights * w) {
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: %llu tensors unused, such as %s: the metadata describe another model",
              w->files[0]->path, (unsigned long long) n, example);
     }
-    return PYLLAVA_OK;
+    return upload_all(w, progress, user);
 }

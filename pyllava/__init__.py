@@ -6,6 +6,7 @@ with pyllava.Llava() as m:                       # the small demo model inside t
     print(m.ask("scene.png", "What is in the picture?"))
 """
 
+from ._lib import Device, Devices, devices
 from ._version import __version__
 from .answer import Answer, Stream, Timings, Usage
 from .errors import (
@@ -29,7 +30,9 @@ __all__ = [
     "Chat",
     "ClosedError",
     "ContextOverflowError",
+    "Device",
     "DeviceError",
+    "Devices",
     "ForkError",
     "GenerationCancelled",
     "ImageEmbedding",
@@ -45,4 +48,5 @@ __all__ = [
     "UnsupportedModelError",
     "Usage",
     "__version__",
+    "devices",
 ]

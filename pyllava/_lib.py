@@ -29,12 +29,13 @@ import numpy.typing as npt
 
 from . import errors
 
-ABI = 2
+ABI = 3
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
 Trace: TypeAlias = Callable[[str, FloatArray], None]
 Log: TypeAlias = Callable[[int, str], None]
 
+_MAX_LAYERS = 512
 _TEXT, _P, _U64, _I32, _BOOL = c.c_char_p, c.c_void_p, c.c_uint64, c.c_int32, c.c_bool
 _PROGRESS_FN = c.CFUNCTYPE(c.c_bool, c.c_char_p, c.c_float, c.c_void_p)
 _LOG_FN = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
@@ -83,14 +84,58 @@ class _Rows(c.Structure):
     ]
 
 
+class _Device(c.Structure):
+    _fields_ = [
+        ("name", _TEXT),
+        ("description", _TEXT),
+        ("backend", _TEXT),
+        ("kind", _I32),
+        ("memory_free", _U64),
+        ("memory_total", _U64),
+    ]
+
+
+class _SessionParams(c.Structure):
+    _fields_ = [
+        ("n_ctx", _I32),
+        ("n_batch", _I32),
+        ("n_seq", _I32),
+        ("n_threads", _I32),
+        ("n_views", _I32),
+        ("type_k", _TEXT),
+        ("type_v", _TEXT),
+        ("precision", c.c_int),
+        ("flash_attn", _I32),
+    ]
+
+
 class _ModelParams(c.Structure):
     _fields_ = [
         ("path", _TEXT),
         ("mmproj", _TEXT),
         ("use_mmap", _BOOL),
+        ("device", _TEXT),
+        ("vision_device", _TEXT),
+        ("n_gpu_layers", _I32),
+        ("main_gpu", _I32),
+        ("tensor_split", c.POINTER(c.c_float)),
+        ("n_tensor_split", _I32),
+        ("kv_on_host", _BOOL),
+        ("plan_for", c.POINTER(_SessionParams)),
         ("progress", _PROGRESS_FN),
         ("log", _LOG_FN),
         ("user", _P),
+    ]
+
+
+class _ModelDevices(c.Structure):
+    _fields_ = [
+        ("n_layer", _I32),
+        ("layers", _TEXT * _MAX_LAYERS),
+        ("output", _TEXT),
+        ("vision", _TEXT),
+        ("kv_on_host", _BOOL),
+        ("n_gpu_layers", _I32),
     ]
 
 
@@ -127,19 +172,6 @@ class _ModelInfo(c.Structure):
 
 class _Range(c.Structure):
     _fields_ = [("begin", _U64), ("end", _U64)]
-
-
-class _SessionParams(c.Structure):
-    _fields_ = [
-        ("n_ctx", _I32),
-        ("n_batch", _I32),
-        ("n_seq", _I32),
-        ("n_threads", _I32),
-        ("n_views", _I32),
-        ("type_k", _TEXT),
-        ("type_v", _TEXT),
-        ("precision", c.c_int),
-    ]
 
 
 class _SessionPlan(c.Structure):
@@ -184,12 +216,16 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_gguf_string": (_STATUS, [_P, _U64, _U64, c.POINTER(_P), c.POINTER(_U64)]),
     "pyllava_gguf_tensor": (_STATUS, [_P, _U64, c.POINTER(_TensorInfo)]),
     "pyllava_gguf_record": (_STATUS, [_P, _U64, c.POINTER(_U64), c.POINTER(_U64)]),
+    "pyllava_device_count": (_I32, []),
+    "pyllava_device_describe": (_STATUS, [_I32, c.POINTER(_Device)]),
     "pyllava_tensor_type_find": (_STATUS, [_TEXT, c.POINTER(_TensorType)]),
     "pyllava_quantize": (_STATUS, [c.POINTER(_Rows), _P, _P]),
     "pyllava_dequantize": (_STATUS, [c.POINTER(_Rows), _P, _P]),
     "pyllava_model_load": (_STATUS, [c.POINTER(_ModelParams), c.POINTER(_P)]),
     "pyllava_model_free": (None, [_P]),
+    "pyllava_model_plan": (_STATUS, [c.POINTER(_ModelParams), c.POINTER(_ModelDevices)]),
     "pyllava_model_describe": (_STATUS, [_P, c.POINTER(_ModelInfo)]),
+    "pyllava_model_placement": (_STATUS, [_P, c.POINTER(_ModelDevices)]),
     "pyllava_model_file": (_P, [_P]),
     "pyllava_model_mmproj": (_P, [_P]),
     "pyllava_tokenize": (_STATUS, [_P, _TEXT, _U64, _P, _U64, _BOOL, _P, _U64, c.POINTER(_U64)]),
@@ -431,6 +467,36 @@ class _Callback:
             raise self.error
 
 
+# --------------------------------------------------------------------------------------------------- devices
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something this build can compute on."""
+
+    name: str
+    """What the parameter `device` names: "CPU", "CUDA0", "Vulkan1"."""
+    description: str
+    backend: str
+    kind: str
+    """"cpu", "gpu" (memory of its own), "integrated" (shares the machine's memory), or "other" (not used)."""
+    memory_free: int
+    """Bytes; 0 where unknown."""
+    memory_total: int
+
+
+def devices() -> list[Device]:
+    """All that this build finds on this machine."""
+    found = []
+    for i in range(lib.pyllava_device_count()):
+        d = _Device()
+        _check(lib.pyllava_device_describe(i, c.byref(d)))
+        texts = (d.name.decode(), d.description.decode(errors="replace"), d.backend.decode())
+        kind = ("cpu", "gpu", "integrated", "other")[d.kind]
+        found.append(Device(*texts, kind, d.memory_free, d.memory_total))
+    return found
+
+
 # --------------------------------------------------------------------------------------------------- GGUF files
 
 _NUMPY_TYPES = ["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", None, None, "<u8", "<i8", "<f8"]
@@ -602,6 +668,110 @@ class Layout:
         return _Layout(flat=self.flat, **{name: _i32(name, value) for name, value in values})
 
 
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session is made with, named as in ``csrc/pyllava.h``; in a plan, 0 stands for what is usual."""
+
+    n_ctx: int
+    precision: str
+    n_batch: int = 512
+    n_seq: int = 1
+    n_threads: int = 0
+    n_views: int = 1
+    type_k: str | None = None
+    type_v: str | None = None
+    flash_attn: bool | None = None
+
+    def packed(self) -> _SessionParams:
+        numbers = ("n_ctx", "n_batch", "n_seq", "n_threads", "n_views")
+        return _SessionParams(
+            type_k=None if self.type_k is None else str(self.type_k).encode(),
+            type_v=None if self.type_v is None else str(self.type_v).encode(),
+            precision={"exact": 0, "fast": 1}[self.precision],
+            flash_attn=-1 if self.flash_attn is None else int(bool(self.flash_attn)),
+            **{name: _i32(name, getattr(self, name)) for name in numbers},
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which devices are to hold a model's parts; see ``pyllava_model_params`` in ``csrc/pyllava.h``."""
+
+    device: str = "auto"
+    vision_device: str = "auto"
+    n_gpu_layers: int = -1
+    main_gpu: int = 0
+    tensor_split: Sequence[float] | None = None
+    kv_on_host: bool = False
+    plan_for: SessionOptions | None = None
+
+    def packed(self) -> dict[str, Any]:
+        """Fields of ``_ModelParams``. "auto" is what $PYLLAVA_DEVICE says, if it says something."""
+        shares = tuple(map(float, self.tensor_split or ()))
+        device = os.environ.get("PYLLAVA_DEVICE") or "auto" if self.device == "auto" else self.device
+        return {
+            "device": device.encode(),
+            "vision_device": self.vision_device.encode(),
+            "n_gpu_layers": _i32("n_gpu_layers", self.n_gpu_layers),
+            "main_gpu": _i32("main_gpu", self.main_gpu),
+            "tensor_split": (c.c_float * len(shares))(*shares) if shares else None,
+            "n_tensor_split": len(shares),
+            "kv_on_host": self.kv_on_host,
+            "plan_for": None if self.plan_for is None else c.pointer(self.plan_for.packed()),
+        }
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Which device computes each part of a model: names as in `devices()`, "CPU" among them."""
+
+    layers: tuple[str, ...]
+    """Of the language model's layers, from the first to the last."""
+    output: str
+    vision: str | None
+    """Tower and projector; None for a text-only model."""
+    kv_on_host: bool
+    """True: the KV cache lies in host memory, even that of layers on a GPU."""
+    n_gpu_layers: int
+    """As the parameter of that name counts: layers that are not on the CPU, and the output."""
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        first = 0
+        for last, name in enumerate(self.layers):
+            if last + 1 == len(self.layers) or self.layers[last + 1] != name:
+                parts.append(f"layers {first}-{last}: {name}")
+                first = last + 1
+        parts.append(f"output: {self.output}")
+        parts += [f"vision: {self.vision}"] if self.vision else []
+        return ", ".join(parts)
+
+
+def _devices(found: _ModelDevices) -> Devices:
+    return Devices(
+        layers=tuple(name.decode() for name in found.layers[: found.n_layer]),
+        output=found.output.decode(),
+        vision=found.vision.decode() if found.vision else None,
+        kv_on_host=found.kv_on_host,
+        n_gpu_layers=found.n_gpu_layers,
+    )
+
+
+def plan_devices(
+    path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None, placement: Placement | None = None
+) -> Devices:
+    """Where a model's parts would go, without loading it."""
+    params = _ModelParams(
+        path=_path(path),
+        mmproj=None if mmproj is None else _path(mmproj),
+        use_mmap=True,
+        **(placement or Placement()).packed(),
+    )
+    found = _ModelDevices()
+    _check(lib.pyllava_model_plan(c.byref(params), c.byref(found)))
+    return _devices(found)
+
+
 class ModelHandle:
     """Weights, vocabulary and hyper-parameters of a language model and, optionally, a projector."""
 
@@ -611,6 +781,7 @@ class ModelHandle:
         mmproj: str | os.PathLike[str] | None,
         *,
         use_mmap: bool = True,
+        placement: Placement | None = None,
         progress: Progress | None = None,
         log: Log | None = None,
     ) -> None:
@@ -619,6 +790,7 @@ class ModelHandle:
             path=_path(path),
             mmproj=None if mmproj is None else _path(mmproj),
             use_mmap=use_mmap,
+            **(placement or Placement()).packed(),
             progress=callback.progress(progress),
             log=callback.log(log),
         )
@@ -635,6 +807,10 @@ class ModelHandle:
         values["pinpoints"] = tuple((width, height) for width, height in info.pinpoints[: info.n_pinpoints])
         del values["n_pinpoints"]
         self.info = ModelInfo(**values)
+        found = _ModelDevices()
+        with self._handle.use() as at:
+            _check(lib.pyllava_model_placement(at, c.byref(found)))
+        self.devices = _devices(found)
 
     @property
     def handle(self) -> _Handle:
@@ -734,30 +910,9 @@ Span: TypeAlias = Tokens | Rows
 class SessionHandle:
     """KV cache, threads and compute buffers. One thread at a time, but for cancel()."""
 
-    def __init__(
-        self,
-        model: ModelHandle,
-        *,
-        n_ctx: int,
-        n_batch: int = 512,
-        n_seq: int = 1,
-        n_threads: int = 0,
-        n_views: int = 1,
-        type_k: str | None = None,
-        type_v: str | None = None,
-        precision: str,
-    ) -> None:
+    def __init__(self, model: ModelHandle, **options: Any) -> None:
         self._model, address = model, _P()
-        params = _SessionParams(
-            n_ctx=_i32("n_ctx", n_ctx),
-            n_batch=_i32("n_batch", n_batch),
-            n_seq=_i32("n_seq", n_seq),
-            n_threads=_i32("n_threads", n_threads),
-            n_views=_i32("n_views", n_views),
-            type_k=None if type_k is None else str(type_k).encode(),
-            type_v=None if type_v is None else str(type_v).encode(),
-            precision={"exact": 0, "fast": 1}[precision],
-        )
+        params = SessionOptions(**options).packed()
         with model.handle.use() as at:
             _check(lib.pyllava_session_create(at, c.byref(params), c.byref(address)))
             self._handle = _Handle("pyllava_session_free", address.value, model.handle)

@@ -72,6 +72,25 @@ _REAL = _number(float, "a number", lambda value: True)
 _POSITIVE = _number(float, "a number above 0", lambda value: value > 0)
 _SHARE = _number(float, "a number in 0..1", lambda value: 0 <= value <= 1)
 
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, need numbers with commas between them") from None
+
+
+class _ListDevices(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from ._lib import devices
+
+        for device in devices():
+            if device.kind != "other":
+                free, total = (round(size / (1 << 20)) for size in (device.memory_free, device.memory_total))
+                print(f"{device.name}: {device.description} ({total} MiB, {free} MiB free)")
+        parser.exit()
+
+
 _EXAMPLES = """\
 examples:
   pyllava-cli --image cat.jpg -p "What is this?"                 the small demo model of the package
@@ -106,6 +125,7 @@ def parser() -> Parser:
         add_help=False,
     )
     _add_model(options)
+    _add_devices(options)
     _add_prompt(options)
     _add_answer(options)
     _add_output(options)
@@ -122,6 +142,7 @@ def chat_parser() -> Parser:
         add_help=False,
     )
     _add_model(options)
+    _add_devices(options)
     _add_prompt(options, question=False)
     _add_answer(options)
     _add_output(options, question=False)
@@ -160,12 +181,6 @@ def _add_model(options: Parser) -> None:
     add("-b --batch-size", "N", "tokens per prefill step (default: 512)", type=_COUNT, default=512)
     add("-t --threads", "N", "threads (default: one per core)", type=_INTEGER, default=-1)
     add(
-        "-ngl --gpu-layers --n-gpu-layers",
-        "N",
-        "layers on the GPU (default: -1, all that fit)",
-        type=_FROM_MINUS_1,
-    )
-    add(
         "--precision",
         "NAME",
         "fast (default: rounded within stated gates) or exact (the reference's numbers, slower)",
@@ -179,6 +194,30 @@ def _add_model(options: Parser) -> None:
     )
     add("-ctv --cache-type-v", "TYPE", "KV cache, values; as for keys", choices=_CACHE_TYPES)
     add("--no-mmap", None, "read the file into memory instead of mapping it")
+
+
+def _add_devices(options: Parser) -> None:
+    add = _adder(options, "devices")
+    add(
+        "-ngl --gpu-layers --n-gpu-layers",
+        "N",
+        "the last N layers on the GPU, N > layers: the output too (default: -1, all that fit)",
+        type=_FROM_MINUS_1,
+    )
+    add("-dev --device", "NAMES", "auto (default: every GPU), cpu, or names of --list-devices, with commas")
+    add("--list-devices", None, "show the devices and stop", action=_ListDevices, nargs=0)
+    add("--vision-device", "NAME", "device of the vision tower (default: the main GPU, where it fits)")
+    add("--no-mmproj-offload", None, "the vision tower on the CPU")
+    add("-ts --tensor-split", "A,B,...", "shares of several GPUs (default: by free memory)", type=_shares)
+    add("-mg --main-gpu", "I", "the GPU with the vision tower, from 0 (default: 0)", type=_COUNT_OR_0)
+    add("-nkvo --no-kv-offload", None, "the KV cache in host memory")
+    add(
+        "-fa --flash-attn",
+        "WHEN",
+        "on, off or auto (default): attention as one operation on GPUs",
+        choices=("on", "off", "auto"),
+        default="auto",
+    )
 
 
 def _add_prompt(options: Parser, *, question: bool = True) -> None:
@@ -265,9 +304,17 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "image_max_tiles": options.image_max_tiles,
         "image_merge": options.image_merge,
     }
-    if options.gpu_layers is not None:
-        arguments["n_gpu_layers"] = options.gpu_layers
-    return arguments
+    vision = "cpu" if options.no_mmproj_offload else options.vision_device
+    given = {
+        "n_gpu_layers": options.gpu_layers,
+        "device": options.device,
+        "vision_device": vision,
+        "tensor_split": options.tensor_split,
+        "main_gpu": options.main_gpu,
+        "kv_offload": False if options.no_kv_offload else None,
+        "flash_attn": {"on": True, "off": False, "auto": None}[options.flash_attn],
+    }
+    return arguments | {name: value for name, value in given.items() if value is not None}
 
 
 def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -157,14 +157,19 @@ class Llava:
     `model`: a GGUF file, a folder with one, or None for the small demo model in the package. `mmproj`: the projector; by
     default the one beside the model. `n_ctx`: positions for prompt, images and answer (default: what the model was trained
     for, at most 4096). `n_batch`: positions computed at once in prefill. `n_threads`: default, the physical cores this process may
-    use. `n_gpu_layers`: this build computes on the CPU; a number above 0 gives a warning. `template`: a name in
+    use. `device`: "auto" (the GPUs of this machine, or $PYLLAVA_DEVICE), "cpu", or names from ``pyllava.devices()`` with commas
+    between them. `n_gpu_layers`: so many of the last layers go there, and the output too if it is more than there are layers
+    (-1: all that fit); the CPU computes the rest. `vision_device`: where the vision tower goes ("auto": the first device, where
+    it fits). `main_gpu`: which of the devices that is. `tensor_split`: shares of several devices (default: by free memory).
+    `kv_offload`: False keeps the KV cache in host memory. `flash_attn`: attention on devices as one operation (default: where
+    the device has it, and precision is "fast"). `template`: a name in
     ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "fast", with numbers
     rounded within stated gates, or "exact", computed as the reference does to float error, and several times slower (default:
     $PYLLAVA_PRECISION, else "fast"). `use_mmap`: False reads the files into memory. `type_k`, `type_v`: the KV cache's types
     (default: f16 in "fast", f32 in "exact"). For LLaVA-1.6, which sees a picture whole and in tiles: `image_max_tiles`, the
     most tiles of a picture (fewer are faster and show less; 0: the whole alone), and `image_merge`, "unpad" as it was trained
-    or "flat", the rows that llama.cpp gives. `progress`: called as progress(stage, fraction) with stage "load", "encode" or
-    "prefill"; it may return False to cancel.
+    or "flat", the rows that llama.cpp gives. `progress`: called as progress(stage, fraction) with stage "load", "upload"
+    (to a device), "encode" or "prefill"; it may return False to cancel.
 
     Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
     UnsupportedModelError, ModelMemoryError (would not fit, with numbers). Use it in a ``with`` statement or call close().
@@ -181,6 +186,11 @@ class Llava:
         n_threads: int | None = None,
         device: str = "auto",
         n_gpu_layers: int = -1,
+        vision_device: str = "auto",
+        main_gpu: int = 0,
+        tensor_split: Sequence[float] | None = None,
+        kv_offload: bool = True,
+        flash_attn: bool | None = None,
         template: str = "auto",
         precision: str | None = None,
         use_mmap: bool = True,
@@ -193,14 +203,10 @@ class Llava:
         precision = precision or os.environ.get("PYLLAVA_PRECISION") or "fast"
         if precision not in ("fast", "exact"):
             raise ValueError(f"precision: found {precision!r}, need 'fast' or 'exact'")
-        if device not in ("auto", "cpu"):
-            raise ValueError(f"device: found {device!r}, this build has 'cpu' (and 'auto')")
         if image_merge not in ("unpad", "flat"):
             raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
         if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
             raise ValueError(f"image_max_tiles: found {image_max_tiles}, need 0 or more")
-        if n_gpu_layers > 0:
-            _log.warning("n_gpu_layers=%d has no effect: this build has no GPU back end", n_gpu_layers)
         started = time.perf_counter()
         files = models.find(model, mmproj)
         self._worker = Worker("pyllava")
@@ -211,7 +217,24 @@ class Llava:
         self._computing_thread: int | None = None
         self._owner: _Run | None = None  # the answer whose tokens sequence 0 holds
         self._closing = False
-        self._model = self._load_model(files, use_mmap)
+        session: dict[str, Any] = {
+            "n_batch": n_batch,
+            "n_threads": n_threads or 0,
+            "type_k": type_k,
+            "type_v": type_v,
+            "precision": precision,
+            "flash_attn": flash_attn,
+        }
+        placement = _lib.Placement(
+            device=device,
+            vision_device=vision_device,
+            n_gpu_layers=n_gpu_layers,
+            main_gpu=main_gpu,
+            tensor_split=tensor_split,
+            kv_on_host=not kv_offload,
+            plan_for=_lib.SessionOptions(n_ctx=n_ctx or 0, n_views=0, **session),
+        )
+        self._model = self._load_model(files, use_mmap, placement)
         self.is_demo = files.is_demo
         self.files = files
         self.info = self._model.info
@@ -222,18 +245,9 @@ class Llava:
         if self.n_ctx > self.info.n_ctx_train:
             _log.warning("n_ctx=%d: the model was trained for %d", self.n_ctx, self.info.n_ctx_train)
         self.precision = precision
-        self.devices = ["cpu"]
+        self.devices = self._model.devices
         self._session = self._worker.run(
-            lambda: _lib.SessionHandle(
-                self._model,
-                n_ctx=self.n_ctx,
-                n_batch=n_batch,
-                n_threads=n_threads or 0,
-                n_views=self._most_views(),
-                type_k=type_k,
-                type_v=type_v,
-                precision=precision,
-            ),
+            lambda: _lib.SessionHandle(self._model, n_ctx=self.n_ctx, n_views=self._most_views(), **session),
             lambda on: None,
         )
         self._session.set_progress(progress)
@@ -242,7 +256,9 @@ class Llava:
 
     # ------------------------------------------------------------------------------------------ life
 
-    def _load_model(self, files: models.ModelFiles, use_mmap: bool) -> _lib.ModelHandle:
+    def _load_model(
+        self, files: models.ModelFiles, use_mmap: bool, placement: _lib.Placement
+    ) -> _lib.ModelHandle:
         cancelled = threading.Event()
 
         def progress(stage: str, fraction: float) -> bool:
@@ -255,7 +271,12 @@ class Llava:
 
         return self._worker.run(
             lambda: _lib.ModelHandle(
-                files.model, files.mmproj, use_mmap=use_mmap, progress=progress, log=_log.log
+                files.model,
+                files.mmproj,
+                use_mmap=use_mmap,
+                placement=placement,
+                progress=progress,
+                log=_log.log,
             ),
             cancel,
         )

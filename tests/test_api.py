@@ -423,7 +423,7 @@ def test_templates_are_chosen(files: Files) -> None:
     ("options", "error", "message"),
     [
         ({"precision": "wild"}, ValueError, "precision"),
-        ({"device": "cuda"}, ValueError, "this build has 'cpu'"),
+        ({"device": "cuda"}, pyllava.DeviceError, "device: found 'cuda', there are: .*CPU"),
         ({"n_ctx": 0}, ValueError, "n_ctx: found 0"),
         ({"n_batch": 0}, ValueError, "n_batch: found 0"),
         ({"n_ctx": 1 << 32}, ValueError, "n_ctx: found 4294967296"),

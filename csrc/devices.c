@@ -1,0 +1,124 @@
+// devices.c - see devices.h.
+#include "devices.h"
+
+#include <ggml.h>
+#include <stdio.h>
+#include <string.h>
+
+static void keep_quiet(enum ggml_log_level level, const char * text, void * user) {
+    (void) level, (void) text, (void) user;
+}
+
+// The engine would print to stderr, from the first look at its devices on.
+void devices_quiet(void) { ggml_log_set(keep_quiet, NULL); }
+
+int32_t devices_count(void) { return (int32_t) ggml_backend_dev_count(); }
+
+static bool is_cpu(ggml_backend_dev_t d) { return ggml_backend_dev_type(d) == GGML_BACKEND_DEVICE_TYPE_CPU; }
+
+static bool is_of(ggml_backend_dev_t d, enum ggml_backend_dev_type type) {
+    return ggml_backend_dev_type(d) == type;
+}
+
+bool device_is_gpu(ggml_backend_dev_t d) { return is_of(d, GGML_BACKEND_DEVICE_TYPE_GPU); }
+
+static bool is_usable(ggml_backend_dev_t d) {
+    return is_of(d, GGML_BACKEND_DEVICE_TYPE_GPU) || is_of(d, GGML_BACKEND_DEVICE_TYPE_IGPU);
+}
+
+static pyllava_device_kind kind_of(ggml_backend_dev_t d) {
+    return is_cpu(d)                                 ? PYLLAVA_DEVICE_CPU
+           : device_is_gpu(d)                        ? PYLLAVA_DEVICE_GPU
+           : is_of(d, GGML_BACKEND_DEVICE_TYPE_IGPU) ? PYLLAVA_DEVICE_INTEGRATED
+                                                     : PYLLAVA_DEVICE_OTHER;
+}
+
+void device_describe(ggml_backend_dev_t d, pyllava_device * out) {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(d, &free, &total);
+    *out = (pyllava_device) {
+        .name = ggml_backend_dev_name(d),
+        .description = ggml_backend_dev_description(d),
+        .backend = ggml_backend_reg_name(ggml_backend_dev_backend_reg(d)),
+        .kind = kind_of(d),
+        .memory_free = free,
+        .memory_total = total,
+    };
+}
+
+ggml_backend_dev_t device_of(const struct ggml_tensor * t) {
+    if (!t) return NULL;
+    ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
+    if (!buffer || ggml_backend_buffer_is_host(buffer)) return NULL;
+    return ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
+}
+
+bool devices_built_in(void) {
+    for (size_t i = 0; i < ggml_backend_reg_count(); i++) {
+        if (strcmp(ggml_backend_reg_name(ggml_backend_reg_get(i)), "CPU")) return true;
+    }
+    return false;
+}
+
+// ---------------------------------------------------------------------------------------- choosing
+
+static bool names_equal(const char * a, const char * b, size_t n) {
+    if (strlen(b) != n) return false;
+    for (size_t i = 0; i < n; i++) {
+        const char x = a[i] >= 'A' && a[i] <= 'Z' ? (char) (a[i] + 32) : a[i];
+        const char y = b[i] >= 'A' && b[i] <= 'Z' ? (char) (b[i] + 32) : b[i];
+        if (x != y) return false;
+    }
+    return true;
+}
+
+static void add_all(device_list * out, enum ggml_backend_dev_type type) {
+    for (size_t i = 0; i < ggml_backend_dev_count() && out->n < MAX_DEVICES; i++) {
+        ggml_backend_dev_t d = ggml_backend_dev_get(i);
+        if (is_of(d, type)) out->items[out->n++] = d;
+    }
+}
+
+// "CPU, CUDA0, CUDA1"
+static void list_names(char * out, size_t size) {
+    size_t used = 0;
+    for (size_t i = 0; i < ggml_backend_dev_count() && used < size; i++) {
+        ggml_backend_dev_t d = ggml_backend_dev_get(i);
+        if (!is_cpu(d) && !is_usable(d)) continue;
+        used +=
+            (size_t) snprintf(out + used, size - used, "%s%s", used ? ", " : "", ggml_backend_dev_name(d));
+    }
+}
+
+static pyllava_status add_named(device_list * out, const char * name, size_t n) {
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t d = ggml_backend_dev_get(i);
+        if (!is_usable(d) || !names_equal(name, ggml_backend_dev_name(d), n)) continue;
+        for (int32_t j = 0; j < out->n; j++) {
+            if (out->items[j] == d) FAIL(PYLLAVA_ERR_ARGUMENT, "device: '%.*s' stands twice", (int) n, name);
+        }
+        if (out->n == MAX_DEVICES) FAIL(PYLLAVA_ERR_ARGUMENT, "device: more than %d", MAX_DEVICES);
+        out->items[out->n++] = d;
+        return PYLLAVA_OK;
+    }
+    char known[512] = "";
+    list_names(known, sizeof known);
+    FAIL(PYLLAVA_ERR_DEVICE, "device: found '%.*s', there are: %s%s", (int) n, name, known,
+         devices_built_in() ? "" : " (this build has no GPU back end)");
+}
+
+pyllava_status devices_choose(const char * names, device_list * out) {
+    *out = (device_list) { 0 };
+    if (!names || names_equal("auto", names, 4)) {
+        add_all(out, GGML_BACKEND_DEVICE_TYPE_GPU);
+        if (out->n == 0) add_all(out, GGML_BACKEND_DEVICE_TYPE_IGPU);
+        return PYLLAVA_OK;
+    }
+    if (names_equal("cpu", names, 3)) return PYLLAVA_OK;
+    for (const char * p = names;; p++) {
+        const size_t n = strcspn(p, ",");
+        TRY(add_named(out, p, n));
+        p += n;
+        if (!*p) return PYLLAVA_OK;
+    }
+}

@@ -1,0 +1,124 @@
+// engine.c - see engine.h.
+#include "engine.h"
+
+#include "thread.h"
+
+#include <ggml-cpu.h>
+#include <string.h>
+
+// ------------------------------------------------------------------------------------------- start
+
+static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, void * user) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    ggml_backend_t backend = cpu ? ggml_backend_dev_init(cpu, NULL) : NULL;
+    if (!backend) FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end could not be started");
+    e->memory[e->n] = ggml_backend_get_default_buffer_type(backend);
+    e->backends[e->n++] = backend;
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(cpu);
+    e->threads_new = (struct ggml_threadpool * (*)(struct ggml_threadpool_params *) )
+        ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
+    e->threads_free =
+        (void (*)(struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
+    e->set_threads = (void (*)(ggml_backend_t, struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(
+        reg, "ggml_backend_cpu_set_threadpool");
+    e->set_n =
+        (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+    ggml_backend_set_abort_callback_t set_abort =
+        (ggml_backend_set_abort_callback_t) ggml_backend_reg_get_proc_address(
+            reg, "ggml_backend_set_abort_callback");
+    if (!e->threads_new || !e->threads_free || !e->set_threads || !e->set_n || !set_abort)
+        FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
+    set_abort(backend, has_to_stop, user);
+    return PYLLAVA_OK;
+}
+
+pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback has_to_stop, void * user) {
+    for (int32_t i = 0; i < p->devices.n; i++) {
+        ggml_backend_dev_t device = p->devices.items[i];
+        ggml_backend_t backend = ggml_backend_dev_init(device, NULL);
+        if (!backend) FAIL(PYLLAVA_ERR_DEVICE, "%s could not be started", ggml_backend_dev_name(device));
+        e->memory[e->n] = ggml_backend_dev_buffer_type(device);
+        e->backends[e->n++] = backend;
+    }
+    TRY(start_cpu(e, has_to_stop, user));
+    // What the CPU computes for a device lies where the device can fetch it fast.
+    ggml_backend_buffer_type_t pinned =
+        p->devices.n ? ggml_backend_dev_host_buffer_type(p->devices.items[0]) : NULL;
+    if (pinned) e->memory[e->n - 1] = pinned;
+    return PYLLAVA_OK;
+}
+
+void engine_stop(engine * e) {
+    if (e->sched) ggml_backend_sched_free(e->sched);
+    for (int32_t i = 0; i < e->n; i++) ggml_backend_free(e->backends[i]);
+    if (e->threads) e->threads_free(e->threads);
+    *e = (engine) { 0 };
+}
+
+ggml_backend_buffer_type_t engine_memory(const engine * e, const placement * p, int32_t place) {
+    if (place != ON_HOST && !p->kv_on_host) return e->memory[place];
+    return ggml_backend_get_default_buffer_type(e->backends[e->n - 1]);
+}
+
+pyllava_status engine_schedule(engine * e, int32_t n_nodes) {
+    e->sched = ggml_backend_sched_new(e->backends, e->memory, e->n, (size_t) n_nodes, false, true);
+    if (!e->sched) FAIL(PYLLAVA_ERR_DEVICE, "the scheduler could not be started");
+    return PYLLAVA_OK;
+}
+
+// ------------------------------------------------------------------------------------------ graphs
+
+// The scheduler's table has no room for two graphs, so it is emptied before each.
+engine_size engine_measure(engine * e, graph * g) {
+    size_t sizes[MAX_DEVICES + 1] = { 0 };
+    ggml_backend_sched_reset(e->sched);
+    ggml_backend_sched_reserve_size(e->sched, g->nodes, sizes);
+    engine_size out = { .host = sizes[e->n - 1] };
+    for (int32_t i = 0; i < e->n; i++) out.all += sizes[i];
+    return out;
+}
+
+static pyllava_status no_buffer(const engine * e) {
+    if (e->n == 1) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer: try a smaller n_batch");
+    pyllava_device about;
+    device_describe(ggml_backend_get_device(e->backends[0]), &about);
+    FAIL(PYLLAVA_ERR_MEMORY,
+         "no memory for the compute buffer (%s has %.2f GiB free): try a smaller n_gpu_layers or n_batch",
+         about.name, (double) about.memory_free / (1 << 30));
+}
+
+pyllava_status engine_reserve(engine * e, graph * g) {
+    ggml_backend_sched_reset(e->sched);
+    return ggml_backend_sched_reserve(e->sched, g->nodes) ? PYLLAVA_OK : no_buffer(e);
+}
+
+pyllava_status engine_load(engine * e, graph * g) {
+    ggml_backend_sched_reset(e->sched);
+    return ggml_backend_sched_alloc_graph(e->sched, g->nodes) ? PYLLAVA_OK : no_buffer(e);
+}
+
+static pyllava_status set_threads(engine * e, int32_t n) {
+    ggml_backend_t cpu = e->backends[e->n - 1];
+    if (n > e->n_threads) {
+        if (!threads_can_start(n)) return PYLLAVA_OK; // it would abort: on as many as there are
+        struct ggml_threadpool_params params = ggml_threadpool_params_default(n);
+        params.poll = 0;                  // between graphs they sleep
+        struct ggml_threadpool * threads = e->threads_new(&params);
+        if (!threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", n);
+        e->set_threads(cpu, threads);
+        if (e->threads) e->threads_free(e->threads);
+        e->threads = threads;
+        e->n_threads = n;
+    }
+    e->set_n(cpu, n);
+    return PYLLAVA_OK;
+}
+
+pyllava_status engine_run(engine * e, graph * g, int32_t n_threads) {
+    TRY(set_threads(e, g->on_engine ? n_threads : 1));
+    enum ggml_status status = ggml_backend_sched_graph_compute(e->sched, g->nodes);
+    if (status == GGML_STATUS_SUCCESS) return PYLLAVA_OK;
+    if (status == GGML_STATUS_ABORTED) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
+    if (status == GGML_STATUS_ALLOC_FAILED) return no_buffer(e);
+    FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) status);
+}
