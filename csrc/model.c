@@ -148,7 +148,7 @@ static pyllava_status choose_places(pyllava_model * m, const pyllava_model_param
     for (int32_t i = 0; i < to->devices.n; i++) {
         pyllava_device about;
         device_describe(to->devices.items[i], &about);
-        wish.free[i] = about.memory_free;
+        wish.free[i] = about.memory_total ? about.memory_free : UINT64_MAX / 2; // it does not say: all fits
         const bool shared = p->tensor_split && p->n_tensor_split;
         wish.split[i] = !shared ? 0 : i < p->n_tensor_split ? p->tensor_split[i] : 0;
     }

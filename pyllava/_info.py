@@ -27,6 +27,8 @@ def info(argv: Sequence[str]) -> None:
 
     file = GgufFile(options.file)
     summary = _summary(file, options.file)
+    if summary["model"]["kind"] == "language model":
+        summary["devices"] = _places(options.file)
     if options.tensors:
         summary["tensors"] = [_tensor(tensor) for tensor in file.tensors]
     if options.json:
@@ -56,6 +58,19 @@ def _summary(file: GgufFile, path: str) -> dict[str, Any]:
         "model": {key: value for key, value in model.items() if value is not None},
         "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
     }
+
+
+def _places(path: str) -> dict[str, Any] | None:
+    """Which devices of this machine would hold the model's parts; None for a model that this version does not run."""
+    from ._lib import plan_devices
+    from .errors import PyllavaError
+
+    try:
+        devices = plan_devices(path, None)
+    except (PyllavaError, ValueError):
+        return None
+    shown = {"layers": list(devices.layers), "output": devices.output, "n_gpu_layers": devices.n_gpu_layers}
+    return {**shown, "text": str(devices)}
 
 
 def _language_model(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
@@ -129,6 +144,7 @@ def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str
         summary["file"],
         f"GGUF version {summary['version']}, {_size(summary['bytes'])}, alignment {summary['alignment']}",
         f"{model['kind']}: {facts}",
+        *([f"on this machine: {summary['devices']['text']}"] if summary.get("devices") else []),
         "",
         f"metadata ({len(metadata)})",
     ]

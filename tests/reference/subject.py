@@ -24,8 +24,8 @@ def spans(prompt: Sequence[list[int] | Array], key: int = 1) -> list[_lib.Span]:
 class Subject:
     """A model and a session of it: one thread, exact."""
 
-    def __init__(self, files: Files, **session: Any) -> None:
-        self.model = _lib.ModelHandle(files.model, files.mmproj)
+    def __init__(self, files: Files, placement: _lib.Placement | None = None, **session: Any) -> None:
+        self.model = _lib.ModelHandle(files.model, files.mmproj, placement=placement)
         options = {"n_ctx": 512, "n_threads": 1, "precision": "exact", **session}
         self.session = _lib.SessionHandle(self.model, **options)
 
