@@ -8,16 +8,16 @@
 #define MAX_DEVICES 15                    // that one model uses: the scheduler takes 16, the CPU is one
 
 typedef struct device_list {
-    int32_t n;
+    int32_t            n;
     ggml_backend_dev_t items[MAX_DEVICES];
 } device_list;
 
-void               devices_quiet(void);          // the engine prints nothing; before anything else
+void               devices_quiet(void);   // the engine prints nothing; before anything else
 int32_t            devices_count(void);
-void device_describe(ggml_backend_dev_t device, pyllava_device * out);
+void               device_describe(ggml_backend_dev_t device, pyllava_device * out);
 ggml_backend_dev_t device_of(const struct ggml_tensor * t); // that holds its data; NULL: host memory, or none
-bool               device_is_gpu(ggml_backend_dev_t device); // with memory of its own
-bool devices_built_in(void); // any back end besides the CPU
+bool               device_is_gpu(ggml_backend_dev_t device);     // with memory of its own
+bool               devices_built_in(void);                       // any back end besides the CPU
 
 // "auto" or NULL: all GPUs, or, where there is none, the integrated ones; "cpu": none; else names of devices
 // (in any case, with commas between them).

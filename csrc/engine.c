@@ -1,6 +1,7 @@
 // engine.c - see engine.h.
 #include "engine.h"
 
+#include "guard.h"
 #include "thread.h"
 
 #include <ggml-cpu.h>
@@ -32,10 +33,22 @@ static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, voi
     return PYLLAVA_OK;
 }
 
+typedef struct starting {
+    ggml_backend_dev_t device;
+    ggml_backend_t     backend;
+} starting;
+
+static void start(void * starting_) {
+    starting * s = starting_;
+    s->backend = ggml_backend_dev_init(s->device, NULL);
+}
+
 pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback has_to_stop, void * user) {
     for (int32_t i = 0; i < p->devices.n; i++) {
         ggml_backend_dev_t device = p->devices.items[i];
-        ggml_backend_t backend = ggml_backend_dev_init(device, NULL);
+        starting s = { device, NULL };
+        TRY(guarded(start, &s));
+        ggml_backend_t backend = s.backend;
         if (!backend) FAIL(PYLLAVA_ERR_DEVICE, "%s could not be started", ggml_backend_dev_name(device));
         e->memory[e->n] = ggml_backend_dev_buffer_type(device);
         e->backends[e->n++] = backend;
@@ -48,10 +61,15 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
     return PYLLAVA_OK;
 }
 
-void engine_stop(engine * e) {
+static void stop(void * engine_) {
+    engine * e = engine_;
     if (e->sched) ggml_backend_sched_free(e->sched);
     for (int32_t i = 0; i < e->n; i++) ggml_backend_free(e->backends[i]);
     if (e->threads) e->threads_free(e->threads);
+}
+
+void engine_stop(engine * e) {
+    guarded(stop, e);                     // what does not end well is left to the process
     *e = (engine) { 0 };
 }
 
@@ -68,14 +86,52 @@ pyllava_status engine_schedule(engine * e, int32_t n_nodes) {
 
 // ------------------------------------------------------------------------------------------ graphs
 
+// A call of the scheduler's about a graph.
+typedef struct sched_call {
+    engine *             e;
+    struct ggml_cgraph * nodes;
+    size_t               sizes[MAX_DEVICES + 1];
+    bool                 done;
+    enum ggml_status     status;
+} sched_call;
+
+static pyllava_status call_sched(sched_call * c, void (*fn)(void *)) {
+    if (c->e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: open the model again");
+    pyllava_status status = guarded(fn, c);
+    if (status != PYLLAVA_OK) c->e->broken = true;
+    return status;
+}
+
 // The scheduler's table has no room for two graphs, so it is emptied before each.
-engine_size engine_measure(engine * e, graph * g) {
-    size_t sizes[MAX_DEVICES + 1] = { 0 };
-    ggml_backend_sched_reset(e->sched);
-    ggml_backend_sched_reserve_size(e->sched, g->nodes, sizes);
-    engine_size out = { .host = sizes[e->n - 1] };
-    for (int32_t i = 0; i < e->n; i++) out.all += sizes[i];
-    return out;
+static void measure(void * call_) {
+    sched_call * c = call_;
+    ggml_backend_sched_reset(c->e->sched);
+    ggml_backend_sched_reserve_size(c->e->sched, c->nodes, c->sizes);
+}
+
+static void reserve(void * call_) {
+    sched_call * c = call_;
+    ggml_backend_sched_reset(c->e->sched);
+    c->done = ggml_backend_sched_reserve(c->e->sched, c->nodes);
+}
+
+static void load(void * call_) {
+    sched_call * c = call_;
+    ggml_backend_sched_reset(c->e->sched);
+    c->done = ggml_backend_sched_alloc_graph(c->e->sched, c->nodes);
+}
+
+static void compute(void * call_) {
+    sched_call * c = call_;
+    c->status = ggml_backend_sched_graph_compute(c->e->sched, c->nodes);
+}
+
+pyllava_status engine_measure(engine * e, graph * g, engine_size * out) {
+    sched_call c = { .e = e, .nodes = g->nodes };
+    TRY(call_sched(&c, measure));
+    *out = (engine_size) { .host = c.sizes[e->n - 1] };
+    for (int32_t i = 0; i < e->n; i++) out->all += c.sizes[i];
+    return PYLLAVA_OK;
 }
 
 static pyllava_status no_buffer(const engine * e) {
@@ -88,13 +144,15 @@ static pyllava_status no_buffer(const engine * e) {
 }
 
 pyllava_status engine_reserve(engine * e, graph * g) {
-    ggml_backend_sched_reset(e->sched);
-    return ggml_backend_sched_reserve(e->sched, g->nodes) ? PYLLAVA_OK : no_buffer(e);
+    sched_call c = { .e = e, .nodes = g->nodes };
+    TRY(call_sched(&c, reserve));
+    return c.done ? PYLLAVA_OK : no_buffer(e);
 }
 
 pyllava_status engine_load(engine * e, graph * g) {
-    ggml_backend_sched_reset(e->sched);
-    return ggml_backend_sched_alloc_graph(e->sched, g->nodes) ? PYLLAVA_OK : no_buffer(e);
+    sched_call c = { .e = e, .nodes = g->nodes };
+    TRY(call_sched(&c, load));
+    return c.done ? PYLLAVA_OK : no_buffer(e);
 }
 
 static pyllava_status set_threads(engine * e, int32_t n) {
@@ -115,10 +173,11 @@ static pyllava_status set_threads(engine * e, int32_t n) {
 }
 
 pyllava_status engine_run(engine * e, graph * g, int32_t n_threads) {
+    sched_call c = { .e = e, .nodes = g->nodes };
     TRY(set_threads(e, g->on_engine ? n_threads : 1));
-    enum ggml_status status = ggml_backend_sched_graph_compute(e->sched, g->nodes);
-    if (status == GGML_STATUS_SUCCESS) return PYLLAVA_OK;
-    if (status == GGML_STATUS_ABORTED) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
-    if (status == GGML_STATUS_ALLOC_FAILED) return no_buffer(e);
-    FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) status);
+    TRY(call_sched(&c, compute));
+    if (c.status == GGML_STATUS_SUCCESS) return PYLLAVA_OK;
+    if (c.status == GGML_STATUS_ABORTED) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
+    if (c.status == GGML_STATUS_ALLOC_FAILED) return no_buffer(e);
+    FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) c.status);
 }

@@ -11,9 +11,17 @@
 #define PYLLAVA_PRINTF(f, a)
 #endif
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 // Remembers the text (cut at PYLLAVA_ERROR_MAX bytes) and returns status.
 pyllava_status error_set(pyllava_status status, const char * format, ...) PYLLAVA_PRINTF(2, 3);
 const char *   error_text(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #define FAIL(status, ...) return error_set(status, __VA_ARGS__)
 #define TRY(expr)                                                                                            \

@@ -305,6 +305,19 @@ static void put_mask(const pyllava_session * s, tensor * mask) {
     }
 }
 
+// A device's softmax may pass over what is not a number, so its logits would not show it.
+static pyllava_status check_rows(const batch * b, int32_t width) {
+    for (int32_t i = 0; i < b->n; i++) {
+        const float * row = b->embd + (size_t) i * (size_t) width;
+        for (int32_t j = 0; j < width; j++) {
+            if (!isfinite(row[j]))
+                FAIL(PYLLAVA_ERR_NUMERIC, "embedding at position %d: entry %d is not finite (bad weights?)",
+                     b->positions[i], j);
+        }
+    }
+    return PYLLAVA_OK;
+}
+
 static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
     batch * b = &s->batch;
     const llama_hparams * h = &s->model->llama.hparams;
@@ -312,6 +325,7 @@ static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
         .env = s->env, .n_head = h->n_head, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim,
         .n_blocks = b->n_blocks, .blocks = b->blocks, .n_visible = b->n_visible,
     };
+    TRY(check_rows(b, h->n_embd));
     if (b->n_out == 0) b->out_rows[b->n_out++] = b->n - 1; // a graph has an end; its logits are not read
     TRY(graph_for(s, GRAPH_TEXT, b->n, b->n_out));
     const llama_input * in = &s->built.in;
@@ -582,9 +596,7 @@ static pyllava_status create_batch(pyllava_session * s) {
 
 // The buffer of one graph: its size, or, with reserve, the buffer itself.
 static pyllava_status measure_graph(pyllava_session * s, graph * g, bool reserve, engine_size * out) {
-    if (reserve) return engine_reserve(&s->engine, g);
-    *out = engine_measure(&s->engine, g);
-    return PYLLAVA_OK;
+    return reserve ? engine_reserve(&s->engine, g) : engine_measure(&s->engine, g, out);
 }
 
 // Measures the largest graphs or, with reserve, takes the buffers for them.

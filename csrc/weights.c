@@ -1,6 +1,7 @@
 // weights.c - see weights.h.
 #include "weights.h"
 
+#include "guard.h"
 #include "memory.h"
 
 #include <ggml-cpu.h>
@@ -358,16 +359,19 @@ static pyllava_status take_places(weights * w) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status upload_one(const upload * u) {
-    if ((enum ggml_type) u->from->type == u->tensor->type) {
-        ggml_backend_tensor_set(u->tensor, u->data, 0, ggml_nbytes(u->tensor));
-        return PYLLAVA_OK;
-    }
+static void copy_to_device(void * upload_) {
+    const upload * u = upload_;
+    ggml_backend_tensor_set(u->tensor, u->data, 0, ggml_nbytes(u->tensor));
+}
+
+static pyllava_status upload_one(upload * u) {
+    if ((enum ggml_type) u->from->type == u->tensor->type) return guarded(copy_to_device, u);
     const size_t size = ggml_nbytes(u->tensor);
     float * wide = malloc(size);
     TRY_ALLOC(wide, size);
     pyllava_status status = widen_to(wide, u->from, u->data, n_elements(u->from));
-    if (status == PYLLAVA_OK) ggml_backend_tensor_set(u->tensor, wide, 0, size);
+    upload widened = { u->tensor, u->from, (const uint8_t *) wide };
+    if (status == PYLLAVA_OK) status = guarded(copy_to_device, &widened);
     free(wide);
     return status;
 }

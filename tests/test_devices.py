@@ -162,6 +162,9 @@ def test_info_says_where_a_model_would_go(
 
 # --- on a device ---
 
+# Products with bf16 weights have activations of 8 bits of mantissa on devices.
+BF16 = gates.Gate(nmse=1e-4, kld=1e-4)
+
 PLACES: dict[str, dict[str, Any]] = {
     "all": {},
     "half": {"n_gpu_layers": 2},
@@ -238,7 +241,8 @@ def test_parity(name: str, precision: str, tmp_path: Path) -> None:
     assert set(found) - {"mm.2"} == set(part(golden, "tower/"))
     gates.check("embeddings", gates.EMBEDDINGS_F16, golden["embeddings"], found["mm.2"])
     parts = prompt(case.spec, [subject.session.encode(pixels)[0]])
-    gates.check("logits", gates.LOGITS_F16, golden["logits"], some_rows(subject.logits(parts), 8))
+    gate = BF16 if case.outtype == "bf16" else gates.LOGITS_F16
+    gates.check("logits", gate, golden["logits"], some_rows(subject.logits(parts), 8))
     if precision == "exact":
         assert subject.greedy(parts, N_GREEDY) == golden["greedy"].tolist()
     subject.close()
@@ -319,9 +323,8 @@ def test_sequences(tmp_path: Path, kind: str) -> None:
             found.append(session.decode([7, 8, 9], seqs=[0, 1, 2]))
             return found
 
-    gate = gates.Gate(kld=gates.LOGITS_KV[kind].kld) if kind in gates.LOGITS_KV else gates.LOGITS_F16
     for a, b in zip(steps(Placement(device="cpu")), steps(place()), strict=True):
-        gates.check(kind, gate, a, b)
+        gates.check(kind, gates.Gate(kld=5e-4), a, b)
 
 
 @on_a_device
@@ -331,7 +334,7 @@ def test_what_is_not_a_number_stays_alone(files: tiny_gguf.Files) -> None:
     with Run(files, place(), n_seq=2) as run:
         good: list[Span] = [Tokens([1, *ids(1, 50)])]
         first = run.session.prefill(good, seq=0)[0]
-        with pytest.raises(pyllava.NumericError):
+        with pytest.raises(pyllava.NumericError, match="position 1: entry 0 is not finite"):
             run.session.prefill([Tokens([1]), Rows(bad, 3), Tokens(ids(2, 5))], seq=1)
         run.session.seq_trim(0, 0)
         assert run.session.prefill(good, seq=0)[0].tobytes() == first.tobytes()
@@ -341,9 +344,13 @@ def test_what_is_not_a_number_stays_alone(files: tiny_gguf.Files) -> None:
 
 
 @on_a_device
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "q3_k", "iq4_nl", "bf16"])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "q3_k", "bf16"])
 def test_weight_types(kind: str, tmp_path: Path) -> None:
-    """As the CPU computes with the same weights, or near: both round activations to 8 bits."""
+    """Near what the CPU computes exactly with the same weights.
+
+    Where activations are rounded to 8 bits, as in the CPU's fast mode and in CUDA, this narrow model shows 1e-3.
+    """
+    gate = gates.Gate(kld=2e-3)
     spec = TinySpec(seed=62, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_ctx=512)
     files = tiny_gguf.convert(tmp_path, spec)
     small = tmp_path / f"{kind}.gguf"
@@ -358,8 +365,8 @@ def test_weight_types(kind: str, tmp_path: Path) -> None:
         with Run(tiny_gguf.Files(small, None), placement, precision=precision) as run:
             found.append((run.session.logits(some), run.session.decode([5])))
     for logits, decoded in found[1:]:
-        gates.check(f"{kind}, many tokens", gates.Gate(kld=5e-4), found[0][0], logits)
-        gates.check(f"{kind}, one token", gates.Gate(kld=5e-4), found[0][1], decoded)
+        gates.check(f"{kind}, many tokens", gate, found[0][0], logits)
+        gates.check(f"{kind}, one token", gate, found[0][1], decoded)
 
 
 @on_a_device

@@ -21,6 +21,7 @@ RANKS = {
     "pyllava": 0,
     "error": 1,
     "log": 2,
+    "guard": 2,
     "memory": 2,
     "thread": 2,
     "cores": 3,

@@ -1,0 +1,38 @@
+// guard.cpp - see guard.h. C++, because that is what has to be caught.
+#include "guard.h"
+
+#include <ggml.h>
+
+#include <cstdio>
+#include <exception>
+#include <stdexcept>
+
+namespace {
+
+thread_local int depth = 0; // guards that this thread is in
+
+struct entered {
+    entered() { depth++; }
+    ~entered() { depth--; }
+};
+
+// The engine ends the process when this returns.
+void on_abort(const char * text) {
+    if (depth > 0) throw std::runtime_error(text);
+    std::fprintf(stderr, "%s\n", text);
+}
+
+} // namespace
+
+pyllava_status guarded(void (*fn)(void * user), void * user) {
+    ggml_set_abort_callback(on_abort);
+    const entered here;
+    try {
+        fn(user);
+        return PYLLAVA_OK;
+    } catch (const std::exception & error) {
+        return error_set(PYLLAVA_ERR_DEVICE, "the back end failed: %s", error.what());
+    } catch (...) {
+        return error_set(PYLLAVA_ERR_DEVICE, "the back end failed");
+    }
+}

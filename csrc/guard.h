@@ -1,0 +1,17 @@
+// guard.h - calls into the engine that may fail in its own way: back ends throw C++ exceptions, and a check
+// of the engine that fails ends the process. On the calling thread, here both become a status.
+#pragma once
+
+#include "error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Calls fn. PYLLAVA_ERR_DEVICE with the engine's own words where that did not come to its end: what it worked
+// on may then be freed, inside a guard, but not used.
+pyllava_status guarded(void (*fn)(void * user), void * user);
+
+#ifdef __cplusplus
+}
+#endif
