@@ -143,7 +143,7 @@ pyllava_status pyllava_token_piece(const pyllava_model * model, int32_t id, bool
     if (id < 0 || id >= model->vocab.n)
         FAIL(PYLLAVA_ERR_ARGUMENT, "token: found %d, need 0..%d", id, model->vocab.n - 1);
     bool hidden =
-        !with_special && (model->vocab.kinds[id] == TOKEN_CONTROL || model->vocab.kinds[id] == TOKEN_UNKNOWN);
+        !with_special && (model->vocab.kinds[id] == KIND_CONTROL || model->vocab.kinds[id] == KIND_UNKNOWN);
     *out_text = hidden ? "" : model->vocab.pieces[id].data;
     *out_size = hidden ? 0 : model->vocab.pieces[id].size;
     return PYLLAVA_OK;

@@ -1,4 +1,4 @@
-// plugins.h - back ends of the engine in files of their own, where the library was built with PYLLAVA_PLUGINS.
+// plugins.h - back ends of the engine in files of their own, if the library was built with PYLLAVA_PLUGINS.
 #pragma once
 
 #include "error.h"
