@@ -25,6 +25,9 @@ foreach(target ${PYLLAVA_ENGINE_FILES})
   set_property(TARGET ${target} PROPERTY VERSION)        # one file each: wheels hold no symbolic links
   set_property(TARGET ${target} PROPERTY SOVERSION)
   set_target_properties(${target} PROPERTIES INSTALL_RPATH "${origin}")
+  if(UNIX AND NOT APPLE AND NOT target MATCHES "^ggml(-base)?$")        # the compiler shows templates of C++ as well
+    target_link_options(${target} PRIVATE LINKER:--version-script=${CMAKE_CURRENT_SOURCE_DIR}/plugins.map)
+  endif()
 endforeach()
 if(PYLLAVA_PLUGIN)                        # in a package of its own: pyllava's folder, and where NVIDIA's packages put CUDA
   list(TRANSFORM places PREPEND ${origin}/../)
