@@ -1,5 +1,6 @@
 // api.c - the public functions: pointers and ranges are checked here, the work is done behind.
 #include "model.h"
+#include "plugins.h"
 #include "quantize.h"
 #include "sampler.h"
 #include "session.h"
@@ -17,6 +18,14 @@ int          pyllava_abi(void) { return PYLLAVA_ABI; }
 const char * pyllava_version(void) { return PYLLAVA_VERSION; }
 const char * pyllava_engine_version(void) { return ggml_version(); }
 const char * pyllava_last_error(void) { return error_text(); }
+
+// ---------------------------------------------------------------------------------------- plug-ins
+
+pyllava_status pyllava_plugin_load(const char * const * paths, int32_t n) {
+    NEED(paths && n > 0, "at least one path");
+    for (int32_t i = 0; i < n; i++) NEED(paths[i], "every path");
+    return plugin_load(paths, n);
+}
 
 // -------------------------------------------------------------------------------------- GGUF files
 
@@ -158,7 +167,7 @@ pyllava_status pyllava_token_piece(const pyllava_model * model, int32_t id, bool
     if (id < 0 || id >= model->vocab.n)
         FAIL(PYLLAVA_ERR_ARGUMENT, "token: found %d, need 0..%d", id, model->vocab.n - 1);
     bool hidden =
-        !with_special && (model->vocab.kinds[id] == TOKEN_CONTROL || model->vocab.kinds[id] == TOKEN_UNKNOWN);
+        !with_special && (model->vocab.kinds[id] == KIND_CONTROL || model->vocab.kinds[id] == KIND_UNKNOWN);
     *out_text = hidden ? "" : model->vocab.pieces[id].data;
     *out_size = hidden ? 0 : model->vocab.pieces[id].size;
     return PYLLAVA_OK;

@@ -20,7 +20,9 @@
 #define O_CLOEXEC _O_BINARY
 typedef struct _stat64 file_stat;
 #define fstat _fstat64
+#if !defined(S_ISREG)                    // MinGW has it
 #define S_ISREG(m) (((m) & _S_IFMT) == _S_IFREG)
+#endif
 #else
 #include <sys/mman.h>
 #include <unistd.h>

@@ -25,7 +25,7 @@ typedef struct placement_sizes {
 } placement_sizes;
 
 typedef struct placement_wish {
-    int32_t  n_gpu_layers;                // the last n layers, the output too if n > n_layer; -1: all that fit
+    int32_t  n_gpu_layers;                // the last n, and the output if n > n_layer; -1: all that fit
     int32_t  vision;                      // a device, ON_HOST, or VISION_AUTO: the main one, where it fits
     int32_t  main_gpu;                    // index into devices
     uint64_t free[MAX_DEVICES];           // memory

@@ -73,6 +73,14 @@ PYLLAVA_API const char * pyllava_version(void);           // "0.1.0"
 PYLLAVA_API const char * pyllava_engine_version(void);    // the ggml version that was built in
 PYLLAVA_API const char * pyllava_last_error(void); // the last failure on this thread; "" before the first
 
+// ---------------------------------------------------------------------------------------- plug-ins
+
+// A library that was built with PYLLAVA_PLUGINS computes nothing before it has been given the files that hold
+// its back ends: one for the CPU, which lies beside it, then others. Of n alternatives (a CPU's generations)
+// the one that suits this machine best is loaded. Absolute paths; before the first model, by one thread at a
+// time. PYLLAVA_ERR_DEVICE: none can be used, and why; the library is as it was.
+PYLLAVA_API pyllava_status pyllava_plugin_load(const char * const * paths, int32_t n);
+
 // -------------------------------------------------------------------------------------- GGUF files
 
 typedef struct pyllava_kv {

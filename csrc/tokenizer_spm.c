@@ -70,8 +70,8 @@ static candidate heap_pop(spm * s) {
 // Only these kinds come from text; "<s>" typed by a user stays letters.
 static int32_t mergeable(const vocab * v, const char * text, int32_t size) {
     int32_t id = vocab_find(v, text, (uint64_t) size);
-    return id >= 0 && (v->kinds[id] == TOKEN_NORMAL || v->kinds[id] == TOKEN_USER ||
-                       v->kinds[id] == TOKEN_UNUSED)
+    return id >= 0 && (v->kinds[id] == KIND_NORMAL || v->kinds[id] == KIND_USER ||
+                       v->kinds[id] == KIND_UNUSED)
                ? id
                : -1;
 }

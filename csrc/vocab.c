@@ -72,9 +72,9 @@ static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
              (unsigned long long) kinds->n, v->n);
     }
     for (int32_t id = 0; id < v->n; id++) {
-        int32_t kind = TOKEN_NORMAL;
+        int32_t kind = KIND_NORMAL;
         if (kinds) memcpy(&kind, (const char *) kinds->data + (size_t) id * 4, 4);
-        if (kind < 0 || kind > TOKEN_BYTE)
+        if (kind < 0 || kind > KIND_BYTE)
             FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: entry %d is %d, need 0..6 [RANGE]",
                  f->path, id, kind);
         if (!isfinite(v->scores[id]))
@@ -83,8 +83,8 @@ static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
         gguf_text t = v->texts[id];
         // Chat markers (Yi): ordinary pieces in some files, pieces that every text may hold in others.
         bool marker = t.size > 4 && !memcmp(t.data, "<|", 2) && !memcmp(t.data + t.size - 2, "|>", 2);
-        bool ordinary = kind == TOKEN_NORMAL || kind == TOKEN_USER;
-        v->kinds[id] = (uint8_t) (marker && ordinary ? TOKEN_CONTROL : kind);
+        bool ordinary = kind == KIND_NORMAL || kind == KIND_USER;
+        v->kinds[id] = (uint8_t) (marker && ordinary ? KIND_CONTROL : kind);
     }
     return PYLLAVA_OK;
 }
@@ -111,7 +111,7 @@ static pyllava_status read_special_ids(vocab * v, const pyllava_gguf * f) {
         int32_t id = vocab_find(v, END_TEXTS[i], strlen(END_TEXTS[i]));
         if (id < 0) continue;
         v->ends[id] = true;
-        v->kinds[id] = TOKEN_CONTROL;
+        v->kinds[id] = KIND_CONTROL;
     }
     return PYLLAVA_OK;
 }
@@ -123,7 +123,7 @@ static pyllava_status read_bytes(vocab * v, const pyllava_gguf * f) {
         v->byte_ids[b] = vocab_find(v, text, 6);
         if (v->byte_ids[b] < 0)
             FAIL(PYLLAVA_ERR_MISMATCH, "%s: the vocabulary has no token %s for a single byte", f->path, text);
-        v->kinds[v->byte_ids[b]] = TOKEN_BYTE;
+        v->kinds[v->byte_ids[b]] = KIND_BYTE;
     }
     return PYLLAVA_OK;
 }
@@ -167,7 +167,7 @@ static pyllava_status collect_specials(vocab * v) {
     }
     for (int32_t id = 0; id < v->n; id++) {
         bool is_special =
-            v->kinds[id] == TOKEN_CONTROL || v->kinds[id] == TOKEN_UNKNOWN || v->kinds[id] == TOKEN_USER;
+            v->kinds[id] == KIND_CONTROL || v->kinds[id] == KIND_UNKNOWN || v->kinds[id] == KIND_USER;
         if (is_special && v->texts[id].size) found[v->n_specials++] = (special) { v->texts[id].size, id };
     }
     qsort(found, (size_t) v->n_specials, sizeof *found, longest_first);
@@ -232,7 +232,7 @@ int32_t vocab_special_at(const vocab * v, gguf_text text, uint64_t at, const pyl
         int32_t id = v->specials[i];
         gguf_text t = v->texts[id];
         if (t.size > text.size - at || memcmp(t.data, text.data + at, (size_t) t.size)) continue;
-        if (v->kinds[id] == TOKEN_USER || !touches(at, at + t.size, plain, n_plain)) return id;
+        if (v->kinds[id] == KIND_USER || !touches(at, at + t.size, plain, n_plain)) return id;
     }
     return -1;
 }

@@ -5,7 +5,7 @@
 #include "gguf.h"
 
 typedef enum token_kind {
-    TOKEN_UNDEFINED, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE,
+    KIND_UNDEFINED, KIND_NORMAL, KIND_UNKNOWN, KIND_CONTROL, KIND_USER, KIND_UNUSED, KIND_BYTE,
 } token_kind;
 
 typedef struct vocab {

@@ -12,6 +12,7 @@ import ctypes as c
 import errno
 import functools
 import importlib.metadata
+import logging
 import operator
 import os
 import re
@@ -27,7 +28,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import errors
+from . import _plugins, errors
 
 ABI = 3
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -206,6 +207,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_version": (_TEXT, []),
     "pyllava_engine_version": (_TEXT, []),
     "pyllava_last_error": (_TEXT, []),
+    "pyllava_plugin_load": (_STATUS, [c.POINTER(_TEXT), _I32]),
     "pyllava_gguf_open": (_STATUS, [_TEXT, c.POINTER(_P)]),
     "pyllava_gguf_free": (None, [_P]),
     "pyllava_gguf_version": (c.c_uint32, [_P]),
@@ -289,12 +291,16 @@ def _load() -> c.CDLL:
         raise ImportError(
             f"libpyllava is not built: looked in {looked}. Run `pip install .` in the source tree"
         )
-    library = c.CDLL(str(found))
+    try:
+        library = c.CDLL(str(found))
+    except OSError as error:
+        text = str(error) if str(found) in str(error) else f"{found}: {error}"
+        raise ImportError(f"{text}{_plugins.advice(text)}") from None
+    if library.pyllava_abi() != ABI:
+        raise ImportError(f"{found}: ABI {library.pyllava_abi()}, this pyllava needs {ABI}: rebuild it")
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if library.pyllava_abi() != ABI:
-        raise ImportError(f"{found}: ABI {library.pyllava_abi()}, this pyllava needs {ABI}: rebuild it")
     return library
 
 
@@ -324,6 +330,42 @@ def _check(status: int) -> None:
             if path != text:
                 raise OSError(code, os.strerror(code), path)  # FileNotFoundError and the like
     raise _EXCEPTIONS.get(status, errors.PyllavaError)(text)
+
+
+_plugins_lock = threading.Lock()
+_plugins_loaded: list[str] = []
+
+
+def load_plugins() -> None:
+    """Hands the library the back ends that lie in files: its own, then those of packages. Once, before any model.
+
+    What cannot be used costs one warning; only without the CPU's is DeviceError raised. A library that holds its back ends
+    itself, which is what a local build makes, has no such files.
+    """
+    with _plugins_lock:
+        if _plugins_loaded:
+            return
+        own = _plugins.beside(Path(lib._name))
+        if own:
+            _check(_load_plugin(own[0]))
+        _plugins_loaded.extend(paths[0] for paths in own[:1] or [["built in"]])
+        wrong = [_plugin_error(paths) for paths in own[1:]]
+        for package, groups, text in _plugins.installed() if os.environ.get("PYLLAVA_PLUGINS") != "0" else ():
+            found = [text, *(_plugin_error(paths) for paths in groups)]
+            wrong += [f"{package} is not used: {error}" for error in filter(None, found)]
+    for text in filter(None, wrong):
+        logging.getLogger("pyllava").warning("%s", text)
+
+
+def _load_plugin(paths: Sequence[str]) -> int:
+    return int(lib.pyllava_plugin_load((_TEXT * len(paths))(*map(os.fsencode, paths)), len(paths)))
+
+
+def _plugin_error(paths: Sequence[str]) -> str:
+    if not _load_plugin(paths):
+        return ""
+    text = _UNPRINTABLE.sub("?", os.fsdecode(lib.pyllava_last_error()))
+    return f"{text}{_plugins.advice(text)}"
 
 
 def _i32(name: str, value: int) -> int:
@@ -487,6 +529,7 @@ class Device:
 
 def devices() -> list[Device]:
     """All that this build finds on this machine."""
+    load_plugins()
     found = []
     for i in range(lib.pyllava_device_count()):
         d = _Device()
@@ -761,6 +804,7 @@ def plan_devices(
     path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None, placement: Placement | None = None
 ) -> Devices:
     """Where a model's parts would go, without loading it."""
+    load_plugins()
     params = _ModelParams(
         path=_path(path),
         mmproj=None if mmproj is None else _path(mmproj),
@@ -785,6 +829,7 @@ class ModelHandle:
         progress: Progress | None = None,
         log: Log | None = None,
     ) -> None:
+        load_plugins()
         callback, address = _Callback(), _P()
         params = _ModelParams(
             path=_path(path),

@@ -25,15 +25,17 @@ typedef struct attention_task {
 
 static int padded(int d) { return (d + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL; }
 
-static int rows_of(int group) { return group > KERNEL_QUERIES ? group : KERNEL_QUERIES; }
+static int rows_for(int group) { return group > KERNEL_QUERIES ? group : KERNEL_QUERIES; }
 
+#if defined(KERNEL_SIZES)
 size_t attention_scratch_size(int32_t n_head, int32_t n_head_kv, int32_t d) {
-    size_t rows = (size_t) rows_of(n_head / n_head_kv), dp = (size_t) padded(d);
+    size_t rows = (size_t) rows_for(n_head / n_head_kv), dp = (size_t) padded(d);
     return (rows * (d + dp + KEYS + 2) + KEYS * (2 * (size_t) d + dp) + 64) * sizeof(float);
 }
+#endif
 
 static void lay_out(attention_task * t, float * scratch) {
-    size_t rows = (size_t) rows_of(t->group);
+    size_t rows = (size_t) rows_for(t->group);
     t->queries = scratch;
     t->out = t->queries + rows * t->d;
     t->scores = t->out + rows * t->dp;
@@ -137,7 +139,7 @@ static attention_task new_task(const attention_env * env, const struct ggml_tens
     return t;
 }
 
-void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+void KERNEL(attention)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     const attention_env * env = userdata;
     attention_task t = new_task(env, dst, ith);
     for (int64_t task = ith; task < (int64_t) env->n_blocks * env->n_head_kv; task += nth) {
@@ -150,18 +152,21 @@ void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * userdat
 
 // ---------------------------------------------------------------------------------- the fast mode
 
-size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
-
-int32_t fast_attention_queries(int32_t head_dim) {
+static int32_t queries_of(int32_t head_dim) {
     return head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
 }
+
+#if defined(KERNEL_SIZES)
+size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
+int32_t fast_attention_queries(int32_t head_dim) { return queries_of(head_dim); }
+#endif
 
 static void run_fast(attention_task * t, const micro * m, char * scratch) {
     const attention_env * env = t->env;
     const attention_block * b = t->block;
     const int n_rows = b->n * t->group, width = env->n_head * t->d;
     const bool few = n_rows <= FEW_TOKENS && t->d <= MAX_HEAD;
-    if (!few && (fast_attention_queries(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES)) {
+    if (!few && (queries_of(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES)) {
         run_task(t);
         return;
     }
@@ -188,7 +193,7 @@ static void run_fast(attention_task * t, const micro * m, char * scratch) {
     else m->attend_many(&work);
 }
 
-void kernel_fast_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+void KERNEL(fast_attention)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) nth;
     kernel_job * job = userdata;
     const attention_env * env = job->attention;

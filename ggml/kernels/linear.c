@@ -20,7 +20,9 @@ typedef struct linear_args {
     float *         edge;                 // [8][32] for the last rows of W
 } linear_args;
 
+#if defined(KERNEL_SIZES)
 size_t linear_scratch_size(void) { return (2 * KERNEL_PANEL * BLOCK_K + 8 * KERNEL_PANEL) * sizeof(float); }
+#endif
 
 static const float * unpack_row(const linear_args * a, int64_t r, int64_t k0, int64_t n, float * to) {
     const char * from = a->w + r * a->row_size + k0 / a->block * a->type_size;
@@ -74,7 +76,7 @@ static void few_tokens(const linear_args * a, int64_t r0, int n_rows) {
     }
 }
 
-void kernel_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+void KERNEL(linear)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     const kernel_env * env = userdata;
     const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * b = dst->src[2];
     float * scratch = (float *) (env->scratch + ith * env->scratch_size);

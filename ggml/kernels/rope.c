@@ -14,7 +14,7 @@ static char * row_of(const struct ggml_tensor * x, int64_t row) {
     return (char *) x->data + (size_t) row * x->nb[1];
 }
 
-void kernel_turns(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+void KERNEL(turns)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
     const int32_t * positions = dst->src[0]->data;
     const float * divisors = dst->src[1]->data;
@@ -29,7 +29,7 @@ void kernel_turns(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-void kernel_rope(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
     const struct ggml_tensor * x = dst->src[0], * turns = dst->src[1];
     const int64_t head_dim = turns->ne[0];
@@ -72,7 +72,7 @@ static bool is_finite(const float * x, int64_t n) {
     return wrong == 0.0f;
 }
 
-void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+void KERNEL(store)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
     const struct ggml_tensor * x = dst->src[1];
     const int32_t * cells = dst->src[2]->data;

@@ -1,0 +1,98 @@
+// plugins.c - see plugins.h. Only files that the caller names are opened, never what the engine would find by
+// itself (in the current directory, for one).
+#include "plugins.h"
+
+#if defined(PYLLAVA_PLUGINS)
+#include <ggml-backend.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef int (*score_fn)(void);
+
+#if defined(_WIN32)
+#include <windows.h>
+
+#define PATH_MAX_WIDE 4096
+
+static bool is_absolute(const char * path) { return path[0] && (path[1] == ':' || path[0] == '\\'); }
+
+static void * open_file(const char * path) {
+    wchar_t wide[PATH_MAX_WIDE];
+    if (!MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, PATH_MAX_WIDE)) return NULL;
+    const DWORD where = LOAD_LIBRARY_SEARCH_DLL_LOAD_DIR | LOAD_LIBRARY_SEARCH_DEFAULT_DIRS;
+    return (void *) LoadLibraryExW(wide, NULL, where);
+}
+
+static pyllava_status refuse(const char * path) {
+    FAIL(PYLLAVA_ERR_DEVICE, "%s: Windows error %lu", path, GetLastError());
+}
+
+static void * find(void * file, const char * name) {
+    return (void *) (uintptr_t) GetProcAddress((HMODULE) file, name);
+}
+
+static void close_file(void * file) { FreeLibrary((HMODULE) file); }
+#else
+#include <dlfcn.h>
+
+static bool is_absolute(const char * path) { return path[0] == '/'; }
+
+static void * open_file(const char * path) { return dlopen(path, RTLD_NOW | RTLD_LOCAL); }
+
+static pyllava_status refuse(const char * path) {
+    const char * text = dlerror();
+    FAIL(PYLLAVA_ERR_DEVICE, "%s: %s", path, text ? text : "cannot be loaded");
+}
+
+static void * find(void * file, const char * name) { return dlsym(file, name); }
+
+static void close_file(void * file) { dlclose(file); }
+#endif
+
+// How well a file suits this machine; 0: it cannot run here.
+static pyllava_status score_of(const char * path, int * out_score) {
+    if (!is_absolute(path)) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: need an absolute path", path);
+    void * file = open_file(path);
+    if (!file) return refuse(path);
+    const score_fn score = (score_fn) find(file, "ggml_backend_score");
+    const bool is_back_end = find(file, "ggml_backend_init");
+    *out_score = score ? score() : 1;
+    close_file(file);
+    if (!is_back_end) FAIL(PYLLAVA_ERR_DEVICE, "%s: not a back end of ggml", path);
+    if (*out_score == 0) FAIL(PYLLAVA_ERR_DEVICE, "%s: built for another processor", path);
+    return PYLLAVA_OK;
+}
+
+// What the engine says is kept where user points to, the last error only; NULL: nowhere.
+static void keep_error(enum ggml_log_level level, const char * text, void * user) {
+    if (!user || level != GGML_LOG_LEVEL_ERROR) return;
+    snprintf(user, PYLLAVA_ERROR_MAX, "%s", text);
+    ((char *) user)[strcspn(user, "\r\n")] = '\0';
+}
+
+static pyllava_status load(const char * path) {
+    char text[PYLLAVA_ERROR_MAX] = "refused by ggml";
+    ggml_log_set(keep_error, text);
+    const bool loaded = ggml_backend_load(path);
+    ggml_log_set(keep_error, NULL);
+    if (!loaded) FAIL(PYLLAVA_ERR_DEVICE, "%s: %s", path, text);
+    return PYLLAVA_OK;
+}
+
+pyllava_status plugin_load(const char * const * paths, int32_t n) {
+    int best = 0, i_best = 0;
+    pyllava_status status = PYLLAVA_OK;
+    for (int32_t i = 0; i < n; i++) {
+        int score = 0;
+        const pyllava_status found = score_of(paths[i], &score);
+        if (found != PYLLAVA_OK) status = found;
+        else if (score > best) best = score, i_best = i;
+    }
+    return best ? load(paths[i_best]) : status;
+}
+#else
+pyllava_status plugin_load(const char * const * paths, int32_t n) {
+    (void) n;
+    FAIL(PYLLAVA_ERR_DEVICE, "%s: this libpyllava was built without PYLLAVA_PLUGINS", paths[0]);
+}
+#endif
