@@ -43,6 +43,7 @@ static void * open_file(const char * path) { return dlopen(path, RTLD_NOW | RTLD
 
 static pyllava_status refuse(const char * path) {
     const char * text = dlerror();
+    if (text && !strncmp(text, path, strlen(path))) FAIL(PYLLAVA_ERR_DEVICE, "%s", text);
     FAIL(PYLLAVA_ERR_DEVICE, "%s: %s", path, text ? text : "cannot be loaded");
 }
 
