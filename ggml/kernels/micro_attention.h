@@ -137,8 +137,7 @@ INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * 
 }
 INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x,
                           float * y) {
-    (void) scales;
-    multiply_bf16(n, n_k, panel, x, row_size(n_k), y);
+    multiply_bf16(n, n_k, panel, scales, x, x + 2 * n_k, NULL, row_size(n_k), y);
 }
 
 #else
