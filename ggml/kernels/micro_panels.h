@@ -152,6 +152,10 @@ INLINE void find_ranges(enum ggml_type type, const char * w, size_t row_size, in
     }
 }
 
+#if !defined(TRANSPOSE8)                  // the order of multiply8's panels
+#define TRANSPOSE8 transpose
+#endif
+
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
     _Alignas(64) char rows[ROWS * BLOCK];
@@ -169,7 +173,7 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
         default: scales[i] = put_any(type, row, n_k, to);
         }
     }
-    transpose(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
+    TRANSPOSE8(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
 }
 
 // A row's block as int16; its scale.
@@ -233,6 +237,7 @@ INLINE void add_sums(vi sums, vf w_scale, const char * x_scale, float * y) {
         EACH(product##_START)                                                                                \
         for (int k = 0; k < n_steps; k++) {                                                                  \
             const vi w0 = vi_load(panel), w1 = vi_load(panel + 4 * LANES);                                   \
+            (void)w0, (void)w1;                                                                              \
             EACH(product##_STEP)                                                                             \
             panel += step_size * ROWS;                                                                       \
             base0 += step_size, base1 += step_size, base2 += step_size, base3 += step_size;                  \
@@ -241,10 +246,12 @@ INLINE void add_sums(vi sums, vf w_scale, const char * x_scale, float * y) {
         (void)s0, (void)s1;                                                                                  \
         EACH(product##_END)                                                                                  \
     }
-#define DEFINE_MULTIPLY(name, product, step_size, number_size)                                               \
+
+// alone: the product for a token without others.
+#define DEFINE_MULTIPLY(name, product, alone, step_size, number_size)                                        \
     DEFINE_TILE(name##_tile, EACH_TOKEN, product, step_size)                                                 \
     DEFINE_TILE(name##_four, FOUR_TOKENS, product, step_size)                                                \
-    DEFINE_TILE(name##_one, ONE_TOKEN, product, step_size)                                                   \
+    DEFINE_TILE(name##_one, ONE_TOKEN, alone, step_size)                                                     \
     static void name(int n, int n_k, const char * panel, const float * w_scales, const char * x,             \
                      const char * x_scales, const char * x_sums, size_t stride, float * y) {                 \
         const int n_steps = n_k * number_size / step_size;                                                   \
@@ -258,8 +265,46 @@ INLINE void add_sums(vi sums, vf w_scale, const char * x_scale, float * y) {
             name##_one(n_steps, panel, w_scales, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS);  \
     }
 
-DEFINE_MULTIPLY(multiply8, BYTES, 4, 1)
-DEFINE_MULTIPLY(multiply16, WORDS, 4, 2)
+#if defined(HAS_PAIRS) // products of two tokens with two rows, 8 bytes of each
+
+// Of a pair of tokens the first one's accumulators are both tokens' sums with the first vector of rows, the
+// second one's those with the second.
+INLINE void add_pair(vi a, vi b, vf w_scale, const char * x_scale, size_t stride, float * y) {
+    add_sums(first_halves(a, b), w_scale, x_scale, y);
+    add_sums(second_halves(a, b), w_scale, x_scale + stride, y + ROWS);
+}
+
+#define PAIRS_START WORDS_START
+#define PAIRS_STEP(j, i)                                                                                     \
+    {                                                                                                        \
+        const char * from = base0 + i / 2 * 2 * stride, * rows = panel + i % 2 * 8 * LANES;                  \
+        const vi v = two_eights(from, from + stride);                                                        \
+        a##i = dots_2x2(a##i, v, vi_load(rows));                                                             \
+        b##i = dots_2x2(b##i, v, vi_load(rows + 4 * LANES));                                                 \
+    }
+#define PAIRS_END(j, i)                                                                                      \
+    add_pair(a##i, b##i, i % 2 ? s1 : s0, x_scales + i / 2 * 2 * stride, stride,                             \
+             y + i / 2 * 2 * ROWS + i % 2 * LANES);
+
+// A token alone beside zeros, as the first of a pair for two rows, then as the second for the next two.
+#define ALONE_START WORDS_START
+#define ALONE_STEP(j, i)                                                                                     \
+    {                                                                                                        \
+        const vi v = one_eight(base0), u = swap(v);                                                          \
+        a##i = dots_2x2(dots_2x2(a##i, v, w0), u, w1);                                                       \
+        b##i = dots_2x2(dots_2x2(b##i, v, vi_load(panel + 8 * LANES)), u, vi_load(panel + 12 * LANES));      \
+    }
+#define ALONE_END BYTES_END
+
+DEFINE_MULTIPLY(multiply8, PAIRS, ALONE, 8, 1)
+
+#else
+
+DEFINE_MULTIPLY(multiply8, BYTES, BYTES, 4, 1)
+
+#endif
+
+DEFINE_MULTIPLY(multiply16, WORDS, WORDS, 4, 2)
 
 #if defined(HAS_BF16)
 
@@ -270,7 +315,7 @@ static void round_bf16(const float * x, int64_t n, uint16_t * out) {
 #define BF16_START(j, i) vf a##i = vf_load(y + i * ROWS), b##i = vf_load(y + i * ROWS + LANES);
 #define BF16_STEP(j, i)  DOTS(DOT_BF16, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
 #define BF16_END(j, i)   vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
-DEFINE_MULTIPLY(multiply_bf16, BF16, 4, 2)
+DEFINE_MULTIPLY(multiply_bf16, BF16, BF16, 4, 2)
 
 #endif
 
