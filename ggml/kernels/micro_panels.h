@@ -179,11 +179,7 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
 // A row's block as int16; its scale.
 static float put16(enum ggml_type type, const char * w, int n, char * out) {
     float x[BLOCK];
-    const float * from = floats_of(w, type, n, x);
-    const float top = top_of(from, n), inverse = inverse_of(top, PANEL16_TOP);
-    for (int k = 0; k < n; k += LANES)
-        vi_store16(out + 2 * k, vi_round(vf_mul(vf_load(from + k), vf_set(inverse))));
-    return top / PANEL16_TOP;
+    return round_words(floats_of(w, type, n, x), n, PANEL16_TOP, out);
 }
 
 static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
