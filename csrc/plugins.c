@@ -3,6 +3,8 @@
 #include "plugins.h"
 
 #if defined(PYLLAVA_PLUGINS)
+#include "guard.h"
+
 #include <ggml-backend.h>
 #include <stdio.h>
 #include <string.h>
@@ -41,6 +43,7 @@ static void * open_file(const char * path) { return dlopen(path, RTLD_NOW | RTLD
 
 static pyllava_status refuse(const char * path) {
     const char * text = dlerror();
+    if (text && !strncmp(text, path, strlen(path))) FAIL(PYLLAVA_ERR_DEVICE, "%s", text);
     FAIL(PYLLAVA_ERR_DEVICE, "%s: %s", path, text ? text : "cannot be loaded");
 }
 
@@ -70,12 +73,24 @@ static void keep_error(enum ggml_log_level level, const char * text, void * user
     ((char *) user)[strcspn(user, "\r\n")] = '\0';
 }
 
+typedef struct loading {
+    const char * path;
+    bool         done;
+} loading;
+
+static void load_guarded(void * loading_) {
+    loading * l = loading_;
+    l->done = ggml_backend_load(l->path);
+}
+
 static pyllava_status load(const char * path) {
     char text[PYLLAVA_ERROR_MAX] = "refused by ggml";
+    loading l = { path, false };
     ggml_log_set(keep_error, text);
-    const bool loaded = ggml_backend_load(path);
+    const pyllava_status status = guarded(load_guarded, &l);
     ggml_log_set(keep_error, NULL);
-    if (!loaded) FAIL(PYLLAVA_ERR_DEVICE, "%s: %s", path, text);
+    TRY(status);
+    if (!l.done) FAIL(PYLLAVA_ERR_DEVICE, "%s: %s", path, text);
     return PYLLAVA_OK;
 }
 

@@ -348,6 +348,8 @@ def load_plugins() -> None:
         own = _plugins.beside(Path(lib._name))
         if own:
             _check(_load_plugin(own[0]))
+        elif not lib.pyllava_device_count():
+            raise errors.DeviceError(f"{lib._name}: no back end of the CPU (libggml-cpu*) lies beside it")
         _plugins_loaded.extend(paths[0] for paths in own[:1] or [["built in"]])
         wrong = [_plugin_error(paths) for paths in own[1:]]
         for package, groups, text in _plugins.installed() if os.environ.get("PYLLAVA_PLUGINS") != "0" else ():

@@ -23,7 +23,7 @@ RANKS = {
     "log": 2,
     "guard": 2,
     "memory": 2,
-    "plugins": 2,
+    "plugins": 3,
     "thread": 2,
     "cores": 3,
     "pool": 3,
