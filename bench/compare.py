@@ -2,7 +2,7 @@
 
 python bench/compare.py --model LLM.gguf [--mmproj MMPROJ.gguf] [-p 512] [-n 32] [--batch 1,8] [--rounds 3]
                         [--peer PYTHON] [--torch PYTHON] [--openvino PYTHON [--openvino-lm DIR]] [--first-token]
-                        [--chart OUT.svg]
+                        [--chart OUT.svg] [-ngl N]
 
 `--peer` is a Python with llama-cpp-python, `--torch` one with torch and transformers (CLIP-L/14-336, 23 layers, in
 bfloat16 where the CPU multiplies it, else in float32), `--openvino` one with openvino beside these; both for the
@@ -107,14 +107,19 @@ def matrix_sizes(path: Path) -> list[int]:
     ]
 
 
+def alone(options: argparse.Namespace) -> list[str]:
+    """Of ours only: without layers on the GPU, llama.cpp is told to leave it alone altogether."""
+    return [] if options.ngl else ["--device", "cpu"]
+
+
 def first_token(options: argparse.Namespace) -> tuple[list[Result], list[Result]]:
     """Seconds from starting the process to the first token, and its memory."""
     ours: list[Result] = []
     theirs: list[Result] = []
     picture = HERE.parent / "examples" / "scene.png"
     prompt = "Describe the picture in a few words, and say what is at its left and at its right side."
-    flags = ["-m", options.model, "--mmproj", options.mmproj, "-t", options.t]
-    ask = ["-m", "pyllava", *flags, "-c", 2048, "-n", 1, "--image", picture, "-p", prompt]
+    flags = ["-m", options.model, "--mmproj", options.mmproj, "-t", options.t, "-ngl", options.ngl]
+    ask = ["-m", "pyllava", *flags, *alone(options), "-c", 2048, "-n", 1, "--image", picture, "-p", prompt]
     peer = [HERE / "peer_llama_cpp.py", *flags, "--first-token"]
     for _ in range(options.rounds):
         for results, command in ((ours, [sys.executable, *ask]), (theirs, [options.peer, *peer])):
@@ -171,6 +176,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="fast")
+    parser.add_argument("-ngl", type=int, default=0, help="layers on the GPU, on both sides (default: 0)")
     parser.add_argument("--peer", default=sys.executable)
     parser.add_argument("--torch", help="also measure PyTorch with this Python")
     parser.add_argument("--openvino", help="also measure OpenVINO with this Python")
@@ -198,7 +204,7 @@ def main() -> None:
         return
     mmproj = ["--mmproj", options.mmproj] if options.mmproj else []
     common = ["-m", options.model, *mmproj, "-p", options.p, "-n", options.n, "-t", options.t]
-    common += ["--batch", options.batch]
+    common += ["--batch", options.batch, "-ngl", options.ngl]
     views: dict[str, tuple[str, str]] = {}
     if options.torch and options.mmproj:
         views["PyTorch"] = (options.torch, "peer_torch.py")
@@ -209,6 +215,7 @@ def main() -> None:
     machine = limits(options.t)
     for _ in range(options.rounds):
         bench = ["-m", "pyllava", "bench", *common, "--precision", options.precision, "--repeat", 2, "--json"]
+        bench += alone(options)
         ours.append(run(sys.executable, *bench))
         theirs.append(run(options.peer, HERE / "peer_llama_cpp.py", *common))
         if options.openvino_lm:
@@ -234,7 +241,7 @@ def main() -> None:
     ]
     for name, mine, other in rows:
         print(table(mine, other, name))
-    if machine:
+    if machine and not options.ngl:
         print(fractions(medians(ours), machine, options))
     if options.chart:
         chart(options.chart, rows)

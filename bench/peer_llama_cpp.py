@@ -21,9 +21,11 @@ def quiet(level: int, text: bytes, user: Any) -> None:
 
 
 class Peer:
-    def __init__(self, path: str, n_threads: int, n_ctx: int, n_seq: int, model: Any = None) -> None:
+    def __init__(
+        self, path: str, n_threads: int, n_ctx: int, n_seq: int, model: Any = None, n_gpu_layers: int = 0
+    ) -> None:
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = n_gpu_layers
         self.model = model or llama_cpp.llama_model_load_from_file(path.encode(), params)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx, context.n_batch, context.n_ubatch = n_ctx * n_seq, 512, 512
@@ -63,13 +65,15 @@ def decode_batch(peer: Peer, n_seq: int, n_predict: int, tokens: list[int]) -> f
     return n_seq / statistics.median(times)
 
 
-def encode_seconds(model: Any, path: str, n_threads: int, repeat: int = REPEAT) -> float:
+def encode_seconds(
+    model: Any, path: str, n_threads: int, repeat: int = REPEAT, use_gpu: bool = False
+) -> float:
     """One 336-pixel image through llama.cpp's own multimodal library: the median after one run that is not counted,
     or, without repeats, the one run."""
     from llama_cpp import mtmd_cpp
 
     params = mtmd_cpp.mtmd_context_params_default()
-    params.use_gpu, params.n_threads, params.print_timings = False, n_threads, False
+    params.use_gpu, params.n_threads, params.print_timings = use_gpu, n_threads, False
     context = mtmd_cpp.mtmd_init_from_file(path.encode(), model, params)
     if not context:
         raise SystemExit(f"{path}: mtmd_init_from_file failed")
@@ -100,8 +104,8 @@ def encode_seconds(model: Any, path: str, n_threads: int, repeat: int = REPEAT) 
 
 def first_token(options: argparse.Namespace, tokens: list[int]) -> None:
     """Load, encode a picture, read a prompt of its 576 rows and 48 tokens, get one token's logits; no more."""
-    peer = Peer(options.m, options.t, 2048, 1)
-    encode_seconds(peer.model, options.mmproj, options.t, repeat=0)
+    peer = Peer(options.m, options.t, 2048, 1, n_gpu_layers=options.ngl)
+    encode_seconds(peer.model, options.mmproj, options.t, repeat=0, use_gpu=options.ngl > 0)
     rows = (tokens * 2)[: 576 + 48]
     for start in range(0, len(rows), 512):
         part = rows[start : start + 512]
@@ -116,6 +120,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=32)
     parser.add_argument("-t", type=int, default=2)
     parser.add_argument("--batch", default="1")
+    parser.add_argument("-ngl", type=int, default=0)
     parser.add_argument(
         "--first-token", action="store_true", help="only up to the first token, with a picture"
     )
@@ -127,10 +132,10 @@ def main() -> None:
         first_token(options, tokens)
         return
     started = time.perf_counter()
-    peer = Peer(options.m, options.t, options.p + options.n + 64, 1)
+    peer = Peer(options.m, options.t, options.p + options.n + 64, 1, n_gpu_layers=options.ngl)
     result: dict[str, Any] = {"load_s": time.perf_counter() - started}
     if options.mmproj:
-        result["encode_s"] = encode_seconds(peer.model, options.mmproj, options.t)
+        result["encode_s"] = encode_seconds(peer.model, options.mmproj, options.t, use_gpu=options.ngl > 0)
     peer.prefill(tokens[: options.p])
     result["prefill_tok_s"] = options.p / statistics.median(
         peer.prefill(tokens[: options.p]) for _ in range(REPEAT)

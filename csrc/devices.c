@@ -1,6 +1,8 @@
 // devices.c - see devices.h.
 #include "devices.h"
 
+#include "guard.h"
+
 #include <ggml.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,16 +35,26 @@ static pyllava_device_kind kind_of(ggml_backend_dev_t d) {
                                                      : PYLLAVA_DEVICE_OTHER;
 }
 
+typedef struct memory_of {
+    ggml_backend_dev_t device;
+    size_t             free, total;
+} memory_of;
+
+static void ask_memory(void * memory_) {
+    memory_of * m = memory_;
+    ggml_backend_dev_memory(m->device, &m->free, &m->total);
+}
+
 void device_describe(ggml_backend_dev_t d, pyllava_device * out) {
-    size_t free = 0, total = 0;
-    ggml_backend_dev_memory(d, &free, &total);
+    memory_of m = { .device = d };
+    guarded(ask_memory, &m);
     *out = (pyllava_device) {
         .name = ggml_backend_dev_name(d),
         .description = ggml_backend_dev_description(d),
         .backend = ggml_backend_reg_name(ggml_backend_dev_backend_reg(d)),
         .kind = kind_of(d),
-        .memory_free = free,
-        .memory_total = total,
+        .memory_free = m.free,
+        .memory_total = m.total,
     };
 }
 

@@ -78,8 +78,8 @@ ggml_backend_buffer_type_t engine_memory(const engine * e, const placement * p, 
     return ggml_backend_get_default_buffer_type(e->backends[e->n - 1]);
 }
 
-pyllava_status engine_schedule(engine * e, int32_t n_nodes) {
-    e->sched = ggml_backend_sched_new(e->backends, e->memory, e->n, (size_t) n_nodes, false, true);
+pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool stream) {
+    e->sched = ggml_backend_sched_new(e->backends, e->memory, e->n, (size_t) n_nodes, false, stream);
     if (!e->sched) FAIL(PYLLAVA_ERR_DEVICE, "the scheduler could not be started");
     return PYLLAVA_OK;
 }
@@ -180,4 +180,32 @@ pyllava_status engine_run(engine * e, graph * g, int32_t n_threads) {
     if (c.status == GGML_STATUS_ABORTED) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
     if (c.status == GGML_STATUS_ALLOC_FAILED) return no_buffer(e);
     FAIL(PYLLAVA_ERR_DEVICE, "the back end failed with status %d", (int) c.status);
+}
+
+// ------------------------------------------------------------------------------------------ memory
+
+typedef struct memory_call {
+    tensor * t;
+    void *   out;                         // NULL: zero
+    size_t   offset, size;
+} memory_call;
+
+static void touch(void * call_) {
+    memory_call * c = call_;
+    if (c->out) ggml_backend_tensor_get(c->t, c->out, c->offset, c->size);
+    else ggml_backend_tensor_memset(c->t, 0, c->offset, c->size);
+}
+
+static pyllava_status touch_memory(engine * e, memory_call c) {
+    pyllava_status status = guarded(touch, &c);
+    if (status != PYLLAVA_OK) e->broken = true;
+    return status;
+}
+
+pyllava_status engine_get(engine * e, const tensor * t, void * out) {
+    return touch_memory(e, (memory_call) { (tensor *) (uintptr_t) t, out, 0, ggml_nbytes(t) });
+}
+
+pyllava_status engine_zero(engine * e, tensor * t, int64_t first, int64_t n) {
+    return touch_memory(e, (memory_call) { t, NULL, (size_t) first * t->nb[1], (size_t) n * t->nb[1] });
 }

@@ -25,7 +25,8 @@ void           engine_stop(engine * e);
 // Where the KV cache of a layer at this place goes.
 ggml_backend_buffer_type_t engine_memory(const engine * e, const placement * p, int32_t place);
 
-pyllava_status engine_schedule(engine * e, int32_t n_nodes);             // graphs of at most n_nodes
+// For graphs of at most n_nodes. stream: matrices in host memory may be sent to a device for many tokens.
+pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool stream);
 // Bytes of a graph's buffers: all of them, and those in host memory.
 typedef struct engine_size { uint64_t all, host; } engine_size;
 pyllava_status engine_measure(engine * e, graph * g, engine_size * out);
@@ -34,3 +35,6 @@ pyllava_status engine_load(engine * e, graph * g);                       // make
 // Runs the graph that was loaded, on n_threads of the CPU where ggml computes there.
 // PYLLAVA_ERR_CANCELLED where has_to_stop said so.
 pyllava_status engine_run(engine * e, graph * g, int32_t n_threads);
+pyllava_status engine_get(engine * e, const tensor * t, void * out);     // a whole result
+// Zeroes rows of a tensor that lies on a device.
+pyllava_status engine_zero(engine * e, tensor * t, int64_t first, int64_t n);

@@ -138,17 +138,9 @@ int32_t kv_cells_used(const kv_cache * kv) {
     return n;
 }
 
-static void zero_rows(struct ggml_tensor * t, int32_t first, int32_t n) {
-    if (ggml_backend_buffer_is_host(t->buffer)) return;
-    ggml_backend_tensor_memset(t, 0, (size_t) first * t->nb[1], (size_t) n * t->nb[1]);
-}
-
-void kv_scrub(kv_cache * kv) {
-    for (int32_t first = 0, n; first < kv->n_cells; first += n + 1) {
-        for (n = 0; first + n < kv->n_cells && kv->references[first + n] == 0;) n++;
-        for (int32_t i = 0; n > 0 && i < kv->n_layer; i++) {
-            zero_rows(kv->k[i], first, n);
-            zero_rows(kv->v[i], first, n);
-        }
-    }
+int32_t kv_next_unused(const kv_cache * kv, int32_t * first) {
+    int32_t n = 0;
+    while (*first < kv->n_cells && kv->references[*first]) ++*first;
+    while (*first + n < kv->n_cells && !kv->references[*first + n]) n++;
+    return n;
 }

@@ -46,8 +46,8 @@ uint64_t       kv_cache_size(const kv_params * p);                       // byte
 pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_backend_buffer_type_t * where);
 void           kv_cache_free(kv_cache * kv);
 int32_t        kv_cells_used(const kv_cache * kv); // no cell from this one on is in use
-// After a step that failed, with devices: cells that nobody uses get zeros instead of what it left there.
-void           kv_scrub(kv_cache * kv);
+// The next run of cells from `first` on that nobody uses: its first cell and length; 0 where there is none.
+int32_t        kv_next_unused(const kv_cache * kv, int32_t * first);
 
 // Cells for n more positions of a sequence, in kv_sequence.cells[length..length + n); the length grows with
 // kv_commit, after they have been computed, and kv_rollback gives them back instead. There is always room up

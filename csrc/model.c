@@ -107,8 +107,8 @@ static pyllava_status check_wishes(const pyllava_model_params * p, int32_t n_dev
     return PYLLAVA_OK;
 }
 
-static void warn_of_no_device(const pyllava_model * m, const pyllava_model_params * p) {
-    if (p->n_gpu_layers <= 0 || m->placement.devices.n) return;
+static void warn_of_no_device(const pyllava_model * m, const pyllava_model_params * p, int32_t n_devices) {
+    if (p->n_gpu_layers <= 0 || n_devices) return;
     const bool asked = p->device && !strcmp(p->device, "cpu");
     log_text(&m->log, PYLLAVA_LOG_WARNING, "n_gpu_layers=%d has no effect: %s", p->n_gpu_layers,
              asked                ? "device is cpu"
@@ -155,7 +155,8 @@ static pyllava_status choose_places(pyllava_model * m, const pyllava_model_param
     placement_sizes sizes;
     sizes_of(m, p, &sizes);
     placement_plan(to, &sizes, &wish, n_for_layers);
-    warn_of_no_device(m, p);
+    if (placement_n_gpu_layers(to) == 0 && to->vision == ON_HOST) to->devices.n = 0;   // unused
+    warn_of_no_device(m, p, n_for_layers);
     log_placement(m);
     return PYLLAVA_OK;
 }

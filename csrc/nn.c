@@ -182,7 +182,7 @@ static tensor * engine_linear(graph * g, tensor * w, tensor * b, tensor * x) {
 
 // Whether many tokens make it worth to send a matrix in host memory to a device.
 static bool is_streamed(const graph * g, tensor * w, tensor * x) {
-    if (!g->stream || !g->env->micro || x->ne[1] < STREAM_MIN) return false;
+    if (!g->stream || x->ne[1] < STREAM_MIN) return false;
     const tensor * y = ggml_mul_mat(g->ctx, w, x);
     return ggml_backend_dev_supports_op(g->stream, y) && ggml_backend_dev_offload_op(g->stream, y);
 }

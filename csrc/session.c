@@ -8,6 +8,7 @@
 
 #include <micro.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -104,16 +105,22 @@ static int32_t add_blocks(const pyllava_session * s, attention_block * out, int3
     return n_blocks;
 }
 
+// The GPU that may be sent the CPU's matrices.
+static ggml_backend_dev_t stream_of(const pyllava_session * s) {
+    const device_list * devices = &s->model->placement.devices;
+    const bool may = s->params.precision == PYLLAVA_FAST && devices->n && device_is_gpu(devices->items[0]);
+    return may ? devices->items[0] : NULL;
+}
+
 // A graph of this session, for attention of such heads.
 static pyllava_status begin(pyllava_session * s, graph * g, int32_t n_nodes, int32_t n_head,
                             int32_t n_head_kv, int32_t head_dim) {
-    const placement * p = &s->model->placement;
     TRY(graph_begin(g, s->pool, &s->env, &s->attention, n_nodes));
     s->attention.n_head = n_head;
     s->attention.n_head_kv = n_head_kv;
     s->attention.head_dim = head_dim;
     g->flash = s->params.precision == PYLLAVA_EXACT ? FLASH_OFF : (flash_mode) s->params.flash_attn;
-    if (p->devices.n && device_is_gpu(p->devices.items[0])) g->stream = p->devices.items[0];
+    g->stream = stream_of(s);
     return PYLLAVA_OK;
 }
 
@@ -254,7 +261,7 @@ static pyllava_status encode_views(pyllava_session * s, const float * pixels, in
     tensor * embd = s->built.out;
     put(s->built.patches, s->patches);
     TRY(run(s, &s->built.g));
-    ggml_backend_tensor_get(embd, out, 0, ggml_nbytes(embd));
+    TRY(engine_get(&s->engine, embd, out));
     for (size_t i = 0; i < ggml_nbytes(embd) / sizeof *out; i++) {
         if (!isfinite(out[i]))
             FAIL(PYLLAVA_ERR_NUMERIC, "image embeddings: entry %zu is not finite (bad weights or pixels)", i);
@@ -338,7 +345,7 @@ static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
     if (in->mask) put_mask(s, in->mask);
     TRY(run(s, &s->built.g));
     if (!out_logits) return PYLLAVA_OK;
-    ggml_backend_tensor_get(logits, out_logits, 0, ggml_nbytes(logits));
+    TRY(engine_get(&s->engine, logits, out_logits));
     for (size_t i = 0; i < ggml_nbytes(logits) / sizeof *out_logits; i++) {
         if (!isfinite(out_logits[i]))
             FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
@@ -347,8 +354,21 @@ static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
 }
 
 // What a step that failed has left in the cells must not reach those who look at them, if only times 0.
+static void scrub(pyllava_session * s) {
+    for (int32_t first = 0, n; (n = kv_next_unused(&s->kv, &first)) > 0; first += n) {
+        for (int32_t i = 0; i < s->kv.n_layer; i++) {
+            if (device_of(s->kv.k[i])) engine_zero(&s->engine, s->kv.k[i], first, n);
+            if (device_of(s->kv.v[i])) engine_zero(&s->engine, s->kv.v[i], first, n);
+        }
+    }
+}
+
 static void scrub_after(pyllava_session * s, pyllava_status status) {
-    if (status != PYLLAVA_OK && s->kv_on_device) kv_scrub(&s->kv);
+    if (status == PYLLAVA_OK || !s->kv_on_device) return;
+    char text[PYLLAVA_ERROR_MAX];
+    snprintf(text, sizeof text, "%s", error_text());                     // of the step, not of this
+    scrub(s);
+    error_set(status, "%s", text);
 }
 
 // ----------------------------------------------------------------------------------------- prompts
@@ -691,7 +711,7 @@ static pyllava_status create(pyllava_session * s) {
     TRY(create_batch(s));
     const int32_t n_text = llama_n_nodes(&s->model->llama),
                   n_vision = s->model->has_vision ? vit_n_nodes(&s->model->vit) : 0;
-    TRY(engine_schedule(&s->engine, n_text > n_vision ? n_text : n_vision));
+    TRY(engine_schedule(&s->engine, n_text > n_vision ? n_text : n_vision, stream_of(s) != NULL));
     const uint64_t kv_on_host = s->host_size;
     TRY(measure(s, false));
     TRY(check_plan(s, kv_on_host));

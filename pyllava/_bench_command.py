@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _lib, models
-from ._options import PROGRAM, Parser
+from ._options import PROGRAM, Parser, add_devices, device_arguments
 from .errors import PyllavaError
 from .images import ImageSpec, load_image, preprocess
 
@@ -30,7 +30,7 @@ def bench(argv: list[str]) -> None:
     if options.json:
         print(json.dumps(result))
     else:
-        print(_table(result))
+        print(f"{result['devices']}\n{_table(result)}")
 
 
 def _parser() -> Parser:
@@ -67,6 +67,7 @@ def _parser() -> Parser:
     add("--precision", choices=("fast", "exact"), default="fast", help="default: fast")
     add("--repeat", metavar="N", type=_count, default=3, help="runs of each stage (default: 3)")
     add("--json", action="store_true", help="one JSON object on stdout")
+    add_devices(parser)
     return parser
 
 
@@ -97,7 +98,7 @@ class _Bench:
         options = self.options
         files = models.find(options.model, options.mmproj)
         started = time.perf_counter()
-        self.model = _lib.ModelHandle(files.model, files.mmproj)
+        self.model = _lib.ModelHandle(files.model, files.mmproj, placement=self._placement())
         load = time.perf_counter() - started
         info = self.model.info
         if info.n_ctx_train < options.prompt_tokens + options.predict:
@@ -117,12 +118,26 @@ class _Bench:
                 "precision": options.precision,
                 "repeat": options.repeat,
             },
+            "devices": str(self.model.devices),
             "load_s": load,
         }
         image_rows = self._images(result) if info.has_vision else None
         self._text(result, image_rows, load)
         result["peak_anon_bytes"] = self.peak_anon or None
         return result
+
+    def _placement(self) -> _lib.Placement:
+        """With room for the largest of the sessions that follow."""
+        options = self.options
+        wishes = device_arguments(options)
+        self.flash_attn = wishes.pop("flash_attn", None)
+        wishes["kv_on_host"] = not wishes.pop("kv_offload", True)
+        n_ctx = max(options.prompt_tokens + options.predict, (64 + options.predict) * max(options.batch))
+        plan = _lib.SessionOptions(
+            n_ctx=n_ctx, n_batch=options.batch_size, n_views=0, precision=options.precision,
+            flash_attn=self.flash_attn,
+        )  # fmt: skip
+        return _lib.Placement(plan_for=plan, **wishes)
 
     def _close(self, session: _lib.SessionHandle) -> None:
         self.peak_anon = max(self.peak_anon, _anon())
@@ -132,7 +147,7 @@ class _Bench:
         options = self.options
         return _lib.SessionHandle(
             self.model, n_ctx=n_ctx, n_batch=options.batch_size, n_seq=n_seq, n_threads=options.threads,
-            n_views=n_views, precision=options.precision,
+            n_views=n_views, precision=options.precision, flash_attn=self.flash_attn,
         )  # fmt: skip
 
     def _median(self, run: Callable[[], object]) -> float:
@@ -219,7 +234,7 @@ def _anon() -> int:
 
 
 def _table(result: dict[str, Any]) -> str:
-    lines = [("load", result["load_s"], "s")]
+    lines: list[tuple[str, float, str]] = [("load", result["load_s"], "s")]
     if "encode_s" in result:
         lines.append(
             (f"encode ({result['views']} views, {result['image_tokens']} tokens)", result["encode_s"], "s")

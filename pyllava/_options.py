@@ -125,7 +125,7 @@ def parser() -> Parser:
         add_help=False,
     )
     _add_model(options)
-    _add_devices(options)
+    add_devices(options)
     _add_prompt(options)
     _add_answer(options)
     _add_output(options)
@@ -142,7 +142,7 @@ def chat_parser() -> Parser:
         add_help=False,
     )
     _add_model(options)
-    _add_devices(options)
+    add_devices(options)
     _add_prompt(options, question=False)
     _add_answer(options)
     _add_output(options, question=False)
@@ -196,7 +196,8 @@ def _add_model(options: Parser) -> None:
     add("--no-mmap", None, "read the file into memory instead of mapping it")
 
 
-def _add_devices(options: Parser) -> None:
+def add_devices(options: Parser) -> None:
+    """The options that say where a model's parts go; `device_arguments` reads them."""
     add = _adder(options, "devices")
     add(
         "-ngl --gpu-layers --n-gpu-layers",
@@ -304,17 +305,21 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "image_max_tiles": options.image_max_tiles,
         "image_merge": options.image_merge,
     }
-    vision = "cpu" if options.no_mmproj_offload else options.vision_device
+    return arguments | device_arguments(options)
+
+
+def device_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `options` say of devices, as arguments of ``Llava``; what was not given is left out."""
     given = {
         "n_gpu_layers": options.gpu_layers,
         "device": options.device,
-        "vision_device": vision,
+        "vision_device": "cpu" if options.no_mmproj_offload else options.vision_device,
         "tensor_split": options.tensor_split,
         "main_gpu": options.main_gpu,
         "kv_offload": False if options.no_kv_offload else None,
         "flash_attn": {"on": True, "off": False, "auto": None}[options.flash_attn],
     }
-    return arguments | {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A bar on a terminal for the long stages: load, encode, prefill."""
+"""A bar on a terminal for the long stages: load, upload to a device, encode, prefill."""
 
 from __future__ import annotations
 

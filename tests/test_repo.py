@@ -43,6 +43,7 @@ RANKS = {
     "simd_neon": 6,
     "micro_neon": 7,
     "micro_neondot": 7,
+    "micro_neoni8mm": 7,
     "cpu": 6,
     "fast_linear": 6,
     "linear": 6,

@@ -31,17 +31,22 @@ static bool has_avx512bf16(void) {
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 
-static bool has_dotprod(void) {
+static bool has_feature(const char * name) {
     int has = 0;
     size_t size = sizeof has;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) == 0 && has;
+    return sysctlbyname(name, &has, &size, NULL, 0) == 0 && has;
 }
+
+static bool has_dotprod(void) { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+static bool has_i8mm(void) { return has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM"); }
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
 static bool has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }  // HWCAP_ASIMDDP
+static bool has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1); } // HWCAP2_I8MM
 #elif defined(__aarch64__)
 static bool has_dotprod(void) { return false; }
+static bool has_i8mm(void) { return false; }
 #endif
 
 static bool has_any(void) { return true; }
@@ -60,6 +65,7 @@ const micro * micro_choose(const char * wanted) {
         { &micro_avxvnni, has_avxvnni },
         { &micro_avx2, has_avx2 },
 #elif defined(__aarch64__)
+        { &micro_neoni8mm, has_i8mm },
         { &micro_neondot, has_dotprod },
         { &micro_neon, has_any },
 #endif

@@ -115,7 +115,7 @@ extern const micro micro_plain;
 #if defined(__x86_64__)
 extern const micro micro_avx2, micro_avxvnni, micro_avx512, micro_avx512vnni, micro_avx512bf16;
 #elif defined(__aarch64__)
-extern const micro micro_neon, micro_neondot;
+extern const micro micro_neon, micro_neondot, micro_neoni8mm;
 #endif
 
 // The best of this machine, or the one that `wanted` names (NULL: the best); NULL if there is no such table

@@ -137,17 +137,13 @@ INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * 
 }
 INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x,
                           float * y) {
-    (void) scales;
-    multiply_bf16(n, n_k, panel, x, row_size(n_k), y);
+    multiply_bf16(n, n_k, panel, scales, x, x + 2 * n_k, NULL, row_size(n_k), y);
 }
 
 #else
 
 INLINE void round_row(const float * x, int n, char * to) {
-    const float top = top_of(x, n), inverse = inverse_of(top, ROUND16_TOP);
-    const float scale = top / ROUND16_TOP;
-    for (int k = 0; k < n; k += LANES)
-        vi_store16(to + 2 * k, vi_round(vf_mul(vf_load(x + k), vf_set(inverse))));
+    const float scale = round_words(x, n, ROUND16_TOP, to);
     memcpy(to + 2 * n, &scale, sizeof scale);
 }
 INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * to) {

@@ -107,7 +107,7 @@ INLINE void direct_group(const int n, const int n_dwords, const int chain, const
 INLINE void direct_tile(const int n, const int bits, const direct_panel * p, const char * x,
                         const char * x_scales, const char * x_sums, size_t stride, float * y) {
     const int n_groups = bits == 6 ? 16 : 8, chain = bits == 6 ? 2 : bits == 5 ? 4 : 8;
-    const int first_sum = bits == 6 ? 0 : 16;                            // see round_direct
+    const int first_sum = bits == 6 ? 0 : 16;                            // see round_bytes
     vi sums[2 * DIRECT_TOKENS];
     for (int i = 0; i < 2 * n; i++) sums[i] = vi_zero();
     for (int g = 0; g < n_groups; g++) {

@@ -1,33 +1,34 @@
 // micro_dots.h - part of micro_code.h, few tokens: dot products with weights as the file has them.
 #pragma once
 
+// BY_COUNT makes a table's function of a loop for one row that takes a constant number of tokens: a loop over
+// rows for every number, and the choice. The last are that loop's own arguments.
 #if defined(COMPACT) // one loop for any number of tokens: small and quickly compiled
-#define BY_COUNT(name)                                                                                       \
+#define BY_COUNT(name, loop, ...)                                                                            \
     static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
                      size_t stride, float * out) {                                                           \
         for (int r = 0; r < n_rows; r++)                                                                     \
-            name##_n(n, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS);                    \
+            loop(n, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS, __VA_ARGS__);           \
     }
 #else
-// Each dot_* takes a constant n; BY_COUNT makes one loop over rows for every count and chooses.
-#define BY_COUNT(name)                                                                                       \
+#define BY_COUNT(name, loop, ...)                                                                            \
     static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
                      size_t stride, float * out) {                                                           \
         switch (n) {                                                                                         \
-            ROWS_OF(name, 1)                                                                                 \
-            ROWS_OF(name, 2)                                                                                 \
-            ROWS_OF(name, 3)                                                                                 \
-            ROWS_OF(name, 4)                                                                                 \
-            ROWS_OF(name, 5)                                                                                 \
-            ROWS_OF(name, 6)                                                                                 \
-            ROWS_OF(name, 7)                                                                                 \
-            ROWS_OF(name, 8)                                                                                 \
+            ROWS_OF(loop, 1, __VA_ARGS__)                                                                    \
+            ROWS_OF(loop, 2, __VA_ARGS__)                                                                    \
+            ROWS_OF(loop, 3, __VA_ARGS__)                                                                    \
+            ROWS_OF(loop, 4, __VA_ARGS__)                                                                    \
+            ROWS_OF(loop, 5, __VA_ARGS__)                                                                    \
+            ROWS_OF(loop, 6, __VA_ARGS__)                                                                    \
+            ROWS_OF(loop, 7, __VA_ARGS__)                                                                    \
+            ROWS_OF(loop, 8, __VA_ARGS__)                                                                    \
         }                                                                                                    \
     }
-#define ROWS_OF(name, count)                                                                                 \
+#define ROWS_OF(loop, count, ...)                                                                            \
     case count:                                                                                              \
         for (int r = 0; r < n_rows; r++)                                                                     \
-            name##_n(count, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS);                \
+            loop(count, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS, __VA_ARGS__);       \
         break;
 #endif
 #define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
@@ -170,21 +171,6 @@ INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, s
     finish(n, acc, out);
 }
 
-INLINE void dot_q4_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                       float * out) {
-    dot_k_n(n, n_in, w, x, stride, out, 4, sizeof(block_q4_k));
-}
-
-INLINE void dot_q5_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                       float * out) {
-    dot_k_n(n, n_in, w, x, stride, out, 5, sizeof(block_q5_k));
-}
-
-INLINE void dot_q6_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                       float * out) {
-    dot_k_n(n, n_in, w, x, stride, out, 6, sizeof(block_q6_k));
-}
-
 INLINE h32 group_of_8_0(const char * block) {
     return h32_of(b32_load(((const block_q8_0 *) (const void *) block)->q));
 }
@@ -216,16 +202,6 @@ INLINE void dot_0_n(const int n, int64_t n_in, const char * w, const char * x, s
     finish(n, acc, out);
 }
 
-INLINE void dot_q8_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                       float * out) {
-    dot_0_n(n, n_in, w, x, stride, out, 8, sizeof(block_q8_0));
-}
-
-INLINE void dot_q4_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                       float * out) {
-    dot_0_n(n, n_in, w, x, stride, out, 4, sizeof(block_q4_0));
-}
-
 INLINE float number(const char * w, int64_t k, int bits) {
     uint16_t h;
     if (bits == 32) return float_at(w + 4 * k);
@@ -254,24 +230,11 @@ INLINE void dot_floats_n(const int n, int64_t n_in, const char * w, const char *
     }
 }
 
-INLINE void dot_f32_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out) {
-    dot_floats_n(n, n_in, w, x, stride, out, 32);
-}
-
-INLINE void dot_f16_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out) {
-    dot_floats_n(n, n_in, w, x, stride, out, 16);
-}
-
-INLINE void dot_bf16_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                       float * out) {
-    dot_floats_n(n, n_in, w, x, stride, out, 0);
-}
-
-BY_COUNT(dot_q4_k)
-BY_COUNT(dot_q5_k)
-BY_COUNT(dot_q6_k)
-BY_COUNT(dot_q8_0)
-BY_COUNT(dot_q4_0)
-BY_COUNT(dot_f32)
-BY_COUNT(dot_f16)
-BY_COUNT(dot_bf16)
+BY_COUNT(dot_q4_k, dot_k_n, 4, sizeof(block_q4_k))
+BY_COUNT(dot_q5_k, dot_k_n, 5, sizeof(block_q5_k))
+BY_COUNT(dot_q6_k, dot_k_n, 6, sizeof(block_q6_k))
+BY_COUNT(dot_q8_0, dot_0_n, 8, sizeof(block_q8_0))
+BY_COUNT(dot_q4_0, dot_0_n, 4, sizeof(block_q4_0))
+BY_COUNT(dot_f32, dot_floats_n, 32)
+BY_COUNT(dot_f16, dot_floats_n, 16)
+BY_COUNT(dot_bf16, dot_floats_n, 0)

@@ -152,6 +152,10 @@ INLINE void find_ranges(enum ggml_type type, const char * w, size_t row_size, in
     }
 }
 
+#if !defined(TRANSPOSE8)                  // the order of multiply8's panels
+#define TRANSPOSE8 transpose
+#endif
+
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
     _Alignas(64) char rows[ROWS * BLOCK];
@@ -169,17 +173,13 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
         default: scales[i] = put_any(type, row, n_k, to);
         }
     }
-    transpose(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
+    TRANSPOSE8(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
 }
 
 // A row's block as int16; its scale.
 static float put16(enum ggml_type type, const char * w, int n, char * out) {
     float x[BLOCK];
-    const float * from = floats_of(w, type, n, x);
-    const float top = top_of(from, n), inverse = inverse_of(top, PANEL16_TOP);
-    for (int k = 0; k < n; k += LANES)
-        vi_store16(out + 2 * k, vi_round(vf_mul(vf_load(from + k), vf_set(inverse))));
-    return top / PANEL16_TOP;
+    return round_words(floats_of(w, type, n, x), n, PANEL16_TOP, out);
 }
 
 static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
@@ -192,96 +192,115 @@ static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_r
 
 // ------------------------------------------------------------------------------------ many tokens
 
-// A full tile of TOKENS tokens, two vectors of rows each. Named accumulators: as an array, compilers spill
-// them.
-#define START(j, i)     vi a##i = vi_set(-OFFSET * (OFFSET ? int_at(x_sums + i * stride) : 0)), b##i = a##i;
-#define STEP(j, i)                                                                                           \
-    DOTS(a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
-#define END(j, i)                                                                                            \
-    {                                                                                                        \
-        const vf s = vf_set(float_at(x_scales + i * stride));                                                \
-        float * out = y + i * ROWS;                                                                          \
-        vf_store(out, vf_fma(vf_of(a##i), vf_mul(s0, s), vf_load(out)));                                     \
-        vf_store(out + LANES, vf_fma(vf_of(b##i), vf_mul(s1, s), vf_load(out + LANES)));                     \
-    }
+// A product says what happens to the accumulators of token i, a##i and b##i, its sums with two vectors of
+// rows: START, STEP (w0 and w1: what the panel's step begins with; base##j: the step's bytes of token 3 j)
+// and END. They have names since compilers spill an array.
+INLINE void add_sums(vi sums, vf w_scale, const char * x_scale, float * y) {
+    vf_store(y, vf_fma(vf_of(sums), vf_mul(w_scale, vf_set(float_at(x_scale))), vf_load(y)));
+}
 
-// n_dwords: groups of 4 bytes (int8: 4 numbers, int16: 2).
-#define DEFINE_MULTIPLY(name)                                                                                \
-    static __attribute__((noinline)) void name##_tile(                                                       \
-        int n_dwords, const char * panel, const float * w_scales, const char * x, const char * x_scales,     \
-        const char * x_sums, size_t stride, float * y) {                                                     \
-        const char *base0 = x, *base1 = x + 3 * stride, *base2 = x + 6 * stride, *base3 = x + 9 * stride;    \
-        (void)base2, (void)base3, (void)x_sums;                                                              \
-        EACH_TOKEN(START)                                                                                    \
-        for (int k = 0; k < n_dwords; k++) {                                                                 \
-            const vi w0 = vi_load(panel), w1 = vi_load(panel + 2 * ROWS);                                    \
-            panel += 4 * ROWS;                                                                               \
-            EACH_TOKEN(STEP)                                                                                 \
-            base0 += 4, base1 += 4, base2 += 4, base3 += 4;                                                  \
-        }                                                                                                    \
-        const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
-        EACH_TOKEN(END)                                                                                      \
-    }                                                                                                        \
-    INLINE void name##_tail(const int n, int n_dwords, const char * panel, const float * w_scales,           \
-                            const char * x, const char * x_scales, const char * x_sums, size_t stride,       \
-                            float * y) {                                                                     \
-        vi a[4], b[4];                                                                                       \
-        (void)x_sums;                                                                                        \
-        _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) a[i] = b[i] =                                    \
-            vi_set(-OFFSET * (OFFSET ? int_at(x_sums + i * stride) : 0));                                    \
-        for (int k = 0; k < n_dwords; k++) {                                                                 \
-            const vi w0 = vi_load(panel + 4 * k * ROWS), w1 = vi_load(panel + 4 * k * ROWS + 2 * ROWS);      \
-            _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) {                                            \
-                const vi v = vi_set(int_at(x + i * stride + 4 * k));                                         \
-                DOT(a[i], w0, v);                                                                            \
-                DOT(b[i], w1, v);                                                                            \
-            }                                                                                                \
-        }                                                                                                    \
-        const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
-        _Pragma("GCC unroll 4") for (int i = 0; i < n; i++) {                                                \
-            const vf s = vf_set(float_at(x_scales + i * stride));                                            \
-            float * out = y + i * ROWS;                                                                      \
-            vf_store(out, vf_fma(vf_of(a[i]), vf_mul(s0, s), vf_load(out)));                                 \
-            vf_store(out + LANES, vf_fma(vf_of(b[i]), vf_mul(s1, s), vf_load(out + LANES)));                 \
-        }                                                                                                    \
-    }                                                                                                        \
-    static void name(int n, int n_k, const char * panel, const float * w_scales, const char * x,             \
-                     const char * x_scales, const char * x_sums, size_t stride, float * y) {                 \
-        const int n_dwords = n_k * NUMBER_SIZE / 4;                                                          \
-        int i = 0;                                                                                           \
-        size_t at = 0;                                                                                       \
-        for (; i + TOKENS <= n; i += TOKENS, at = (size_t)i * stride)                                        \
-            name##_tile(n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,               \
-                        y + i * ROWS);                                                                       \
-        for (; i + 4 <= n; i += 4, at = (size_t)i * stride)                                                  \
-            name##_tail(4, n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,            \
-                        y + i * ROWS);                                                                       \
-        for (; i < n; i++, at = (size_t)i * stride)                                                          \
-            name##_tail(1, n_dwords, panel, w_scales, x + at, x_scales + at, x_sums + at, stride,            \
-                        y + i * ROWS);                                                                       \
-    }
+#define BYTES_START(j, i)                                                                                    \
+    vi a##i = vi_set(-W_OFFSET * (W_OFFSET ? int_at(x_sums + i * stride) : 0)), b##i = a##i;
+#define BYTES_STEP(j, i)  DOTS(DOT4, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
+#define BYTES_END(j, i)                                                                                      \
+    add_sums(a##i, s0, x_scales + i * stride, y + i * ROWS);                                                 \
+    add_sums(b##i, s1, x_scales + i * stride, y + i * ROWS + LANES);
 
-#define OFFSET      W_OFFSET
-#define NUMBER_SIZE 1
-#define DOT         DOT4
-#define DOTS(a, b, w0, w1, p)                                                                                \
+#define WORDS_START(j, i) vi a##i = vi_zero(), b##i = a##i;
+#define WORDS_STEP(j, i)  DOTS2(a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
+#define WORDS_END         BYTES_END
+
+#define DOTS(DOT, a, b, w0, w1, p)                                                                           \
     {                                                                                                        \
         const vi v = vi_set(int_at(p));                                                                      \
         DOT(a, w0, v);                                                                                       \
         DOT(b, w1, v);                                                                                       \
     }
-DEFINE_MULTIPLY(multiply8)
-#undef OFFSET
-#undef NUMBER_SIZE
-#undef DOT
-#if defined(DOTS2)
-#undef DOTS
-#define DOTS DOTS2
+#if !defined(DOTS2)
+#define DOTS2(a, b, w0, w1, p) DOTS(DOT2, a, b, w0, w1, p)
 #endif
-#define OFFSET      0
-#define NUMBER_SIZE 2
-#define DOT         DOT2
-DEFINE_MULTIPLY(multiply16)
+
+#define FOUR_TOKENS(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
+#define ONE_TOKEN(F)   F(0, 0)
+
+// A step takes step_size bytes of every row and token.
+#define DEFINE_TILE(name, EACH, product, step_size)                                                          \
+    static __attribute__((noinline)) void name(                                                              \
+        int n_steps, const char * panel, const float * w_scales, const char * x, const char * x_scales,      \
+        const char * x_sums, size_t stride, float * y) {                                                     \
+        const char *base0 = x, *base1 = x + 3 * stride, *base2 = x + 6 * stride, *base3 = x + 9 * stride;    \
+        (void)base1, (void)base2, (void)base3, (void)x_sums, (void)x_scales;                                 \
+        EACH(product##_START)                                                                                \
+        for (int k = 0; k < n_steps; k++) {                                                                  \
+            const vi w0 = vi_load(panel), w1 = vi_load(panel + 4 * LANES);                                   \
+            (void)w0, (void)w1;                                                                              \
+            EACH(product##_STEP)                                                                             \
+            panel += step_size * ROWS;                                                                       \
+            base0 += step_size, base1 += step_size, base2 += step_size, base3 += step_size;                  \
+        }                                                                                                    \
+        const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
+        (void)s0, (void)s1;                                                                                  \
+        EACH(product##_END)                                                                                  \
+    }
+
+// alone: the product for a token without others.
+#define DEFINE_MULTIPLY(name, product, alone, step_size, number_size)                                        \
+    DEFINE_TILE(name##_tile, EACH_TOKEN, product, step_size)                                                 \
+    DEFINE_TILE(name##_four, FOUR_TOKENS, product, step_size)                                                \
+    DEFINE_TILE(name##_one, ONE_TOKEN, alone, step_size)                                                     \
+    static void name(int n, int n_k, const char * panel, const float * w_scales, const char * x,             \
+                     const char * x_scales, const char * x_sums, size_t stride, float * y) {                 \
+        const int n_steps = n_k * number_size / step_size;                                                   \
+        int i = 0;                                                                                           \
+        size_t at = 0;                                                                                       \
+        for (; i + TOKENS <= n; i += TOKENS, at = (size_t)i * stride)                                        \
+            name##_tile(n_steps, panel, w_scales, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS); \
+        for (; i + 4 <= n; i += 4, at = (size_t)i * stride)                                                  \
+            name##_four(n_steps, panel, w_scales, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS); \
+        for (; i < n; i++, at = (size_t)i * stride)                                                          \
+            name##_one(n_steps, panel, w_scales, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS);  \
+    }
+
+#if defined(HAS_PAIRS) // products of two tokens with two rows, 8 bytes of each
+
+// Of a pair of tokens the first one's accumulators are both tokens' sums with the first vector of rows, the
+// second one's those with the second.
+INLINE void add_pair(vi a, vi b, vf w_scale, const char * x_scale, size_t stride, float * y) {
+    add_sums(first_halves(a, b), w_scale, x_scale, y);
+    add_sums(second_halves(a, b), w_scale, x_scale + stride, y + ROWS);
+}
+
+#define PAIRS_START WORDS_START
+#define PAIRS_STEP(j, i)                                                                                     \
+    {                                                                                                        \
+        const char * from = base0 + i / 2 * 2 * stride, * rows = panel + i % 2 * 8 * LANES;                  \
+        const vi v = two_eights(from, from + stride);                                                        \
+        a##i = dots_2x2(a##i, v, vi_load(rows));                                                             \
+        b##i = dots_2x2(b##i, v, vi_load(rows + 4 * LANES));                                                 \
+    }
+#define PAIRS_END(j, i)                                                                                      \
+    add_pair(a##i, b##i, i % 2 ? s1 : s0, x_scales + i / 2 * 2 * stride, stride,                             \
+             y + i / 2 * 2 * ROWS + i % 2 * LANES);
+
+// A token alone beside zeros, as the first of a pair for two rows, then as the second for the next two.
+#define ALONE_START WORDS_START
+#define ALONE_STEP(j, i)                                                                                     \
+    {                                                                                                        \
+        const vi v = one_eight(base0), u = swap(v);                                                          \
+        a##i = dots_2x2(dots_2x2(a##i, v, w0), u, w1);                                                       \
+        b##i = dots_2x2(dots_2x2(b##i, v, vi_load(panel + 8 * LANES)), u, vi_load(panel + 12 * LANES));      \
+    }
+#define ALONE_END BYTES_END
+
+DEFINE_MULTIPLY(multiply8, PAIRS, ALONE, 8, 1)
+
+#else
+
+DEFINE_MULTIPLY(multiply8, BYTES, BYTES, 4, 1)
+
+#endif
+
+DEFINE_MULTIPLY(multiply16, WORDS, WORDS, 4, 2)
 
 #if defined(HAS_BF16)
 
@@ -289,50 +308,10 @@ static void round_bf16(const float * x, int64_t n, uint16_t * out) {
     for (int64_t k = 0; k < n; k += 32) store_bf16(out + k, vf_load(x + k), vf_load(x + k + 16));
 }
 
-static __attribute__((noinline)) void tile_bf16(int n_k, const char * panel, const char * x, size_t stride,
-                                                float * y) {
-    const char * base0 = x, * base1 = x + 3 * stride, * base2 = x + 6 * stride, * base3 = x + 9 * stride;
-#define START_BF16(j, i) vf a##i = vf_load(y + i * ROWS), b##i = vf_load(y + i * ROWS + LANES);
-    EACH_TOKEN(START_BF16)
-    for (int k = 0; k < n_k; k += 2) {
-        const vi w0 = vi_load(panel), w1 = vi_load(panel + 2 * ROWS);
-        panel += 4 * ROWS;
-#define STEP_BF16(j, i)                                                                                      \
-    {                                                                                                        \
-        const vi v = vi_set(int_at(base##j + (i - 3 * j) * stride));                                         \
-        DOT_BF16(a##i, w0, v);                                                                               \
-        DOT_BF16(b##i, w1, v);                                                                               \
-    }
-        EACH_TOKEN(STEP_BF16)
-        base0 += 4, base1 += 4, base2 += 4, base3 += 4;
-    }
-#define END_BF16(j, i) vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
-    EACH_TOKEN(END_BF16)
-}
-
-INLINE void tail_bf16(const int n, int n_k, const char * panel, const char * x, size_t stride, float * y) {
-    vf a[4], b[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < n; i++) a[i] = vf_load(y + i * ROWS), b[i] = vf_load(y + i * ROWS + LANES);
-    for (int k = 0; k < n_k; k += 2) {
-        const vi w0 = vi_load(panel + 2 * k * ROWS), w1 = vi_load(panel + 2 * k * ROWS + 2 * ROWS);
-#pragma GCC unroll 4
-        for (int i = 0; i < n; i++) {
-            const vi v = vi_set(int_at(x + i * stride + 2 * k));
-            DOT_BF16(a[i], w0, v);
-            DOT_BF16(b[i], w1, v);
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < n; i++) vf_store(y + i * ROWS, a[i]), vf_store(y + i * ROWS + LANES, b[i]);
-}
-
-static void multiply_bf16(int n, int n_k, const char * panel, const char * x, size_t stride, float * y) {
-    int i = 0;
-    for (; i + TOKENS <= n; i += TOKENS) tile_bf16(n_k, panel, x + i * stride, stride, y + i * ROWS);
-    for (; i + 4 <= n; i += 4) tail_bf16(4, n_k, panel, x + i * stride, stride, y + i * ROWS);
-    for (; i < n; i++) tail_bf16(1, n_k, panel, x + i * stride, stride, y + i * ROWS);
-}
+#define BF16_START(j, i) vf a##i = vf_load(y + i * ROWS), b##i = vf_load(y + i * ROWS + LANES);
+#define BF16_STEP(j, i)  DOTS(DOT_BF16, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
+#define BF16_END(j, i)   vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
+DEFINE_MULTIPLY(multiply_bf16, BF16, BF16, 4, 2)
 
 #endif
 

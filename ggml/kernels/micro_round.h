@@ -11,13 +11,18 @@ INLINE float top_of(const float * x, int n) {
     return vf_top(top) + vf_sum(wrong);
 }
 
-static void round8(const float * x, int64_t n_in, char * out) {
+// direct: sums for direct_panel in place of rounded8's parts: of a block 16 of parts of 16 numbers and 8 of
+// groups of 32, int16, every DIRECT_SUMS bytes.
+#define DIRECT_SUMS 64
+
+INLINE void round_bytes(const float * x, int64_t n_in, char * out, const bool direct) {
     const rounded8 at = rounded8_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
         const float top = top_of(x + k0, n), inverse = inverse_of(top, ROUND8_TOP);
         const float scale = top / ROUND8_TOP;
         int32_t total = 0;
+        int16_t sums[24] = { 0 };
         for (int part = 0; part < n; part += 16) {
             vi sum = vi_zero();
             for (int k = part; k < part + 16; k += LANES) {
@@ -27,13 +32,18 @@ static void round8(const float * x, int64_t n_in, char * out) {
             }
             const int32_t n_here = vi_sum(sum);
             const float scaled = (float) n_here * scale;
-            memcpy(out + at.parts + (k0 + part) / 16 * 4, &scaled, 4);
+            if (!direct) memcpy(out + at.parts + (k0 + part) / 16 * 4, &scaled, 4);
+            sums[part / 16] = (int16_t) n_here;
+            sums[16 + part / 32] = (int16_t) (sums[16 + part / 32] + n_here);
             total += n_here;
         }
+        if (direct) memcpy(out + at.parts + k0 / BLOCK * DIRECT_SUMS, sums, sizeof sums);
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
         memcpy(out + at.sums + k0 / BLOCK * 4, &total, 4);
     }
 }
+
+static void round8(const float * x, int64_t n_in, char * out) { round_bytes(x, n_in, out, false); }
 
 // As round8 for whole blocks, in the order of K types' dots (dot_k_n): of each 64, 8 from here, 8 from there.
 static const uint8_t DEALT[4][2] = { { 0, 40 }, { 8, 32 }, { 16, 56 }, { 24, 48 } };
@@ -50,23 +60,17 @@ static void round_k(const float * x, int64_t n_in, char * out) {
 
 #if defined(DIRECT)
 
-// As round8 for whole blocks, but its sums are for direct_panel: of a block 16 of parts of 16 numbers and 8
-// of groups of 32, int16, every DIRECT_SUMS bytes.
-#define DIRECT_SUMS 64
-
-static void round_direct(const float * x, int64_t n_in, char * out) {
-    const rounded8 at = rounded8_of(n_in);
-    round8(x, n_in, out);
-    for (int64_t b = 0; b < n_in / BLOCK; b++) {
-        int16_t sums[24] = { 0 };
-        const int8_t * q = (const int8_t *) out + b * BLOCK;
-        for (int k = 0; k < BLOCK; k++) sums[k / 16] = (int16_t) (sums[k / 16] + q[k]);
-        for (int g = 0; g < 8; g++) sums[16 + g] = (int16_t) (sums[2 * g] + sums[2 * g + 1]);
-        memcpy(out + at.parts + b * DIRECT_SUMS, sums, sizeof sums);
-    }
-}
+static void round_direct(const float * x, int64_t n_in, char * out) { round_bytes(x, n_in, out, true); }
 
 #endif
+
+// n numbers as int16 up to most; their scale.
+INLINE float round_words(const float * x, int n, float most, char * out) {
+    const float top = top_of(x, n), inverse = inverse_of(top, most);
+    for (int k = 0; k < n; k += LANES)
+        vi_store16(out + 2 * k, vi_round(vf_mul(vf_load(x + k), vf_set(inverse))));
+    return top / most;
+}
 
 static void round16(const float * x, int64_t n_in, char * out) {
     const rounded16 at = rounded16_of(n_in);

@@ -156,14 +156,15 @@ INLINE b32 b32_table(b32 index, float a, float b) {
 }
 
 // For blocks of K types (micro_code.h).
-typedef struct scales_k {
 #if defined(DIRECT)
-    vi    scale[2][2];                    // int16, each of a pair
-    float d;
+typedef vi scales_2;                      // int16, each of a pair, to be multiplied with d
 #else
-    vf scale[2][2];
+typedef vf scales_2;
 #endif
-    vf low[2];
+typedef struct scales_k {
+    scales_2 scale[2][2];
+    vf       low[2];
+    float    d;
 } scales_k;
 
 INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4 times 16 bytes
@@ -187,10 +188,17 @@ INLINE vi pair_lanes(int first, int step) { // first, first, first + step, first
 }
 INLINE vf pairs_of(vf x, int first, int step) { return _mm256_permutevar8x32_ps(x, pair_lanes(first, step)); }
 #if defined(DIRECT)
-INLINE vi scale_pairs(vi x, int first, int step) {
+INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
     const vi low = _mm256_and_si256(_mm256_permutevar8x32_epi32(x, pair_lanes(first, step)), vi_set(0xFFFF));
+    (void) d;
     return _mm256_or_si256(low, _mm256_slli_epi32(low, 16));
 }
+#else
+INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
+    return pairs_of(vf_mul(vf_of(x), vf_set(d)), first, step);
+}
+INLINE vi dot_small(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }   // w: 0 .. 63
+#endif
 INLINE void scales_of_45(const void * block, scales_k * out) {
     const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
     const __m128 d = _mm_cvtph_ps(v);
@@ -199,7 +207,7 @@ INLINE void scales_of_45(const void * block, scales_k * out) {
                           _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
     out->d = _mm_cvtss_f32(d);
     for (int p = 0; p < 2; p++) {
-        out->scale[0][p] = out->scale[1][p] = scale_pairs(scale, 4 * p, 1);
+        out->scale[0][p] = out->scale[1][p] = scale_pairs(scale, out->d, 4 * p, 1);
         out->low[p] = pairs_of(min, 4 * p, 1);
     }
 }
@@ -207,31 +215,10 @@ INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
     out->d = _cvtsh_ss(d);
     for (int p = 0; p < 2; p++) {
         const vi s = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *) (scales + 8 * p)));
-        for (int j = 0; j < 2; j++) out->scale[j][p] = scale_pairs(s, j, 2);
+        for (int j = 0; j < 2; j++) out->scale[j][p] = scale_pairs(s, out->d, j, 2);
         out->low[p] = vf_mul(vf_of(s), vf_set(32.0f * out->d));
     }
 }
-#else
-INLINE vi dot_small(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }   // w: 0 .. 63
-INLINE void scales_of_45(const void * block, scales_k * out) {
-    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
-    const __m128 d = _mm_cvtph_ps(v);
-    const vf scale = vf_mul(vf_of(_mm256_cvtepu8_epi32(bytes)), _mm256_broadcastss_ps(d));
-    const vf min = vf_mul(vf_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),
-                          _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
-    for (int p = 0; p < 2; p++) {
-        out->scale[0][p] = out->scale[1][p] = pairs_of(scale, 4 * p, 1);
-        out->low[p] = pairs_of(min, 4 * p, 1);
-    }
-}
-INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
-    for (int p = 0; p < 2; p++) {
-        const vf s = vf_mul(vf_of_i8(scales + 8 * p), vf_set(_cvtsh_ss(d)));
-        for (int j = 0; j < 2; j++) out->scale[j][p] = pairs_of(s, j, 2);
-        out->low[p] = vf_mul(s, vf_set(32.0f));
-    }
-}
-#endif
 
 INLINE void transpose8(const char * rows, size_t stride, char * out) {
     vi a[8], b[8];

@@ -1,6 +1,7 @@
 // simd_neon.h - the vector operations of micro_code.h on NEON (64-bit Arm), with its dot products of bytes
-// where the file is compiled for them. 32 registers, but compilers load and multiply so far ahead that with
-// more than 8 rows by 8 tokens (6 without dot products) accumulators are spilled.
+// and its products of matrices of bytes where the file is compiled for them. 32 registers, but compilers load
+// and multiply so far ahead that with more than 8 rows by 8 tokens (6 without dot products) accumulators are
+// spilled.
 #pragma once
 
 #include <arm_neon.h>
@@ -76,6 +77,21 @@ INLINE vi dot_small(vi acc, vi w, vi x) { // two products, at most 2 * 128 * 127
     return vpadalq_s16(acc, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
 }
 #define DOT4(acc, w, x) acc = dot_small(acc, w, vdupq_lane_s32(vreinterpret_s32_u64(group_of(x)), 0))
+#endif
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define HAS_PAIRS
+INLINE vi dots_2x2(vi acc, vi a, vi b) { // a0 . b0, a0 . b1, a1 . b0, a1 . b1 of halves of 8 bytes
+    return vmmlaq_s32(acc, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
+}
+INLINE vi two_eights(const char * p, const char * q) {
+    return vreinterpretq_s32_s8(vcombine_s8(vld1_s8((const int8_t *) p), vld1_s8((const int8_t *) q)));
+}
+INLINE vi one_eight(const char * p) {
+    return vreinterpretq_s32_s8(vcombine_s8(vld1_s8((const int8_t *) p), vdup_n_s8(0)));
+}
+INLINE vi first_halves(vi a, vi b) { return vcombine_s32(vget_low_s32(a), vget_low_s32(b)); }
+INLINE vi second_halves(vi a, vi b) { return vcombine_s32(vget_high_s32(a), vget_high_s32(b)); }
 #endif
 
 INLINE vi dot2_pairs(vi acc, vi w, vi x) { // the halves of w are separated once for all tokens of a tile
@@ -201,3 +217,18 @@ INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
         transpose4(rows + 4 * stride + 4 * k, stride, out + 4 * ROWS * k + 16);
     }
 }
+
+// The panels of dots_2x2: rows[ROWS] of n dwords to out[n / 2][ROWS][2].
+#if defined(HAS_PAIRS)
+#define TRANSPOSE8 transpose_eights
+INLINE void transpose_eights(const char * rows, size_t stride, int n, char * out) {
+    for (int k = 0; k < n; k += 4) {
+        for (int r = 0; r < ROWS; r += 2) {
+            const vi a = vi_load(rows + r * stride + 4 * k), b = vi_load(rows + (r + 1) * stride + 4 * k);
+            char * to = out + 4 * ROWS * k + 8 * r;
+            vst1q_u8((uint8_t *) to, vreinterpretq_u8_s32(first_halves(a, b)));
+            vst1q_u8((uint8_t *) to + 8 * ROWS, vreinterpretq_u8_s32(second_halves(a, b)));
+        }
+    }
+}
+#endif

@@ -319,7 +319,8 @@ static void test_attentions(const micro * m) {
 }
 
 int main(int argc, char ** argv) { // arguments: the sets to test, which have to be there
-    char * all[] = { "plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot" };
+    char * all[] = { "plain",      "avx2", "avxvnni", "avx512",  "avx512vnni",
+                     "avx512bf16", "neon", "neondot", "neoni8mm" };
     char ** names = argc > 1 ? argv + 1 : all;
     const size_t n_names = argc > 1 ? (size_t) argc - 1 : sizeof all / sizeof *all;
     for (size_t i = 0; i < n_names; i++) {
