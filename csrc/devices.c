@@ -102,34 +102,65 @@ static void list_names(char * out, size_t size) {
     }
 }
 
-static pyllava_status add_named(device_list * out, const char * name, size_t n) {
+static pyllava_status add_named(device_list * out, const char * what, const char * name, size_t n) {
     for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
         ggml_backend_dev_t d = ggml_backend_dev_get(i);
         if (!is_usable(d) || !names_equal(name, ggml_backend_dev_name(d), n)) continue;
         for (int32_t j = 0; j < out->n; j++) {
-            if (out->items[j] == d) FAIL(PYLLAVA_ERR_ARGUMENT, "device: '%.*s' stands twice", (int) n, name);
+            if (out->items[j] == d)
+                FAIL(PYLLAVA_ERR_ARGUMENT, "%s: '%.*s' stands twice", what, (int) n, name);
         }
-        if (out->n == MAX_DEVICES) FAIL(PYLLAVA_ERR_ARGUMENT, "device: more than %d", MAX_DEVICES);
+        if (out->n == MAX_DEVICES) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: more than %d", what, MAX_DEVICES);
         out->items[out->n++] = d;
         return PYLLAVA_OK;
     }
     char known[512] = "";
     list_names(known, sizeof known);
-    FAIL(PYLLAVA_ERR_DEVICE, "device: found '%.*s', there are: %s%s", (int) n, name, known,
+    FAIL(PYLLAVA_ERR_DEVICE, "%s: found '%.*s', there are: %s%s%s", what, (int) n, name, known,
+         names_equal(name, "cpu", n) ? " (the CPU alone, or without it)" : "",
          devices_built_in() ? "" : " (this build has no GPU back end)");
 }
 
-pyllava_status devices_choose(const char * names, device_list * out) {
+bool device_is_named(const char * name, const char * other) { return names_equal(name, other, strlen(name)); }
+
+static enum ggml_type type_named(const char * name) {
+    for (int t = 0; name && t < GGML_TYPE_COUNT; t++) {
+        if (ggml_type_name((enum ggml_type) t) && !strcmp(name, ggml_type_name((enum ggml_type) t)))
+            return t == GGML_TYPE_F32 ? GGML_TYPE_F16 : (enum ggml_type) t;                  // then it is cast
+    }
+    return GGML_TYPE_F16;
+}
+
+bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
+                      const char * type_k, const char * type_v) {
+    const enum ggml_type k = type_named(type_k), v = type_named(type_v);
+    if (head_dim % ggml_blck_size(k) || head_dim % ggml_blck_size(v)) return false;
+    const size_t size = 8 * ggml_tensor_overhead();
+    struct ggml_context * ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+    if (!ctx) return false;
+    struct ggml_tensor * Q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, head_dim, 256, n_head);
+    struct ggml_tensor * K = ggml_new_tensor_3d(ctx, k, head_dim, 256, n_head_kv);
+    struct ggml_tensor * V = ggml_new_tensor_3d(ctx, v, head_dim, 256, n_head_kv);
+    struct ggml_tensor * mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, 256, 256);
+    struct ggml_tensor * y = ggml_flash_attn_ext(ctx, Q, K, V, mask, 1.0f, 0.0f, 0.0f);
+    ggml_flash_attn_ext_set_prec(y, GGML_PREC_F32);
+    const bool has = ggml_backend_dev_supports_op(device, y);
+    ggml_free(ctx);
+    return has;
+}
+
+pyllava_status devices_choose(const char * what, const char * names, device_list * out) {
     *out = (device_list) { 0 };
-    if (!names || names_equal("auto", names, 4)) {
+    if (!names || device_is_named(names, "auto")) {
         add_all(out, GGML_BACKEND_DEVICE_TYPE_GPU);
         if (out->n == 0) add_all(out, GGML_BACKEND_DEVICE_TYPE_IGPU);
         return PYLLAVA_OK;
     }
-    if (names_equal("cpu", names, 3)) return PYLLAVA_OK;
+    if (device_is_named(names, "cpu")) return PYLLAVA_OK;
     for (const char * p = names;; p++) {
+        p += strspn(p, " ");
         const size_t n = strcspn(p, ",");
-        TRY(add_named(out, p, n));
+        TRY(add_named(out, what, p, n));
         p += n;
         if (!*p) return PYLLAVA_OK;
     }

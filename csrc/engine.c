@@ -5,7 +5,16 @@
 #include "thread.h"
 
 #include <ggml-cpu.h>
+#include <stdio.h>
 #include <string.h>
+
+#define WAY_OUT "start the process again, or use device=\"cpu\""
+
+// What a back end leaves behind when it gives up in the middle holds for the whole process.
+static void give_up(engine * e) {
+    e->broken = true;
+    if (e->n > 1) guard_remember_failure();
+}
 
 // ------------------------------------------------------------------------------------------- start
 
@@ -44,6 +53,8 @@ static void start(void * starting_) {
 }
 
 pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback has_to_stop, void * user) {
+    if (p->devices.n && guard_remembers_failure())
+        FAIL(PYLLAVA_ERR_DEVICE, "a device has failed in this process: " WAY_OUT);
     for (int32_t i = 0; i < p->devices.n; i++) {
         ggml_backend_dev_t device = p->devices.items[i];
         starting s = { device, NULL };
@@ -53,12 +64,8 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
         e->memory[e->n] = ggml_backend_dev_buffer_type(device);
         e->backends[e->n++] = backend;
     }
-    TRY(start_cpu(e, has_to_stop, user));
-    // What the CPU computes for a device lies where the device can fetch it fast.
-    ggml_backend_buffer_type_t pinned =
-        p->devices.n ? ggml_backend_dev_host_buffer_type(p->devices.items[0]) : NULL;
-    if (pinned) e->memory[e->n - 1] = pinned;
-    return PYLLAVA_OK;
+    // Not in memory that a device reads by itself: the scheduler lets the CPU write there again too early.
+    return start_cpu(e, has_to_stop, user);
 }
 
 static void stop(void * engine_) {
@@ -96,9 +103,9 @@ typedef struct sched_call {
 } sched_call;
 
 static pyllava_status call_sched(sched_call * c, void (*fn)(void *)) {
-    if (c->e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: open the model again");
+    if (c->e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " WAY_OUT);
     pyllava_status status = guarded(fn, c);
-    if (status != PYLLAVA_OK) c->e->broken = true;
+    if (status != PYLLAVA_OK) give_up(c->e);
     return status;
 }
 
@@ -136,11 +143,15 @@ pyllava_status engine_measure(engine * e, graph * g, engine_size * out) {
 
 static pyllava_status no_buffer(const engine * e) {
     if (e->n == 1) FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer: try a smaller n_batch");
-    pyllava_device about;
-    device_describe(ggml_backend_get_device(e->backends[0]), &about);
-    FAIL(PYLLAVA_ERR_MEMORY,
-         "no memory for the compute buffer (%s has %.2f GiB free): try a smaller n_gpu_layers or n_batch",
-         about.name, (double) about.memory_free / (1 << 30));
+    char free[512] = "";
+    size_t used = 0;
+    for (int32_t i = 0; i < e->n - 1 && used < sizeof free; i++) {
+        pyllava_device about;
+        device_describe(ggml_backend_get_device(e->backends[i]), &about);
+        used += (size_t) snprintf(free + used, sizeof free - used, "%s%s has %.2f GiB free", i ? ", " : "",
+                                  about.name, (double) about.memory_free / (1 << 30));
+    }
+    FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer (%s): try a smaller n_gpu_layers or n_batch", free);
 }
 
 pyllava_status engine_reserve(engine * e, graph * g) {
@@ -197,8 +208,9 @@ static void touch(void * call_) {
 }
 
 static pyllava_status touch_memory(engine * e, memory_call c) {
+    if (e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " WAY_OUT);
     pyllava_status status = guarded(touch, &c);
-    if (status != PYLLAVA_OK) e->broken = true;
+    if (status != PYLLAVA_OK) give_up(e);
     return status;
 }
 

@@ -3,12 +3,14 @@
 
 #include <ggml.h>
 
+#include <atomic>
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
 
 namespace {
 
+std::atomic<bool> failed { false };
 thread_local int depth = 0; // guards that this thread is in
 
 struct entered {
@@ -36,3 +38,6 @@ pyllava_status guarded(void (*fn)(void * user), void * user) {
         return error_set(PYLLAVA_ERR_DEVICE, "the back end failed");
     }
 }
+
+void guard_remember_failure(void) { failed = true; }
+bool guard_remembers_failure(void) { return failed; }

@@ -11,6 +11,9 @@ extern "C" {
 // Calls fn. PYLLAVA_ERR_DEVICE with the engine's own words where that did not come to its end: what it worked
 // on may then be freed, inside a guard, but not used.
 pyllava_status guarded(void (*fn)(void * user), void * user);
+// A device has failed while it computed: of this process, since its back end keeps what it was doing then.
+void guard_remember_failure(void);
+bool guard_remembers_failure(void);
 
 #ifdef __cplusplus
 }

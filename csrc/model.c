@@ -1,6 +1,8 @@
 // model.c - see model.h.
 #include "model.h"
 
+#include "guard.h"
+
 #include <ggml-backend.h>
 #include <math.h>
 #include <stdio.h>
@@ -51,10 +53,21 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
     return s;
 }
 
+// Whether attention is one operation on all devices, for such a cache.
+static bool has_flash(const pyllava_model * m, const pyllava_session_params * s) {
+    const llama_hparams * h = &m->llama.hparams;
+    if (s->precision != PYLLAVA_FAST || s->flash_attn == 0) return false;
+    for (int32_t i = 0; i < m->placement.devices.n; i++) {
+        ggml_backend_dev_t d = m->placement.devices.items[i];
+        if (!device_has_flash(d, h->n_head, h->n_head_kv, h->head_dim, s->type_k, s->type_v)) return false;
+    }
+    return true;
+}
+
 static void sizes_of(const pyllava_model * m, const pyllava_model_params * p, placement_sizes * out) {
     const llama_hparams * h = &m->llama.hparams;
     const pyllava_session_params s = session_of(m, p);
-    const bool flash = s.precision == PYLLAVA_FAST && s.flash_attn != 0;
+    const bool flash = has_flash(m, &s);
     const uint64_t kv = p->kv_on_host ? 0 : kv_of_layer(h, &s);
     *out = (placement_sizes) { .n_layer = h->n_layer, .compute = compute_of_text(h, &s, flash) };
     for (int32_t i = 0; i < h->n_layer; i++) {
@@ -73,7 +86,7 @@ static void sizes_of(const pyllava_model * m, const pyllava_model_params * p, pl
 // The device of that name among those of p, which it joins if need be.
 static pyllava_status find_or_add(placement * p, const char * name, int32_t * out) {
     device_list one;
-    TRY(devices_choose(name, &one));
+    TRY(devices_choose("vision_device", name, &one));
     if (one.n > 1) FAIL(PYLLAVA_ERR_ARGUMENT, "vision_device: found '%s', need one device", name);
     *out = ON_HOST;
     if (one.n == 0) return PYLLAVA_OK;
@@ -109,7 +122,7 @@ static pyllava_status check_wishes(const pyllava_model_params * p, int32_t n_dev
 
 static void warn_of_no_device(const pyllava_model * m, const pyllava_model_params * p, int32_t n_devices) {
     if (p->n_gpu_layers <= 0 || n_devices) return;
-    const bool asked = p->device && !strcmp(p->device, "cpu");
+    const bool asked = p->device && device_is_named(p->device, "cpu");
     log_text(&m->log, PYLLAVA_LOG_WARNING, "n_gpu_layers=%d has no effect: %s", p->n_gpu_layers,
              asked                ? "device is cpu"
              : devices_built_in() ? "no GPU was found"
@@ -138,12 +151,12 @@ static void log_placement(const pyllava_model * m) {
 
 static pyllava_status choose_places(pyllava_model * m, const pyllava_model_params * p) {
     placement * to = &m->placement;
-    TRY(devices_choose(p->device, &to->devices));
+    TRY(devices_choose("device", p->device, &to->devices));
     TRY(check_wishes(p, to->devices.n));
     to->kv_on_host = p->kv_on_host;
     const int32_t n_for_layers = to->devices.n;
     placement_wish wish = { .n_gpu_layers = p->n_gpu_layers, .vision = VISION_AUTO, .main_gpu = p->main_gpu };
-    if (p->vision_device && strcmp(p->vision_device, "auto"))
+    if (p->vision_device && !device_is_named(p->vision_device, "auto"))
         TRY(find_or_add(to, p->vision_device, &wish.vision));
     for (int32_t i = 0; i < to->devices.n; i++) {
         pyllava_device about;
@@ -155,7 +168,7 @@ static pyllava_status choose_places(pyllava_model * m, const pyllava_model_param
     placement_sizes sizes;
     sizes_of(m, p, &sizes);
     placement_plan(to, &sizes, &wish, n_for_layers);
-    if (placement_n_gpu_layers(to) == 0 && to->vision == ON_HOST) to->devices.n = 0;   // unused
+    if (placement_n_gpu_layers(to) == 0 && to->vision == ON_HOST) to->devices.n = to->n_for_layers = 0;
     warn_of_no_device(m, p, n_for_layers);
     log_placement(m);
     return PYLLAVA_OK;
@@ -209,6 +222,25 @@ static pyllava_status load(pyllava_model * m, const pyllava_model_params * p) {
     return p->mmproj ? load_vision(m, p) : PYLLAVA_OK;
 }
 
+// What asks devices and fills them runs inside a guard.
+typedef struct loading {
+    pyllava_model *              m;
+    const pyllava_model_params * p;
+    pyllava_status (*fn)(pyllava_model * m, const pyllava_model_params * p);
+    pyllava_status               status;
+} loading;
+
+static void run(void * loading_) {
+    loading * l = loading_;
+    l->status = l->fn(l->m, l->p);
+}
+
+static void close_weights(void * model) {
+    pyllava_model * m = model;
+    weights_close(&m->text_weights);
+    weights_close(&m->vision_weights);
+}
+
 static pyllava_status begin(const pyllava_model_params * p, pyllava_model ** out) {
     pyllava_model * m = calloc(1, sizeof *m);
     TRY_ALLOC(m, sizeof *m);
@@ -221,7 +253,9 @@ static pyllava_status begin(const pyllava_model_params * p, pyllava_model ** out
 pyllava_status model_plan(const pyllava_model_params * p, pyllava_model_devices * out) {
     pyllava_model * m = NULL;
     TRY(begin(p, &m));
-    pyllava_status status = prepare(m, p);
+    loading l = { m, p, prepare, PYLLAVA_OK };
+    pyllava_status status = guarded(run, &l);
+    if (status == PYLLAVA_OK) status = l.status;
     if (status == PYLLAVA_OK) model_devices(m, out);
     model_free(m);
     return status;
@@ -230,7 +264,9 @@ pyllava_status model_plan(const pyllava_model_params * p, pyllava_model_devices 
 pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) {
     pyllava_model * m = NULL;
     TRY(begin(p, &m));
-    pyllava_status status = load(m, p);
+    loading l = { m, p, load, PYLLAVA_OK };
+    pyllava_status status = guarded(run, &l);
+    if (status == PYLLAVA_OK) status = l.status;
     m->log = (logger) { 0 };                                             // the callback is for loading only
     if (status == PYLLAVA_OK && p->progress && !p->progress("load", 1.0f, p->user)) {
         status = error_set(PYLLAVA_ERR_CANCELLED, "loading was cancelled");
@@ -249,8 +285,7 @@ void model_free(pyllava_model * m) {
     llama_free(&m->llama);
     vit_free(&m->vit);
     vocab_free(&m->vocab);
-    weights_close(&m->text_weights);
-    weights_close(&m->vision_weights);
+    guarded(close_weights, m);            // what does not end well is left to the process
     free(m);
 }
 

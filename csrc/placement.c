@@ -52,6 +52,7 @@ void placement_plan(placement * p, const placement_sizes * sizes, const placemen
     double shares[MAX_DEVICES] = { 0 }, sum = 0; // shares: of this device and those before it
     float given = 0;
     p->n_layer = sizes->n_layer;
+    p->n_for_layers = n_for_layers;
     room_of(p, sizes, wish, room);
     for (int32_t d = 0; d < n_for_layers; d++) given += wish->split[d];
     for (int32_t d = 0; d < n_for_layers; d++)

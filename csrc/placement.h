@@ -14,6 +14,7 @@ typedef struct placement {
     int32_t     layers[MAX_LAYERS];       // index into devices, or ON_HOST
     int32_t     output, vision;           // likewise: the last matrix; tower and projector
     bool        kv_on_host;               // the KV cache, instead of beside its layer
+    int32_t     n_for_layers;             // the first of the devices: others hold the tower alone
 } placement;
 
 // What the parts take on a device, in bytes.

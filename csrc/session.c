@@ -4,6 +4,7 @@
 #include "session.h"
 
 #include "engine.h"
+#include "guard.h"
 #include "memory.h"
 
 #include <micro.h>
@@ -62,6 +63,7 @@ struct pyllava_session {
     bool kv_on_device; // of any layer
     pyllava_session_plan plan;
     uint64_t host_size; // what of the plan is in host memory
+    pyllava_status       status;          // of what runs inside a guard
 };
 
 const pyllava_model * session_model(const pyllava_session * s) { return s->model; }
@@ -108,7 +110,8 @@ static int32_t add_blocks(const pyllava_session * s, attention_block * out, int3
 // The GPU that may be sent the CPU's matrices.
 static ggml_backend_dev_t stream_of(const pyllava_session * s) {
     const device_list * devices = &s->model->placement.devices;
-    const bool may = s->params.precision == PYLLAVA_FAST && devices->n && device_is_gpu(devices->items[0]);
+    const bool may = s->params.precision == PYLLAVA_FAST && s->model->placement.n_for_layers > 0 &&
+                     device_is_gpu(devices->items[0]);
     return may ? devices->items[0] : NULL;
 }
 
@@ -198,6 +201,11 @@ static pyllava_status build(pyllava_session * s, built_graph * b) {
     return engine_load(&s->engine, &b->g);
 }
 
+static void build_guarded(void * session) {
+    pyllava_session * s = session;
+    s->status = build(s, &s->built);
+}
+
 // Cells that attention on devices looks at; 0 where there is none.
 static int32_t cells_looked_at(const pyllava_session * s) {
     if (!s->kv_on_device) return 0;
@@ -218,7 +226,9 @@ static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_
     b->n = n;
     b->n_out = n_out;
     b->n_cells = n_cells;
-    pyllava_status status = build(s, b);
+    s->status = PYLLAVA_OK;
+    pyllava_status status = guarded(build_guarded, s);
+    if (status == PYLLAVA_OK) status = s->status;
     if (status != PYLLAVA_OK) drop_graph(s);
     return status;
 }
@@ -325,6 +335,15 @@ static pyllava_status check_rows(const batch * b, int32_t width) {
     return PYLLAVA_OK;
 }
 
+static pyllava_status read_logits(pyllava_session * s, const tensor * logits, float * out_logits) {
+    TRY(engine_get(&s->engine, logits, out_logits));
+    for (size_t i = 0; i < ggml_nbytes(logits) / sizeof *out_logits; i++) {
+        if (!isfinite(out_logits[i]))
+            FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
+    }
+    return PYLLAVA_OK;
+}
+
 static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
     batch * b = &s->batch;
     const llama_hparams * h = &s->model->llama.hparams;
@@ -344,13 +363,15 @@ static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
     put(in->out_rows, b->out_rows);
     if (in->mask) put_mask(s, in->mask);
     TRY(run(s, &s->built.g));
-    if (!out_logits) return PYLLAVA_OK;
-    TRY(engine_get(&s->engine, logits, out_logits));
-    for (size_t i = 0; i < ggml_nbytes(logits) / sizeof *out_logits; i++) {
-        if (!isfinite(out_logits[i]))
-            FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
+    float * unseen = NULL;                // on devices, what is no number must not stay in the cells unnoticed
+    if (!out_logits && s->kv_on_device) {
+        unseen = out_logits = malloc(ggml_nbytes(logits));
+        TRY_ALLOC(unseen, ggml_nbytes(logits));
     }
-    return PYLLAVA_OK;
+    if (!out_logits) return PYLLAVA_OK;
+    pyllava_status status = read_logits(s, logits, out_logits);
+    free(unseen);
+    return status;
 }
 
 // What a step that failed has left in the cells must not reach those who look at them, if only times 0.
@@ -364,7 +385,7 @@ static void scrub(pyllava_session * s) {
 }
 
 static void scrub_after(pyllava_session * s, pyllava_status status) {
-    if (status == PYLLAVA_OK || !s->kv_on_device) return;
+    if (status == PYLLAVA_OK || !s->kv_on_device || s->engine.broken) return;
     char text[PYLLAVA_ERROR_MAX];
     snprintf(text, sizeof text, "%s", error_text());                     // of the step, not of this
     scrub(s);
@@ -698,7 +719,16 @@ static pyllava_status create_cache(pyllava_session * s) {
     s->plan.kv_size = kv_cache_size(&kv);
     s->host_size = s->plan.kv_size / (uint64_t) h->n_layer * (uint64_t) n_on_host;
     TRY(check_plan(s, s->host_size));
-    return kv_cache_create(&s->kv, &kv, where);
+    TRY(kv_cache_create(&s->kv, &kv, where));
+    for (int32_t i = 0; i < h->n_layer; i++) {
+        ggml_backend_dev_t d = device_of(s->kv.k[i]);
+        if (!d || (ggml_backend_dev_supports_op(d, s->kv.k[i]) && ggml_backend_dev_supports_op(d, s->kv.v[i]))) continue;
+        FAIL(PYLLAVA_ERR_MEMORY,
+             "KV cache: %s does not take a layer's %.0f MiB for %d positions as one tensor: try a smaller n_ctx, "
+             "or the cache in host memory",
+             ggml_backend_dev_name(d), (double) ggml_nbytes(s->kv.k[i]) / (1 << 20), s->kv.n_cells);
+    }
+    return PYLLAVA_OK;
 }
 
 static pyllava_status create(pyllava_session * s) {
@@ -718,13 +748,21 @@ static pyllava_status create(pyllava_session * s) {
     return measure(s, true);
 }
 
+static void create_guarded(void * session) {
+    pyllava_session * s = session;
+    s->status = create(s);
+}
+
+static void free_cache(void * session) { kv_cache_free(&((pyllava_session *) session)->kv); }
+
 pyllava_status session_create(const pyllava_model * model, const pyllava_session_params * params,
                               pyllava_session ** out) {
     pyllava_session * s = calloc(1, sizeof *s);
     TRY_ALLOC(s, sizeof *s);
     s->model = model;
     s->params = *params;
-    pyllava_status status = create(s);
+    pyllava_status status = guarded(create_guarded, s);
+    if (status == PYLLAVA_OK) status = s->status;
     if (status != PYLLAVA_OK) {
         session_free(s);
         return status;
@@ -738,7 +776,7 @@ void session_free(pyllava_session * s) {
     drop_graph(s);
     engine_stop(&s->engine);
     pool_free(s->pool);
-    kv_cache_free(&s->kv);
+    guarded(free_cache, s);               // what does not end well is left to the process
     free(s->batch.embd);
     free(s->batch.positions);
     free(s->batch.cells);

@@ -752,11 +752,11 @@ class Placement:
 
     def packed(self) -> dict[str, Any]:
         """Fields of ``_ModelParams``. "auto" is what $PYLLAVA_DEVICE says, if it says something."""
-        shares = tuple(map(float, self.tensor_split or ()))
+        shares = () if self.tensor_split is None else tuple(map(float, self.tensor_split))
         device = os.environ.get("PYLLAVA_DEVICE") or "auto" if self.device == "auto" else self.device
         return {
-            "device": device.encode(),
-            "vision_device": self.vision_device.encode(),
+            "device": _text("device", device),
+            "vision_device": _text("vision_device", self.vision_device),
             "n_gpu_layers": _i32("n_gpu_layers", self.n_gpu_layers),
             "main_gpu": _i32("main_gpu", self.main_gpu),
             "tensor_split": (c.c_float * len(shares))(*shares) if shares else None,
@@ -790,6 +790,25 @@ class Devices:
         parts.append(f"output: {self.output}")
         parts += [f"vision: {self.vision}"] if self.vision else []
         return ", ".join(parts)
+
+
+def _text(name: str, value: str) -> bytes:
+    """`value` for C: as the environment or the command line may have given it."""
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{name}: found {value!r}, need a text")
+    return os.fsencode(value)
+
+
+def _refuse_devices_after_fork(placement: Placement) -> None:
+    """A device that was used before fork() is of no use behind it: back ends hang or end the process."""
+    wants = not (placement.device == "cpu" and placement.vision_device in ("auto", "cpu"))
+    if wants and any(pid != os.getpid() for pid in _device_users):
+        raise errors.ForkError(
+            'devices were used before fork(): start processes with "spawn", or load with device="cpu"'
+        )
+
+
+_device_users: set[int] = set()
 
 
 def _devices(found: _ModelDevices) -> Devices:
@@ -833,11 +852,13 @@ class ModelHandle:
     ) -> None:
         load_plugins()
         callback, address = _Callback(), _P()
+        placement = placement or Placement()
+        _refuse_devices_after_fork(placement)
         params = _ModelParams(
             path=_path(path),
             mmproj=None if mmproj is None else _path(mmproj),
             use_mmap=use_mmap,
-            **(placement or Placement()).packed(),
+            **placement.packed(),
             progress=callback.progress(progress),
             log=callback.log(log),
         )
@@ -858,6 +879,8 @@ class ModelHandle:
         with self._handle.use() as at:
             _check(lib.pyllava_model_placement(at, c.byref(found)))
         self.devices = _devices(found)
+        if {*self.devices.layers, self.devices.output, self.devices.vision} - {"CPU", None}:
+            _device_users.add(os.getpid())
 
     @property
     def handle(self) -> _Handle:
