@@ -47,7 +47,7 @@ static void ask_memory(void * memory_) {
 
 void device_describe(ggml_backend_dev_t d, pyllava_device * out) {
     memory_of m = { .device = d };
-    guarded(ask_memory, &m);
+    if (is_cpu(d) || !guard_has_failed()) guarded(ask_memory, &m);
     *out = (pyllava_device) {
         .name = ggml_backend_dev_name(d),
         .description = ggml_backend_dev_description(d),
@@ -126,7 +126,7 @@ bool device_is_named(const char * name, const char * other) { return names_equal
 static enum ggml_type type_named(const char * name) {
     for (int t = 0; name && t < GGML_TYPE_COUNT; t++) {
         if (ggml_type_name((enum ggml_type) t) && !strcmp(name, ggml_type_name((enum ggml_type) t)))
-            return t == GGML_TYPE_F32 ? GGML_TYPE_F16 : (enum ggml_type) t;                  // then it is cast
+            return t == GGML_TYPE_F32 ? GGML_TYPE_F16 : (enum ggml_type) t;     // f32 is cast
     }
     return GGML_TYPE_F16;
 }

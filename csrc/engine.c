@@ -10,12 +10,6 @@
 
 #define WAY_OUT "start the process again, or use device=\"cpu\""
 
-// What a back end leaves behind when it gives up in the middle holds for the whole process.
-static void give_up(engine * e) {
-    e->broken = true;
-    if (e->n > 1) guard_remember_failure();
-}
-
 // ------------------------------------------------------------------------------------------- start
 
 static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, void * user) {
@@ -53,7 +47,7 @@ static void start(void * starting_) {
 }
 
 pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback has_to_stop, void * user) {
-    if (p->devices.n && guard_remembers_failure())
+    if (p->devices.n && guard_has_failed())
         FAIL(PYLLAVA_ERR_DEVICE, "a device has failed in this process: " WAY_OUT);
     for (int32_t i = 0; i < p->devices.n; i++) {
         ggml_backend_dev_t device = p->devices.items[i];
@@ -76,7 +70,7 @@ static void stop(void * engine_) {
 }
 
 void engine_stop(engine * e) {
-    guarded(stop, e);                     // what does not end well is left to the process
+    if (e->n <= 1 || !guard_has_failed()) guarded(stop, e);             // else it is left to the process
     *e = (engine) { 0 };
 }
 
@@ -105,7 +99,7 @@ typedef struct sched_call {
 static pyllava_status call_sched(sched_call * c, void (*fn)(void *)) {
     if (c->e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " WAY_OUT);
     pyllava_status status = guarded(fn, c);
-    if (status != PYLLAVA_OK) give_up(c->e);
+    if (status != PYLLAVA_OK) c->e->broken = true;
     return status;
 }
 
@@ -210,7 +204,7 @@ static void touch(void * call_) {
 static pyllava_status touch_memory(engine * e, memory_call c) {
     if (e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " WAY_OUT);
     pyllava_status status = guarded(touch, &c);
-    if (status != PYLLAVA_OK) give_up(e);
+    if (status != PYLLAVA_OK) e->broken = true;
     return status;
 }
 

@@ -33,11 +33,12 @@ pyllava_status guarded(void (*fn)(void * user), void * user) {
         fn(user);
         return PYLLAVA_OK;
     } catch (const std::exception & error) {
+        failed = true;
         return error_set(PYLLAVA_ERR_DEVICE, "the back end failed: %s", error.what());
     } catch (...) {
+        failed = true;
         return error_set(PYLLAVA_ERR_DEVICE, "the back end failed");
     }
 }
 
-void guard_remember_failure(void) { failed = true; }
-bool guard_remembers_failure(void) { return failed; }
+bool guard_has_failed(void) { return failed; }

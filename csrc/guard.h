@@ -11,9 +11,9 @@ extern "C" {
 // Calls fn. PYLLAVA_ERR_DEVICE with the engine's own words where that did not come to its end: what it worked
 // on may then be freed, inside a guard, but not used.
 pyllava_status guarded(void (*fn)(void * user), void * user);
-// A device has failed while it computed: of this process, since its back end keeps what it was doing then.
-void guard_remember_failure(void);
-bool guard_remembers_failure(void);
+// Whether that has happened in this process: devices are then left alone, since their back ends are still in
+// the middle of what they were doing.
+bool guard_has_failed(void);
 
 #ifdef __cplusplus
 }

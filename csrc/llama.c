@@ -126,10 +126,11 @@ static tensor * llama_block(graph * g, const llama * m, const llama_step * s, in
     return nn_name(g, nn_add(g, x, llama_ffn(g, l, i, y)), "blk.%d.out", i);     // [n_tokens, E]
 }
 
-tensor * llama_logits(graph * g, const llama * m, const llama_input * in, const kv_cache * kv) {
+tensor * llama_logits(graph * g, const llama * m, llama_input * in, const kv_cache * kv) {
     const llama_step s = { kv, nn_turns(g, in->positions, in->rope_divisors), in->cells };
     tensor * x = in->embd;
     for (int i = 0; i < m->hparams.n_layer; i++) x = llama_block(g, m, &s, i, x);
+    if (in->mask) in->sums = nn_result(g, nn_row_sums(g, x));
     graph_enter(g, m->output_norm);
     x = nn_rows(g, x, in->out_rows);                                     // only these are asked for
     x = nn_name(g, nn_rms_norm(g, m->output_norm, m->hparams.eps, x), "output_norm");

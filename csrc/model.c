@@ -152,6 +152,10 @@ static void log_placement(const pyllava_model * m) {
 static pyllava_status choose_places(pyllava_model * m, const pyllava_model_params * p) {
     placement * to = &m->placement;
     TRY(devices_choose("device", p->device, &to->devices));
+    if (to->devices.n && guard_has_failed()) {
+        FAIL(PYLLAVA_ERR_DEVICE, "a device has failed in this process: start the process again, or use "
+                                 "device=\"cpu\"");
+    }
     TRY(check_wishes(p, to->devices.n));
     to->kv_on_host = p->kv_on_host;
     const int32_t n_for_layers = to->devices.n;
@@ -285,7 +289,7 @@ void model_free(pyllava_model * m) {
     llama_free(&m->llama);
     vit_free(&m->vit);
     vocab_free(&m->vocab);
-    guarded(close_weights, m);            // what does not end well is left to the process
+    if (m->placement.devices.n == 0 || !guard_has_failed()) guarded(close_weights, m);
     free(m);
 }
 

@@ -352,6 +352,15 @@ tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     return add_node(g, call, GGML_TYPE_F32, q->ne[1], q->ne[0], args);
 }
 
+tensor * nn_row_sums(graph * g, tensor * x) { return x ? ggml_sum_rows(g->ctx, x) : NULL; }
+
+tensor * nn_result(graph * g, tensor * x) {
+    if (!x) return NULL;
+    ggml_set_output(x);
+    ggml_build_forward_expand(g->nodes, x);
+    return x;
+}
+
 tensor * nn_rows(graph * g, tensor * x, tensor * rows) {
     return x && rows ? ggml_get_rows(g->ctx, x, rows) : NULL;
 }

@@ -71,5 +71,7 @@ tensor * nn_turns(graph * g, tensor * positions, tensor * divisors); // [n_token
 tensor * nn_rope(graph * g, tensor * x, tensor * turns);             // of rows of n_head * head_dim
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
+tensor * nn_row_sums(graph * g, tensor * x);                             // [n_rows, n] to [n_rows, 1]
+tensor * nn_result(graph * g, tensor * x);                               // kept for reading, besides the last
 tensor * nn_rows(graph * g, tensor * x, tensor * rows);                                // x[rows]
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows); // to[rows] = x; gives to

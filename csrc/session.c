@@ -344,6 +344,20 @@ static pyllava_status read_logits(pyllava_session * s, const tensor * logits, fl
     return PYLLAVA_OK;
 }
 
+// On devices, what is no number must not stay in the cells unnoticed: others look at them.
+static pyllava_status check_sums(pyllava_session * s, const tensor * sums) {
+    float * found = malloc(ggml_nbytes(sums));
+    TRY_ALLOC(found, ggml_nbytes(sums));
+    pyllava_status status = engine_get(&s->engine, sums, found);
+    for (int64_t i = 0; status == PYLLAVA_OK && i < ggml_nelements(sums); i++) {
+        if (!isfinite(found[i]))
+            status = error_set(PYLLAVA_ERR_NUMERIC, "position %d is not finite (bad weights or embeddings)",
+                               s->batch.positions[i]);
+    }
+    free(found);
+    return status;
+}
+
 static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
     batch * b = &s->batch;
     const llama_hparams * h = &s->model->llama.hparams;
@@ -363,15 +377,8 @@ static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
     put(in->out_rows, b->out_rows);
     if (in->mask) put_mask(s, in->mask);
     TRY(run(s, &s->built.g));
-    float * unseen = NULL;                // on devices, what is no number must not stay in the cells unnoticed
-    if (!out_logits && s->kv_on_device) {
-        unseen = out_logits = malloc(ggml_nbytes(logits));
-        TRY_ALLOC(unseen, ggml_nbytes(logits));
-    }
-    if (!out_logits) return PYLLAVA_OK;
-    pyllava_status status = read_logits(s, logits, out_logits);
-    free(unseen);
-    return status;
+    if (in->sums) TRY(check_sums(s, in->sums));
+    return out_logits ? read_logits(s, logits, out_logits) : PYLLAVA_OK;
 }
 
 // What a step that failed has left in the cells must not reach those who look at them, if only times 0.
@@ -776,7 +783,7 @@ void session_free(pyllava_session * s) {
     drop_graph(s);
     engine_stop(&s->engine);
     pool_free(s->pool);
-    guarded(free_cache, s);               // what does not end well is left to the process
+    if (!s->kv_on_device || !guard_has_failed()) guarded(free_cache, s);        // else it is left to the process
     free(s->batch.embd);
     free(s->batch.positions);
     free(s->batch.cells);

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import tiny_gguf
@@ -104,7 +105,7 @@ def test_the_log_says_where_things_are(files: tiny_gguf.Files, caplog: pytest.Lo
         ({"device": ""}, pyllava.DeviceError, "device: found ''"),
         ({"device": "cpu,cpu"}, pyllava.DeviceError, "device: found 'cpu'"),
         ({"device": "auto0"}, pyllava.DeviceError, "device: found 'auto0'"),
-        ({"vision_device": "cuda9"}, pyllava.DeviceError, "device: found 'cuda9'"),
+        ({"vision_device": "cuda9"}, pyllava.DeviceError, "vision_device: found 'cuda9'"),
         ({"n_gpu_layers": -2}, ValueError, "n_gpu_layers: found -2, need -1 or more"),
         ({"n_gpu_layers": 1 << 40}, ValueError, "n_gpu_layers: found 1099511627776"),
         ({"main_gpu": -1}, ValueError, "main_gpu: found -1"),
@@ -112,6 +113,9 @@ def test_the_log_says_where_things_are(files: tiny_gguf.Files, caplog: pytest.Lo
         ({"tensor_split": [1, -1]}, ValueError, "tensor_split: share 1 is -1"),
         ({"tensor_split": [float("nan")]}, ValueError, "tensor_split: share 0 is nan"),
         ({"tensor_split": [0]}, ValueError, "tensor_split: all shares are 0"),
+        ({"tensor_split": np.zeros(1)}, ValueError, "tensor_split: all shares are 0"),
+        ({"device": "cpu\0"}, ValueError, "device: found"),
+        ({"device": None}, ValueError, "device: found None"),
         ({"flash_attn": True, "precision": "exact"}, ValueError, "flash_attn"),
     ],
 )
@@ -370,6 +374,31 @@ def test_weight_types(kind: str, tmp_path: Path) -> None:
 
 
 @on_a_device
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_matrices_that_a_device_cannot_multiply(tmp_path: Path, precision: str) -> None:
+    """They stay in host memory, all of every layer: the CPU and the device take turns within a layer."""
+    spec = TinySpec(seed=62, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_ctx=512, n_layer=4)
+    file = tiny_gguf.read(tiny_gguf.convert(tmp_path, spec).model)
+    kind = gguf.GGMLQuantizationType.TQ2_0  # ternary
+    matrices = {
+        name: tiny_gguf.quantized(tensor.floats(), kind)
+        for name, tensor in file.tensors.items()
+        if name.startswith("blk.") and tensor.data.ndim == 2
+    }
+    path = tiny_gguf.write(tmp_path / "ternary.gguf", file.with_tensors(matrices))
+    some: list[Span] = [Tokens([1, *text(3, 100, spec.n_vocab)])]
+    found = []
+    for placement, mode in ((Placement(device="cpu"), "exact"), (place(), precision)):
+        with Run(tiny_gguf.Files(path, None), placement, precision=mode) as run:
+            found.append((run.session.logits(some), run.session.decode([5])))
+    gate = (
+        gates.LOGITS_F16 if precision == "exact" else gates.Gate(kld=3e-2)
+    )  # the CPU's fast mode shows 1e-2
+    for expected, logits in zip(*found, strict=True):
+        gates.check("logits", gate, expected, logits)
+
+
+@on_a_device
 def test_next(tmp_path: Path) -> None:
     """LLaVA-1.6 through the front door, all on the device: a picture in five views."""
     spec = CASES["gqa"].spec
@@ -413,6 +442,31 @@ def test_what_does_not_fit_is_refused_with_numbers(files: tiny_gguf.Files) -> No
         Run(files, place(), n_ctx=1 << 24, n_seq=100)
     with Run(files, place()) as run:  # and the device is as good as before
         run.everything()
+
+
+@on_a_device
+def test_a_device_for_the_tower_alone_computes_nothing_else(files: tiny_gguf.Files) -> None:
+    some: list[Span] = [Tokens([1, *ids(1, 100)])]
+    found = []
+    for vision in ("cpu", DEVICES[0]):
+        with Run(files, Placement(device="cpu", vision_device=vision)) as run:
+            found.append(run.session.logits(some).tobytes())
+    assert found[0] == found[1]
+
+
+@on_a_device
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_is_refused_the_device(files: tiny_gguf.Files) -> None:
+    with Run(files, place()) as run:
+        run.session.encode(views(1))
+        child = os.fork()
+        if child == 0:
+            try:
+                _lib.ModelHandle(files.model, None, placement=place())
+            except pyllava.ForkError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 @on_a_device
