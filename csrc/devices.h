@@ -25,5 +25,5 @@ bool               devices_built_in(void);                       // any back end
 pyllava_status devices_choose(const char * what, const char * names, device_list * out);
 bool           device_is_named(const char * name, const char * other);   // in any case
 // Whether attention with keys and values of such types (names; NULL: f16) is one operation there.
-bool           device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
-                                const char * type_k, const char * type_v);
+bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
+                      const char * type_k, const char * type_v);
