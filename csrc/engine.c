@@ -145,7 +145,8 @@ static pyllava_status no_buffer(const engine * e) {
         used += (size_t) snprintf(free + used, sizeof free - used, "%s%s has %.2f GiB free", i ? ", " : "",
                                   about.name, (double) about.memory_free / (1 << 30));
     }
-    FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer (%s): try a smaller n_gpu_layers or n_batch", free);
+    FAIL(PYLLAVA_ERR_MEMORY, "no memory for the compute buffer (%s): try a smaller n_gpu_layers or n_batch",
+         free);
 }
 
 pyllava_status engine_reserve(engine * e, graph * g) {

@@ -729,10 +729,11 @@ static pyllava_status create_cache(pyllava_session * s) {
     TRY(kv_cache_create(&s->kv, &kv, where));
     for (int32_t i = 0; i < h->n_layer; i++) {
         ggml_backend_dev_t d = device_of(s->kv.k[i]);
-        if (!d || (ggml_backend_dev_supports_op(d, s->kv.k[i]) && ggml_backend_dev_supports_op(d, s->kv.v[i]))) continue;
+        if (!d) continue;
+        if (ggml_backend_dev_supports_op(d, s->kv.k[i]) && ggml_backend_dev_supports_op(d, s->kv.v[i])) continue;
         FAIL(PYLLAVA_ERR_MEMORY,
-             "KV cache: %s does not take a layer's %.0f MiB for %d positions as one tensor: try a smaller n_ctx, "
-             "or the cache in host memory",
+             "KV cache: %s does not take a layer's %.0f MiB for %d positions as one tensor: try a smaller "
+             "n_ctx, or the cache in host memory",
              ggml_backend_dev_name(d), (double) ggml_nbytes(s->kv.k[i]) / (1 << 20), s->kv.n_cells);
     }
     return PYLLAVA_OK;
@@ -783,7 +784,7 @@ void session_free(pyllava_session * s) {
     drop_graph(s);
     engine_stop(&s->engine);
     pool_free(s->pool);
-    if (!s->kv_on_device || !guard_has_failed()) guarded(free_cache, s);        // else it is left to the process
+    if (!s->kv_on_device || !guard_has_failed()) guarded(free_cache, s); // else the process keeps it
     free(s->batch.embd);
     free(s->batch.positions);
     free(s->batch.cells);
