@@ -730,7 +730,8 @@ static pyllava_status create_cache(pyllava_session * s) {
     for (int32_t i = 0; i < h->n_layer; i++) {
         ggml_backend_dev_t d = device_of(s->kv.k[i]);
         if (!d) continue;
-        if (ggml_backend_dev_supports_op(d, s->kv.k[i]) && ggml_backend_dev_supports_op(d, s->kv.v[i])) continue;
+        if (ggml_backend_dev_supports_op(d, s->kv.k[i]) && ggml_backend_dev_supports_op(d, s->kv.v[i]))
+            continue;
         FAIL(PYLLAVA_ERR_MEMORY,
              "KV cache: %s does not take a layer's %.0f MiB for %d positions as one tensor: try a smaller "
              "n_ctx, or the cache in host memory",
