@@ -40,9 +40,10 @@ typedef struct memory_of {
     size_t             free, total;
 } memory_of;
 
-static void ask_memory(void * memory_) {
+static pyllava_status ask_memory(void * memory_) {
     memory_of * m = memory_;
     ggml_backend_dev_memory(m->device, &m->free, &m->total);
+    return PYLLAVA_OK;
 }
 
 void device_describe(ggml_backend_dev_t d, pyllava_device * out) {
@@ -63,6 +64,12 @@ ggml_backend_dev_t device_of(const struct ggml_tensor * t) {
     ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
     if (!buffer || ggml_backend_buffer_is_host(buffer)) return NULL;
     return ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
+}
+
+pyllava_status devices_check(const device_list * devices) {
+    if (devices->n && guard_has_failed())
+        FAIL(PYLLAVA_ERR_DEVICE, "a device has failed in this process: " DEVICES_WAY_OUT);
+    return PYLLAVA_OK;
 }
 
 bool devices_built_in(void) {
@@ -123,17 +130,8 @@ static pyllava_status add_named(device_list * out, const char * what, const char
 
 bool device_is_named(const char * name, const char * other) { return names_equal(name, other, strlen(name)); }
 
-static enum ggml_type type_named(const char * name) {
-    for (int t = 0; name && t < GGML_TYPE_COUNT; t++) {
-        if (ggml_type_name((enum ggml_type) t) && !strcmp(name, ggml_type_name((enum ggml_type) t)))
-            return t == GGML_TYPE_F32 ? GGML_TYPE_F16 : (enum ggml_type) t;     // f32 is cast
-    }
-    return GGML_TYPE_F16;
-}
-
 bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
-                      const char * type_k, const char * type_v) {
-    const enum ggml_type k = type_named(type_k), v = type_named(type_v);
+                      enum ggml_type k, enum ggml_type v) {
     if (head_dim % ggml_blck_size(k) || head_dim % ggml_blck_size(v)) return false;
     const size_t size = 8 * ggml_tensor_overhead();
     struct ggml_context * ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });

@@ -19,11 +19,15 @@ ggml_backend_dev_t device_of(const struct ggml_tensor * t); // that holds its da
 bool               device_is_gpu(ggml_backend_dev_t device);     // with memory of its own
 bool               devices_built_in(void);                       // any back end besides the CPU
 
+// Fails if any are to be used after one has failed in this process.
+pyllava_status     devices_check(const device_list * devices);
+#define DEVICES_WAY_OUT "start the process again, or use device=\"cpu\""
+
 // "auto" or NULL: all GPUs, or, where there is none, the integrated ones; "cpu": none; else names of devices
 // (in any case, with commas between them).
 // what: the parameter, for messages.
 pyllava_status devices_choose(const char * what, const char * names, device_list * out);
 bool           device_is_named(const char * name, const char * other);   // in any case
-// Whether attention with keys and values of such types (names; NULL: f16) is one operation there.
+// Whether attention with keys and values of such types is one operation there.
 bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
-                      const char * type_k, const char * type_v);
+                      enum ggml_type k, enum ggml_type v);

@@ -8,8 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define WAY_OUT "start the process again, or use device=\"cpu\""
-
 // ------------------------------------------------------------------------------------------- start
 
 static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, void * user) {
@@ -41,32 +39,32 @@ typedef struct starting {
     ggml_backend_t     backend;
 } starting;
 
-static void start(void * starting_) {
+static pyllava_status start(void * starting_) {
     starting * s = starting_;
     s->backend = ggml_backend_dev_init(s->device, NULL);
+    if (!s->backend) FAIL(PYLLAVA_ERR_DEVICE, "%s could not be started", ggml_backend_dev_name(s->device));
+    return PYLLAVA_OK;
 }
 
 pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback has_to_stop, void * user) {
-    if (p->devices.n && guard_has_failed())
-        FAIL(PYLLAVA_ERR_DEVICE, "a device has failed in this process: " WAY_OUT);
+    TRY(devices_check(&p->devices));
     for (int32_t i = 0; i < p->devices.n; i++) {
         ggml_backend_dev_t device = p->devices.items[i];
         starting s = { device, NULL };
         TRY(guarded(start, &s));
-        ggml_backend_t backend = s.backend;
-        if (!backend) FAIL(PYLLAVA_ERR_DEVICE, "%s could not be started", ggml_backend_dev_name(device));
         e->memory[e->n] = ggml_backend_dev_buffer_type(device);
-        e->backends[e->n++] = backend;
+        e->backends[e->n++] = s.backend;
     }
     // Not in memory that a device reads by itself: the scheduler lets the CPU write there again too early.
     return start_cpu(e, has_to_stop, user);
 }
 
-static void stop(void * engine_) {
+static pyllava_status stop(void * engine_) {
     engine * e = engine_;
     if (e->sched) ggml_backend_sched_free(e->sched);
     for (int32_t i = 0; i < e->n; i++) ggml_backend_free(e->backends[i]);
     if (e->threads) e->threads_free(e->threads);
+    return PYLLAVA_OK;
 }
 
 void engine_stop(engine * e) {
@@ -96,35 +94,39 @@ typedef struct sched_call {
     enum ggml_status     status;
 } sched_call;
 
-static pyllava_status call_sched(sched_call * c, void (*fn)(void *)) {
-    if (c->e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " WAY_OUT);
+static pyllava_status call_sched(sched_call * c, pyllava_status (*fn)(void *)) {
+    if (c->e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " DEVICES_WAY_OUT);
     pyllava_status status = guarded(fn, c);
     if (status != PYLLAVA_OK) c->e->broken = true;
     return status;
 }
 
 // The scheduler's table has no room for two graphs, so it is emptied before each.
-static void measure(void * call_) {
+static pyllava_status measure(void * call_) {
     sched_call * c = call_;
     ggml_backend_sched_reset(c->e->sched);
     ggml_backend_sched_reserve_size(c->e->sched, c->nodes, c->sizes);
+    return PYLLAVA_OK;
 }
 
-static void reserve(void * call_) {
+static pyllava_status reserve(void * call_) {
     sched_call * c = call_;
     ggml_backend_sched_reset(c->e->sched);
     c->done = ggml_backend_sched_reserve(c->e->sched, c->nodes);
+    return PYLLAVA_OK;
 }
 
-static void load(void * call_) {
+static pyllava_status load(void * call_) {
     sched_call * c = call_;
     ggml_backend_sched_reset(c->e->sched);
     c->done = ggml_backend_sched_alloc_graph(c->e->sched, c->nodes);
+    return PYLLAVA_OK;
 }
 
-static void compute(void * call_) {
+static pyllava_status compute(void * call_) {
     sched_call * c = call_;
     c->status = ggml_backend_sched_graph_compute(c->e->sched, c->nodes);
+    return PYLLAVA_OK;
 }
 
 pyllava_status engine_measure(engine * e, graph * g, engine_size * out) {
@@ -196,14 +198,15 @@ typedef struct memory_call {
     size_t   offset, size;
 } memory_call;
 
-static void touch(void * call_) {
+static pyllava_status touch(void * call_) {
     memory_call * c = call_;
     if (c->out) ggml_backend_tensor_get(c->t, c->out, c->offset, c->size);
     else ggml_backend_tensor_memset(c->t, 0, c->offset, c->size);
+    return PYLLAVA_OK;
 }
 
 static pyllava_status touch_memory(engine * e, memory_call c) {
-    if (e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " WAY_OUT);
+    if (e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " DEVICES_WAY_OUT);
     pyllava_status status = guarded(touch, &c);
     if (status != PYLLAVA_OK) e->broken = true;
     return status;

@@ -26,12 +26,11 @@ void on_abort(const char * text) {
 
 } // namespace
 
-pyllava_status guarded(void (*fn)(void * user), void * user) {
+pyllava_status guarded(pyllava_status (*fn)(void * user), void * user) {
     ggml_set_abort_callback(on_abort);
     const entered here;
     try {
-        fn(user);
-        return PYLLAVA_OK;
+        return fn(user);
     } catch (const std::exception & error) {
         failed = true;
         return error_set(PYLLAVA_ERR_DEVICE, "the back end failed: %s", error.what());

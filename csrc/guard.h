@@ -8,9 +8,9 @@
 extern "C" {
 #endif
 
-// Calls fn. PYLLAVA_ERR_DEVICE with the engine's own words where that did not come to its end: what it worked
-// on may then be freed, inside a guard, but not used.
-pyllava_status guarded(void (*fn)(void * user), void * user);
+// What fn gives, or PYLLAVA_ERR_DEVICE with the engine's own words where that did not come to its end: what
+// it worked on may then be freed, inside a guard, but not used.
+pyllava_status guarded(pyllava_status (*fn)(void * user), void * user);
 // Whether that has happened in this process: devices are then left alone, since their back ends are still in
 // the middle of what they were doing.
 bool guard_has_failed(void);

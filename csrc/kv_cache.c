@@ -63,8 +63,8 @@ pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_ba
         kv->stores[i].buffer =
             ggml_backend_alloc_ctx_tensors_from_buft(kv->stores[i].ctx, kv->stores[i].type);
         if (!kv->stores[i].buffer) {
-        FAIL(PYLLAVA_ERR_MEMORY, "KV cache of %d x %d positions needs %.1f MiB: try a smaller n_ctx",
-             p->n_seq, p->n_ctx, (double) kv_cache_size(p) / (1 << 20));
+            FAIL(PYLLAVA_ERR_MEMORY, "KV cache of %d x %d positions needs %.1f MiB: try a smaller n_ctx",
+                 p->n_seq, p->n_ctx, (double) kv_cache_size(p) / (1 << 20));
         }
         // Devices multiply cells that a token does not see by 0: they must hold numbers.
         if (!ggml_backend_buffer_is_host(kv->stores[i].buffer))

@@ -2,6 +2,7 @@
 #include "model.h"
 
 #include "guard.h"
+#include "quantize.h"
 
 #include <ggml-backend.h>
 #include <math.h>
@@ -53,13 +54,21 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
     return s;
 }
 
+// The type of keys or values as attention sees it: f32 is cast. Names of none are refused by the session.
+static enum ggml_type cache_type(const char * name) {
+    pyllava_tensor_type type;
+    const bool found = name && tensor_type_find(name, &type) == PYLLAVA_OK;
+    return found && type.id != GGML_TYPE_F32 ? (enum ggml_type) type.id : GGML_TYPE_F16;
+}
+
 // Whether attention is one operation on all devices, for such a cache.
 static bool has_flash(const pyllava_model * m, const pyllava_session_params * s) {
     const llama_hparams * h = &m->llama.hparams;
     if (s->precision != PYLLAVA_FAST || s->flash_attn == 0) return false;
+    const enum ggml_type k = cache_type(s->type_k), v = cache_type(s->type_v);
     for (int32_t i = 0; i < m->placement.devices.n; i++) {
         ggml_backend_dev_t d = m->placement.devices.items[i];
-        if (!device_has_flash(d, h->n_head, h->n_head_kv, h->head_dim, s->type_k, s->type_v)) return false;
+        if (!device_has_flash(d, h->n_head, h->n_head_kv, h->head_dim, k, v)) return false;
     }
     return true;
 }
@@ -152,10 +161,7 @@ static void log_placement(const pyllava_model * m) {
 static pyllava_status choose_places(pyllava_model * m, const pyllava_model_params * p) {
     placement * to = &m->placement;
     TRY(devices_choose("device", p->device, &to->devices));
-    if (to->devices.n && guard_has_failed()) {
-        FAIL(PYLLAVA_ERR_DEVICE, "a device has failed in this process: start the process again, or use "
-                                 "device=\"cpu\"");
-    }
+    TRY(devices_check(&to->devices));
     TRY(check_wishes(p, to->devices.n));
     to->kv_on_host = p->kv_on_host;
     const int32_t n_for_layers = to->devices.n;
@@ -212,37 +218,33 @@ static pyllava_status load_vision(pyllava_model * m, const pyllava_model_params 
     return weights_finish(w, p->progress, p->user);
 }
 
-// Files, hyper-parameters and where everything goes: all that is needed before weights are touched.
-static pyllava_status prepare(pyllava_model * m, const pyllava_model_params * p) {
-    TRY(open_text(m, p));
-    if (p->mmproj) TRY(open_vision(m, p));
-    return choose_places(m, p);
-}
-
-static pyllava_status load(pyllava_model * m, const pyllava_model_params * p) {
-    TRY(cores_create(&m->cores));
-    TRY(prepare(m, p));
-    TRY(load_text(m, p));
-    return p->mmproj ? load_vision(m, p) : PYLLAVA_OK;
-}
-
 // What asks devices and fills them runs inside a guard.
 typedef struct loading {
     pyllava_model *              m;
     const pyllava_model_params * p;
-    pyllava_status (*fn)(pyllava_model * m, const pyllava_model_params * p);
-    pyllava_status               status;
 } loading;
 
-static void run(void * loading_) {
-    loading * l = loading_;
-    l->status = l->fn(l->m, l->p);
+// Files, hyper-parameters and where everything goes: all that is needed before weights are touched.
+static pyllava_status prepare(void * loading_) {
+    const loading * l = loading_;
+    TRY(open_text(l->m, l->p));
+    if (l->p->mmproj) TRY(open_vision(l->m, l->p));
+    return choose_places(l->m, l->p);
 }
 
-static void close_weights(void * model) {
+static pyllava_status load(void * loading_) {
+    const loading * l = loading_;
+    TRY(cores_create(&l->m->cores));
+    TRY(prepare(loading_));
+    TRY(load_text(l->m, l->p));
+    return l->p->mmproj ? load_vision(l->m, l->p) : PYLLAVA_OK;
+}
+
+static pyllava_status close_weights(void * model) {
     pyllava_model * m = model;
     weights_close(&m->text_weights);
     weights_close(&m->vision_weights);
+    return PYLLAVA_OK;
 }
 
 static pyllava_status begin(const pyllava_model_params * p, pyllava_model ** out) {
@@ -257,9 +259,7 @@ static pyllava_status begin(const pyllava_model_params * p, pyllava_model ** out
 pyllava_status model_plan(const pyllava_model_params * p, pyllava_model_devices * out) {
     pyllava_model * m = NULL;
     TRY(begin(p, &m));
-    loading l = { m, p, prepare, PYLLAVA_OK };
-    pyllava_status status = guarded(run, &l);
-    if (status == PYLLAVA_OK) status = l.status;
+    pyllava_status status = guarded(prepare, &(loading) { m, p });
     if (status == PYLLAVA_OK) model_devices(m, out);
     model_free(m);
     return status;
@@ -268,9 +268,7 @@ pyllava_status model_plan(const pyllava_model_params * p, pyllava_model_devices 
 pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) {
     pyllava_model * m = NULL;
     TRY(begin(p, &m));
-    loading l = { m, p, load, PYLLAVA_OK };
-    pyllava_status status = guarded(run, &l);
-    if (status == PYLLAVA_OK) status = l.status;
+    pyllava_status status = guarded(load, &(loading) { m, p });
     m->log = (logger) { 0 };                                             // the callback is for loading only
     if (status == PYLLAVA_OK && p->progress && !p->progress("load", 1.0f, p->user)) {
         status = error_set(PYLLAVA_ERR_CANCELLED, "loading was cancelled");

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define LIGHT 8192                        // results of a cheap node that are worth a thread
+#define LIGHT      8192                   // results of a cheap node that are worth a thread
 #define STREAM_MIN 32                     // tokens for which a matrix is worth the way to a device
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);

@@ -78,9 +78,10 @@ typedef struct loading {
     bool         done;
 } loading;
 
-static void load_guarded(void * loading_) {
+static pyllava_status load_guarded(void * loading_) {
     loading * l = loading_;
     l->done = ggml_backend_load(l->path);
+    return PYLLAVA_OK;
 }
 
 static pyllava_status load(const char * path) {

@@ -63,7 +63,6 @@ struct pyllava_session {
     bool kv_on_device; // of any layer
     pyllava_session_plan plan;
     uint64_t host_size; // what of the plan is in host memory
-    pyllava_status       status;          // of what runs inside a guard
 };
 
 const pyllava_model * session_model(const pyllava_session * s) { return s->model; }
@@ -195,15 +194,12 @@ static void drop_graph(pyllava_session * s) {
     s->built = (built_graph) { 0 };
 }
 
-static pyllava_status build(pyllava_session * s, built_graph * b) {
+static pyllava_status build(void * session) {
+    pyllava_session * s = session;
+    built_graph * b = &s->built;
     if (b->kind == GRAPH_TEXT) TRY(build_text(s, &b->g, b->n, b->n_out, b->n_cells, &b->in, &b->out));
     else TRY(build_vision(s, &b->g, b->n, &b->patches, &b->out));
     return engine_load(&s->engine, &b->g);
-}
-
-static void build_guarded(void * session) {
-    pyllava_session * s = session;
-    s->status = build(s, &s->built);
 }
 
 // Cells that attention on devices looks at; 0 where there is none.
@@ -226,9 +222,7 @@ static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_
     b->n = n;
     b->n_out = n_out;
     b->n_cells = n_cells;
-    s->status = PYLLAVA_OK;
-    pyllava_status status = guarded(build_guarded, s);
-    if (status == PYLLAVA_OK) status = s->status;
+    pyllava_status status = guarded(build, s);
     if (status != PYLLAVA_OK) drop_graph(s);
     return status;
 }
@@ -740,7 +734,8 @@ static pyllava_status create_cache(pyllava_session * s) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status create(pyllava_session * s) {
+static pyllava_status create(void * session) {
+    pyllava_session * s = session;
     TRY(check_params(&s->params));
     TRY(engine_start(&s->engine, &s->model->placement, has_to_stop, s));
     // More threads than cores would only get in each other's way.
@@ -757,12 +752,10 @@ static pyllava_status create(pyllava_session * s) {
     return measure(s, true);
 }
 
-static void create_guarded(void * session) {
-    pyllava_session * s = session;
-    s->status = create(s);
+static pyllava_status free_cache(void * session) {
+    kv_cache_free(&((pyllava_session *) session)->kv);
+    return PYLLAVA_OK;
 }
-
-static void free_cache(void * session) { kv_cache_free(&((pyllava_session *) session)->kv); }
 
 pyllava_status session_create(const pyllava_model * model, const pyllava_session_params * params,
                               pyllava_session ** out) {
@@ -770,8 +763,7 @@ pyllava_status session_create(const pyllava_model * model, const pyllava_session
     TRY_ALLOC(s, sizeof *s);
     s->model = model;
     s->params = *params;
-    pyllava_status status = guarded(create_guarded, s);
-    if (status == PYLLAVA_OK) status = s->status;
+    pyllava_status status = guarded(create, s);
     if (status != PYLLAVA_OK) {
         session_free(s);
         return status;

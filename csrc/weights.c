@@ -11,13 +11,13 @@
 #include <string.h>
 
 #define ENGINE_ALIGNMENT 32               // what ggml's CPU buffers ask of a tensor's address
-#define MANY_TOKENS 512              // of a typical prefill step
+#define MANY_TOKENS      512              // of a typical prefill step
 
 // A tensor that is to be copied to a device.
 struct upload {
     struct ggml_tensor * tensor;
-    const gguf_tensor * from;
-    const uint8_t * data;
+    const gguf_tensor *  from;
+    const uint8_t *      data;
 };
 
 // ------------------------------------------------------------------------------------------- files
@@ -359,9 +359,10 @@ static pyllava_status take_places(weights * w) {
     return PYLLAVA_OK;
 }
 
-static void copy_to_device(void * upload_) {
+static pyllava_status copy_to_device(void * upload_) {
     const upload * u = upload_;
     ggml_backend_tensor_set(u->tensor, u->data, 0, ggml_nbytes(u->tensor));
+    return PYLLAVA_OK;
 }
 
 static pyllava_status upload_one(upload * u) {

@@ -115,19 +115,21 @@ def test_broken_packages_cost_a_warning_each_and_no_answer(tmp_path: Path) -> No
     assert len([line for line in lines if "is not used" in line]) == 2
 
 
+def fails(code: str, library: Path) -> str:
+    """What a process with this library says when it ends with an exception."""
+    environment = {**os.environ, "PYLLAVA_LIBRARY": str(library)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    return run.stderr
+
+
 def test_a_library_that_does_not_load_is_an_import_error_that_names_it(tmp_path: Path) -> None:
     library = tmp_path / "libpyllava.so"
     library.write_bytes(b"no library")
-    environment = {**os.environ, "PYLLAVA_LIBRARY": str(library)}
-    run = subprocess.run(
-        [sys.executable, "-c", "import pyllava; pyllava.Llava"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith(f"ImportError: {library}: ")
+    said = fails("import pyllava; pyllava.Llava", library)
+    assert said.splitlines()[-1].startswith(f"ImportError: {library}: ")
 
 
 def test_a_library_without_its_cpu_back_end_is_an_error(tmp_path: Path) -> None:
@@ -135,20 +137,12 @@ def test_a_library_without_its_cpu_back_end_is_an_error(tmp_path: Path) -> None:
         pytest.skip("this library was built without PYLLAVA_PLUGINS")
     for file in Path(_lib.lib._name).parent.glob("libpyllava*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    environment = {**os.environ, "PYLLAVA_LIBRARY": str(tmp_path / "libpyllava.so")}
     for content, text in (
         (None, "no back end of the CPU (libggml-cpu*) lies beside it"),
         (b"no library", "file too short"),
     ):
         if content is not None:
             (tmp_path / "libggml-cpu-x64.so").write_bytes(content)
-        run = subprocess.run(
-            [sys.executable, "-c", "import pyllava; pyllava.Llava()"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 1
-        assert run.stderr.splitlines()[-1].startswith(f"pyllava.errors.DeviceError: {tmp_path}")
-        assert run.stderr.strip().endswith(text)
+        said = fails("import pyllava; pyllava.Llava()", tmp_path / "libpyllava.so")
+        assert said.splitlines()[-1].startswith(f"pyllava.errors.DeviceError: {tmp_path}")
+        assert said.strip().endswith(text)

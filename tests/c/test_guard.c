@@ -21,7 +21,7 @@ static void node(struct ggml_tensor * dst, int ith, int nth, void * work_) {
     w->n_computed++;
 }
 
-static void compute(void * work_) {
+static pyllava_status compute(void * work_) {
     work * w = work_;
     struct ggml_context * ctx = ggml_init((struct ggml_init_params) { .mem_size = 1 << 20 });
     struct ggml_tensor * x = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, 4);
@@ -30,6 +30,7 @@ static void compute(void * work_) {
     ggml_build_forward_expand(g, y);
     w->status = ggml_backend_graph_compute(w->backend, g);
     ggml_free(ctx);
+    return PYLLAVA_OK;
 }
 
 int main(void) {
