@@ -134,5 +134,6 @@ tensor * llama_logits(graph * g, const llama * m, llama_input * in, const kv_cac
     graph_enter(g, m->output_norm);
     x = nn_rows(g, x, in->out_rows);                                     // only these are asked for
     x = nn_name(g, nn_rms_norm(g, m->output_norm, m->hparams.eps, x), "output_norm");
+    g->rows = ROWS_ANSWER;
     return nn_name(g, nn_linear(g, m->output, NULL, x), "logits");      // [n_out, n_vocab]
 }

@@ -34,6 +34,7 @@ typedef struct batch {                    // room for n_max rows
 // The graph that the scheduler holds: kept, and run again for steps of the same shape.
 typedef struct built_graph {
     enum { GRAPH_NONE, GRAPH_TEXT, GRAPH_VISION } kind;
+    row_kind    rows;
     int32_t     n, n_out;                 // rows and rows of logits, or views
     int32_t n_cells; // that devices look at
     graph       g;
@@ -141,17 +142,18 @@ static pyllava_status build_vision(pyllava_session * s, graph * g, int32_t n_vie
     const int64_t P = v->hparams.patch_size;
     const int32_t n_head = v->hparams.n_head;
     TRY(begin(s, g, vit_n_nodes(v), n_head, n_head, v->hparams.n_embd / n_head));
-    g->careful = true;
+    g->rows = ROWS_VIEW;
     g->n_views = n_views;
     *out_patches = nn_input(g, GGML_TYPE_F32, (int64_t) v->hparams.n_patch * n_views, 3 * P * P, "v.patches");
     *out_embd = projector_apply(g, &s->model->projector, vit_features(g, v, *out_patches, n_views));
     return finish(s, g, *out_embd);
 }
 
-static pyllava_status build_text(pyllava_session * s, graph * g, int32_t n, int32_t n_out, int32_t n_cells,
-                                 llama_input * in, tensor ** out_logits) {
+static pyllava_status build_text(pyllava_session * s, graph * g, row_kind rows, int32_t n, int32_t n_out,
+                                 int32_t n_cells, llama_input * in, tensor ** out_logits) {
     const llama_hparams * h = &s->model->llama.hparams;
     TRY(begin(s, g, llama_n_nodes(&s->model->llama), h->n_head, h->n_head_kv, h->head_dim));
+    g->rows = rows;
     *in = (llama_input) {
         .embd          = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
         .positions     = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
@@ -197,7 +199,7 @@ static void drop_graph(pyllava_session * s) {
 static pyllava_status build(void * session) {
     pyllava_session * s = session;
     built_graph * b = &s->built;
-    if (b->kind == GRAPH_TEXT) TRY(build_text(s, &b->g, b->n, b->n_out, b->n_cells, &b->in, &b->out));
+    if (b->kind == GRAPH_TEXT) TRY(build_text(s, &b->g, b->rows, b->n, b->n_out, b->n_cells, &b->in, &b->out));
     else TRY(build_vision(s, &b->g, b->n, &b->patches, &b->out));
     return engine_load(&s->engine, &b->g);
 }
@@ -210,15 +212,16 @@ static int32_t cells_looked_at(const pyllava_session * s) {
 }
 
 // A graph of this shape, ready for its inputs: all of them, since what lies in their memory is overwritten.
-static pyllava_status graph_for(pyllava_session * s, int kind, int32_t n, int32_t n_out) {
+static pyllava_status graph_for(pyllava_session * s, int kind, row_kind rows, int32_t n, int32_t n_out) {
     built_graph * b = &s->built;
     const int32_t n_cells = kind == GRAPH_TEXT ? cells_looked_at(s) : 0;
-    if ((int) b->kind == kind && b->n == n && b->n_out == n_out && b->n_cells == n_cells) {
+    if ((int) b->kind == kind && b->rows == rows && b->n == n && b->n_out == n_out && b->n_cells == n_cells) {
         graph_rewind(&b->g);
         return PYLLAVA_OK;
     }
     drop_graph(s);
     b->kind = kind;
+    b->rows = rows;
     b->n = n;
     b->n_out = n_out;
     b->n_cells = n_cells;
@@ -254,6 +257,7 @@ static pyllava_status encode_views(pyllava_session * s, const float * pixels, in
         .head_dim = v->hparams.n_embd / v->hparams.n_head,
         .blocks = s->view_blocks,
         .n_visible = s->view_visible,
+        .rows = ROWS_VIEW,
     };
     for (int32_t i = 0; i < n_views; i++) {
         const int32_t first = i * v->n_pos;
@@ -261,7 +265,7 @@ static pyllava_status encode_views(pyllava_session * s, const float * pixels, in
                                            s->attention.head_dim, 1, NULL, first);
     }
     for (int32_t i = 0; i < n_views * v->n_pos; i++) s->view_visible[i] = v->n_pos;
-    TRY(graph_for(s, GRAPH_VISION, n_views, 0));
+    TRY(graph_for(s, GRAPH_VISION, ROWS_VIEW, n_views, 0));
     tensor * embd = s->built.out;
     put(s->built.patches, s->patches);
     TRY(run(s, &s->built.g));
@@ -352,16 +356,16 @@ static pyllava_status check_sums(pyllava_session * s, const tensor * sums) {
     return status;
 }
 
-static pyllava_status batch_run(pyllava_session * s, float * out_logits) {
+static pyllava_status batch_run(pyllava_session * s, row_kind rows, float * out_logits) {
     batch * b = &s->batch;
     const llama_hparams * h = &s->model->llama.hparams;
     s->attention = (attention_env) {
         .env = s->env, .n_head = h->n_head, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim,
-        .n_blocks = b->n_blocks, .blocks = b->blocks, .n_visible = b->n_visible,
+        .n_blocks = b->n_blocks, .blocks = b->blocks, .n_visible = b->n_visible, .rows = rows,
     };
     TRY(check_rows(b, h->n_embd));
     if (b->n_out == 0) b->out_rows[b->n_out++] = b->n - 1; // a graph has an end; its logits are not read
-    TRY(graph_for(s, GRAPH_TEXT, b->n, b->n_out));
+    TRY(graph_for(s, GRAPH_TEXT, rows, b->n, b->n_out));
     const llama_input * in = &s->built.in;
     tensor * logits = s->built.out;
     put(in->embd, b->embd);
@@ -480,7 +484,7 @@ static pyllava_status prompt_step(pyllava_session * s, prompt * p, float * out_l
         b->out_rows[b->n_out++] = i;
     const int32_t group = s->model->llama.hparams.n_head / s->model->llama.hparams.n_head_kv;
     b->n_blocks = add_blocks(s, b->blocks, 0, 0, n, s->model->llama.hparams.head_dim, group, q->cells, 0);
-    pyllava_status status = batch_run(s, p->all_rows || last ? out_logits : NULL);
+    pyllava_status status = batch_run(s, ROWS_PROMPT, p->all_rows || last ? out_logits : NULL);
     if (status != PYLLAVA_OK) {
         kv_rollback(&s->kv, p->seq, n);
         if (status == PYLLAVA_ERR_NUMERIC) kv_trim(&s->kv, p->seq, 0); // earlier batches may hold the cause
@@ -542,7 +546,7 @@ static pyllava_status decode_step(pyllava_session * s, const int32_t * seqs, con
         b->out_rows[b->n_out++] = b->n;
         batch_add(s, &span, 0, q->length, q->cells[q->length], content_of(&span, 0));
     }
-    pyllava_status status = batch_run(s, out_logits);
+    pyllava_status status = batch_run(s, ROWS_ANSWER, out_logits);
     for (int32_t i = 0; i < n; i++) {
         if (status == PYLLAVA_OK) kv_commit(&s->kv, seqs[i], &b->contents[i], 1);
         else kv_rollback(&s->kv, seqs[i], 1);
@@ -649,7 +653,7 @@ static pyllava_status measure(pyllava_session * s, bool reserve) {
     engine_size text = { 0 }, vision = { 0 };
     const int32_t n_out = s->batch.n_max < MAX_LOGIT_ROWS ? s->batch.n_max : MAX_LOGIT_ROWS;
     pyllava_status status =
-        build_text(s, &g, s->batch.n_max, n_out, s->kv_on_device ? s->kv.n_cells : 0, &in, &a);
+        build_text(s, &g, ROWS_PROMPT, s->batch.n_max, n_out, s->kv_on_device ? s->kv.n_cells : 0, &in, &a);
     if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &text);
     graph_free(&g);
     if (status == PYLLAVA_OK && s->model->has_vision) {

@@ -161,12 +161,14 @@ size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
 int32_t fast_attention_queries(int32_t head_dim) { return queries_of(head_dim); }
 #endif
 
+// Rows of an answer read each key and value once for a few heads that share them; those of a prompt and of
+// views pass tiles of keys together.
 static void run_fast(attention_task * t, const micro * m, char * scratch) {
     const attention_env * env = t->env;
     const attention_block * b = t->block;
     const int n_rows = b->n * t->group, width = env->n_head * t->d;
-    const bool few = n_rows <= FEW_TOKENS && t->d <= MAX_HEAD;
-    if (!few && (queries_of(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES)) {
+    const bool few = env->rows == ROWS_ANSWER;
+    if (few ? t->d > MAX_HEAD : queries_of(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES) {
         run_task(t);
         return;
     }
@@ -189,8 +191,19 @@ static void run_fast(attention_task * t, const micro * m, char * scratch) {
         .first_row = b->first_row,
         .scratch = scratch,
     };
-    if (few) m->attend_few(&work);
-    else m->attend_many(&work);
+    if (!few) {
+        m->attend_many(&work);
+        return;
+    }
+    work.n = 1;
+    for (int token = 0; token < b->n; token++, work.n_visible++) {
+        for (int head = 0; head < t->group; head += FEW_TOKENS) {
+            work.q = t->q + at + (int64_t) token * width + (int64_t) head * t->d;
+            work.y = t->y + at + (int64_t) token * width + (int64_t) head * t->d;
+            work.group = t->group - head < FEW_TOKENS ? t->group - head : FEW_TOKENS;
+            m->attend_few(&work);
+        }
+    }
 }
 
 void KERNEL(fast_attention)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {

@@ -12,7 +12,6 @@
 #define STEP      24                      // tokens that pass a block together
 #define DOT_ROWS  128                     // weight rows of a task, at most
 #define DOT_BYTES (96 << 10)              // and about so many bytes: one thread reads them in a row
-#define DOT_LIMIT 12                      // tokens up to which a pass per 8 tokens is faster than a panel
 #define ROUND_TOKENS 4                    // tokens of a rounding task
 
 // Packed weights: the blocks of a panel one behind the other, and their scales.
@@ -33,21 +32,18 @@ static bool is_float(enum ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
 }
 
-linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, int64_t n_tokens, bool careful) {
-    const bool few = n_tokens <= DOT_LIMIT;
-    if (few && is_float(w->type)) return LINEAR_FLOAT_DOTS;
+linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, row_kind rows) {
+    if (rows == ROWS_ANSWER && is_float(w->type)) return LINEAR_FLOAT_DOTS;
     if (w->ne[0] % GROUP) return LINEAR_EXACT;
+    if (rows == ROWS_ANSWER) return m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
+    if (rows == ROWS_VIEW || is_float(w->type)) return LINEAR_INT16;
     const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
-    if (few && k_type) return LINEAR_DOTS8;
-    if (few) return m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
-    if (careful || is_float(w->type)) return LINEAR_INT16;
     return k_type && m->direct_size ? LINEAR_DIRECT : LINEAR_INT8;
 }
 
 int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in) {
     switch (plan) {
-    case LINEAR_DOTS8:
-    case LINEAR_DIRECT:
+    case LINEAR_DIRECT: return (int64_t) rounded_direct_of(n_in).size;
     case LINEAR_INT8: return (int64_t) rounded8_of(n_in).size;
     case LINEAR_INT16:
     case LINEAR_DOTS16: return (int64_t) rounded16_of(n_in).size;
@@ -81,7 +77,6 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
                 m->layer_norm(from, floats(dst, 1), floats(dst, 2), job->eps, n_in, s->y[0]);
             if (job->norm != NORM_NONE) from = s->y[0];
             if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
-            else if (job->plan == LINEAR_DOTS8) m->round_k(from, n_in, to);
             else if (job->plan == LINEAR_DIRECT) m->round_direct(from, n_in, to);
             else m->round16(from, n_in, to);
         }
@@ -143,21 +138,21 @@ static void pack(const panel_work * p, int which, packed * to) {
 // y [n][m->rows] += W x for tokens [t, t + n).
 static void multiply(const panel_work * p, const packed * from, int t, int n, float * y) {
     const char * tokens = (const char *) p->x->data + (size_t) (p->t0 + t) * p->x->nb[1];
-    const rounded8 at8 = rounded8_of(p->w[0]->ne[0]);
-    const rounded16 at16 = rounded16_of(p->w[0]->ne[0]);
+    const int64_t n_in = p->w[0]->ne[0];
+    const rounded at8 = rounded8_of(n_in), at16 = rounded16_of(n_in), direct = rounded_direct_of(n_in);
     const char * block = from->blocks;
     const float * scales = from->scales;
     for (int64_t k = p->k0; k < p->k1; k += BLOCK) {
         const int n_k = (int) (p->k1 - k < BLOCK ? p->k1 - k : BLOCK);
         const size_t at = (size_t) (k / BLOCK * 4);
         if (p->plan == LINEAR_DIRECT)
-            p->m->multiply_direct(p->w[0]->type, n, block, tokens + k, tokens + at8.scales + at,
-                                  tokens + at8.parts + k / 4, p->x->nb[1], y);
+            p->m->multiply_direct(p->w[0]->type, n, block, tokens + k, tokens + direct.scales + k / GROUP * 4,
+                                  tokens + direct.sums + k / BLOCK * 96, p->x->nb[1], y);
         else if (p->plan == LINEAR_INT16)
             p->m->multiply16(n, n_k, block, scales, tokens + 2 * k, tokens + at16.scales + at,
                              tokens + at16.sums + at, p->x->nb[1], y);
         else
-            p->m->multiply8(n, n_k, block, scales, tokens + k, tokens + at8.scales + at,
+            p->m->multiply8(n, BLOCK, block, scales, tokens + k, tokens + at8.scales + at,
                             tokens + at8.sums + at, p->x->nb[1], y);
         block += block_size(p->m, p->plan);
         scales += p->m->rows;
@@ -269,6 +264,6 @@ void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * userd
     kernel_job * job = userdata;
     fast_scratch * s = (fast_scratch *) (void *) (job->env->scratch + (size_t) ith * job->env->scratch_size);
     const linear_plan plan = job->plan;
-    if (plan == LINEAR_DOTS8 || plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, s, dst, nth);
+    if (plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, s, dst, nth);
     else panels(job, s, dst, nth);
 }

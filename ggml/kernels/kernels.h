@@ -22,13 +22,20 @@ typedef struct kernel_env {
 typedef enum linear_plan {
     LINEAR_EXACT,                         // kernel_linear
     LINEAR_ENGINE,                        // ggml's own
-    LINEAR_INT8,                          // many tokens: int8 panels
-    LINEAR_DIRECT,                        // many tokens, K types: their own numbers, int8 activations
-    LINEAR_INT16,                         // many tokens, weights that need it: panels of about 12 bits
-    LINEAR_DOTS8,                         // few tokens, K types: int8 activations
-    LINEAR_DOTS16,                        // few tokens, other types: int16 activations
-    LINEAR_FLOAT_DOTS,                    // few tokens, float weights: f32 activations
+    LINEAR_INT8,                          // int8 panels, rotated
+    LINEAR_DIRECT,                        // K types: their own numbers, int8 activations
+    LINEAR_INT16,                         // weights that need it: panels of about 12 bits
+    LINEAR_DOTS16,                        // quantised weights as they are, int16 activations
+    LINEAR_FLOAT_DOTS,                    // float weights, f32 activations
 } linear_plan;
+
+// What the rows of a graph are decides how they are computed, and their number does not: a row's numbers are
+// the same whatever is computed beside it.
+typedef enum row_kind {
+    ROWS_PROMPT,                          // many as a rule
+    ROWS_ANSWER,                          // few: one of each sequence, or those whose logits are wanted
+    ROWS_VIEW,                            // of the vision tower: at least 12 bits for every weight
+} row_kind;
 
 // What a fast linear layer does to its sums before it writes them, after the bias.
 typedef enum linear_end {
@@ -66,6 +73,7 @@ typedef struct attention_env {
     int32_t               n_blocks;
     const attention_block * blocks;       // covering all query tokens
     const int32_t *       n_visible;      // [n_tokens] positions [0, n_visible) are attended to
+    row_kind              rows;           // for the fast mode
 } attention_env;
 
 size_t linear_scratch_size(void);
@@ -91,9 +99,7 @@ void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * unused);
 // f32 [n_tokens, n_in], weights (and bias) of job->norm; dst bytes [n_tokens, fast_linear_rounded_size]. Then
 // kernel_fast_linear: src W and x, rounded or f32 as the plan says, and those that the job names: bias f32
 // [n_out], residual f32 like dst (added at the very end), U like W.
-// careful: at least 12 bits for every weight.
-linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, int64_t n_tokens,
-                             bool careful);
+linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, row_kind rows);
 int64_t     fast_linear_rounded_size(linear_plan plan, int64_t n_in);       // 0: not rounded
 size_t      fast_linear_scratch_size(void);
 int64_t     fast_norm_limit(void);                                       // n_in that kernel_round normalises

@@ -2,10 +2,10 @@
 // written once (micro_code.h) over a few vector operations (simd_*.h) and compiled once per set, each file
 // with its own flags, so that one library runs everywhere.
 //
-// Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Many tokens: weights and
-// activations to int8, or, where that would lose too much (weights that are floats, the vision tower), to
-// about 12 bits in int16. Few tokens: weights stay as the file has them, activations are int8 (K
-// types) or int16, so that reading the weights is what takes the time.
+// Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Rows of a prompt: weights and
+// activations to int8 in a rotated basis (micro_round.h), or, where that would lose too much (weights that
+// are floats, the vision tower), to about 12 bits in int16. Rows of an answer: weights stay as the file has
+// them, activations are int16, so that reading the weights is what takes the time.
 #pragma once
 
 #include "kernels.h"
@@ -21,24 +21,29 @@
 #define ATTEND_SCRATCH (704 << 10)        // bytes
 #define FEW_TOKENS  8                     // tokens that one pass over a weight row serves
 
-// A token's activations, rounded: numbers, then one scale per block, then sums. Sizes in bytes.
-typedef struct rounded8 {
-    size_t scales, sums, parts, size;
-} rounded8; // int8 [n]; f32 [blocks]; int32 [blocks]; f32 [n / 16], times the scale
-typedef struct rounded16 { size_t scales, sums, size; } rounded16;    // int16 [n]; f32 [blocks]; f32 [n / 32]
+// A token's activations, rounded, and where what lies behind the numbers begins, in bytes.
+//   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums int32 [blocks]
+//   rounded16: int16 [n]; scales f32 [blocks]; sums f32 [n / 16], times the scale
+//   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][16 + 8], of 16 and of 32 numbers, times
+//   the scale
+typedef struct rounded { size_t scales, sums, size; } rounded;
 
 static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static inline size_t blocks_of(int64_t n) { return (size_t) ((n + BLOCK - 1) / BLOCK); }
 
-static inline rounded8 rounded8_of(int64_t n) {
-    size_t scales = round_up((size_t) n, 64), sums = scales + 4 * blocks_of(n),
-           parts = sums + 4 * blocks_of(n);
-    return (rounded8) { scales, sums, parts, round_up(parts + 4 * (size_t) (n / 16), 64) };
+static inline rounded rounded_of(size_t numbers, size_t n_scales, size_t n_sums) {
+    const size_t scales = round_up(numbers, 64), sums = scales + 4 * n_scales;
+    return (rounded) { scales, sums, round_up(sums + 4 * n_sums, 64) };
 }
 
-static inline rounded16 rounded16_of(int64_t n) {
-    size_t scales = round_up(2 * (size_t) n, 64), sums = scales + 4 * blocks_of(n);
-    return (rounded16) { scales, sums, round_up(sums + 4 * (size_t) (n / GROUP), 64) };
+static inline rounded rounded8_of(int64_t n) {
+    return rounded_of(BLOCK * blocks_of(n), blocks_of(n), blocks_of(n));
+}
+static inline rounded rounded16_of(int64_t n) {
+    return rounded_of(2 * (size_t) n, blocks_of(n), (size_t) n / 16);
+}
+static inline rounded rounded_direct_of(int64_t n) {
+    return rounded_of((size_t) n, (size_t) n / GROUP, 24 * blocks_of(n));
 }
 
 // Attention of one key/value head for n consecutive query tokens; `group` query heads share it.
@@ -72,7 +77,6 @@ typedef struct micro {
     int rows, tokens;                     // of a tile of multiply8 and multiply16
 
     void (*round8)(const float * x, int64_t n, char * out);
-    void (*round_k)(const float * x, int64_t n, char * out);             // round8 for dots of K types
     void (*round16)(const float * x, int64_t n, char * out);
 
     // x / sqrt(mean(x^2) + eps) * w;   (x - mean) / sqrt(var + eps) * w + b.   n: a multiple of GROUP
@@ -84,6 +88,7 @@ typedef struct micro {
                      size_t y_stride);
 
     // One block (n_k <= BLOCK inputs) of `rows` weight rows as a panel; rows beyond n_rows repeat the first.
+    // Of pack8 always BLOCK inputs, those beyond n_k zero.
     void (*pack8)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales);
     void (*pack16)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
@@ -95,18 +100,17 @@ typedef struct micro {
                        const char * x_scales, const char * x_sums, size_t stride, float * y);
 
     // K types without a rounding of their own, where that is faster (NULL elsewhere): panels of direct_size
-    // bytes of one block of `rows` weight rows, for activations rounded by round_direct, which are rounded8
-    // but for the sums. x_sums: those of the block, in place of its parts.
+    // bytes of one block of `rows` weight rows, for activations as round_direct makes them.
     size_t direct_size;
     void (*round_direct)(const float * x, int64_t n, char * out);
     void (*pack_direct)(enum ggml_type type, const char * w, size_t row_size, int n_rows, char * panel);
     void (*multiply_direct)(enum ggml_type type, int n, const char * panel, const char * x,
                             const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS
+    void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS, d <= MAX_HEAD
     void (*attend_many)(const attention_work * work);     // d <= MAX_HEAD, d % MAX_ROWS == 0
-    // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: rounded8 for K types, rounded16 for
-    // other quantised ones, f32 for floats. NULL: no such loop.
+    // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: rounded16 for quantised types, f32
+    // for floats. NULL: no such loop.
     void (*dot[GGML_TYPE_COUNT])(int n_rows, int n, int64_t n_in, const char * w, size_t row_size,
                                  const char * x, size_t stride, float * out);
 } micro;

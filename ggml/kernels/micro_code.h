@@ -67,10 +67,24 @@ INLINE bytes_k bytes_of(const uint8_t * p) {
     return s;
 }
 
+// 8 bytes times d, each twice.
+INLINE v16 each_twice(const uint8_t * p, float d) {
+    typedef uint8_t u8 __attribute__((vector_size(8)));
+    u8 bytes;
+    memcpy(&bytes, p, 8);
+    const v8 x = __builtin_convertvector(bytes, v8) * d;
+    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+}
+
 // 32 numbers of q6_k: part j (0..3) of half h.
 INLINE b32 q6_k_part(const block_q6_k * b, int h, int j) {
     b32 low = b32_load(b->low + 64 * h + 32 * (j & 1));
     return b32_or(j < 2 ? b32_low(low) : b32_high(low), b32_bits(b32_load(b->high + 32 * h), 2 * j, 3));
+}
+
+INLINE b32 q5_k_part(const block_q5_k * b, int g) {                      // group g (0..7)
+    const b32 q = b32_load(b->q + 16 * (g & ~1));
+    return b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(b32_load(b->high), g, 1));
 }
 
 // d numbers of a type as f32; a pointer to them where they are f32 already.
@@ -104,7 +118,6 @@ const micro MICRO = {
     .rows = ROWS,
     .tokens = TOKENS,
     .round8 = round8,
-    .round_k = round_k,
     .round16 = round16,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,

@@ -1,9 +1,10 @@
 // micro_direct.h - part of micro_code.h, many tokens of K types where byte products are added in 16 bits. The
 // numbers q of such a type are unsigned and small, so that a few products fit into 16 bits before their
-// group's scale, an integer too, takes them to 32. Nothing is rounded but the activations:
-//   y = x_scale (d sum_g scale_g (q . x)_g  +  low sum_g low_g sum(x)_g)
-// q4_k, q5_k: 8 groups of 32, low_g the constants of the groups and low = -min; q6_k: 16 groups of 16,
-// low_g = scale_g and low = -32 d.
+// group's scale, an integer too, takes them to 32. Nothing is rounded but the activations, which have a scale
+// for each 32:
+//   y = d sum_j x_scale_j sum_(g in j) scale_g (q . x)_g  +  sum_g low_g sum(x)_g
+// q4_k, q5_k: 8 groups of 32, low_g = -min times the constants of the groups; q6_k: 16 groups of 16, low_g =
+// -32 d scale_g.
 #pragma once
 
 #if defined(DIRECT)
@@ -13,8 +14,8 @@
 typedef struct direct_panel {
     uint8_t q[BLOCK / 4][ROWS][4];
     int16_t scales[16][ROWS][2];          // of the groups, each twice; 8 for q4_k and q5_k
-    int16_t lows[8][ROWS][2];             // of pairs of groups; 4 for q4_k and q5_k
-    float   d[ROWS], low[ROWS];
+    float   lows[16][ROWS];               // likewise
+    float   d[ROWS];
 } direct_panel;
 
 INLINE void unpack_row_4(const block_q4_k * w, char * to) {
@@ -26,11 +27,7 @@ INLINE void unpack_row_4(const block_q4_k * w, char * to) {
 }
 
 INLINE void unpack_row_5(const block_q5_k * w, char * to) {
-    const b32 high = b32_load(w->high);
-    for (int g = 0; g < 8; g++) {
-        const b32 q = b32_load(w->q + 16 * (g & ~1));
-        b32_store(to + 32 * g, b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(high, g, 1)));
-    }
+    for (int g = 0; g < 8; g++) b32_store(to + 32 * g, q5_k_part(w, g));
 }
 
 INLINE void unpack_row_6(const block_q6_k * w, char * to) {
@@ -40,22 +37,21 @@ INLINE void unpack_row_6(const block_q6_k * w, char * to) {
 INLINE void scales_direct(enum ggml_type type, const char * block, int r, direct_panel * p) {
     if (type == GGML_TYPE_Q6_K) {
         const block_q6_k * w = (const void *) block;
+        p->d[r] = half(w->d);
         for (int g = 0; g < 16; g++) {
             p->scales[g][r][0] = p->scales[g][r][1] = w->scales[g];
-            p->lows[g / 2][r][g % 2] = w->scales[g];
+            p->lows[g][r] = -32.0f * p->d[r] * (float) w->scales[g];
         }
-        p->d[r] = half(w->d);
-        p->low[r] = -32.0f * p->d[r];
         return;
     }
     const block_q4_k * w = (const void *) block;                         // q5_k begins alike
     const bytes_k bytes = bytes_of(w->scales);
+    const float min = -half(w->min);
+    p->d[r] = half(w->d);
     for (int g = 0; g < 8; g++) {
         p->scales[g][r][0] = p->scales[g][r][1] = bytes.scale[g];
-        p->lows[g / 2][r][g % 2] = bytes.min[g];
+        p->lows[g][r] = min * (float) bytes.min[g];
     }
-    p->d[r] = half(w->d);
-    p->low[r] = -half(w->min);
 }
 
 static void pack_direct(enum ggml_type type, const char * w, size_t row_size, int n_rows, char * panel) {
@@ -73,13 +69,14 @@ static void pack_direct(enum ggml_type type, const char * w, size_t row_size, in
     transpose(rows, BLOCK, BLOCK / 4, (char *) p->q);
 }
 
-// Adds scale_g (q . x)_g of one group to the sums [token][2 vectors] of n tokens. At most `chain` products
-// are added in 16 bits.
-INLINE void direct_group(const int n, const int n_dwords, const int chain, const uint8_t * q,
-                         const int16_t * scales, const char * x, size_t stride, vi * sums) {
-    const vi s0 = vi_load(scales), s1 = vi_load(scales + 2 * LANES);
+// Adds x_scale_j sum_g scale_g (q . x)_g of the groups of 32 numbers to the sums [token][2 vectors] of n
+// tokens. At most `chain` products are added in 16 bits.
+INLINE void direct_group(const int n, const int bits, const uint8_t * q, const int16_t * scales,
+                         const char * x, const char * x_scale, size_t stride, vf * sums) {
+    const int chain = bits == 6 ? 2 : bits == 5 ? 4 : 8, own_scale = bits == 6 ? 4 : 8;
+    vi t[2 * DIRECT_TOKENS];
 #pragma GCC unroll 4
-    for (int first = 0; first < n_dwords; first += chain) {
+    for (int first = 0; first < 8; first += chain) {
         vi a[DIRECT_TOKENS], b[DIRECT_TOKENS];
 #pragma GCC unroll 8
         for (int k = first; k < first + chain; k++) {
@@ -96,47 +93,51 @@ INLINE void direct_group(const int n, const int n_dwords, const int chain, const
                 ADD_PAIRS(b[i], w1, v);
             }
         }
+        const int16_t * s = scales + first / own_scale * 2 * ROWS;
+        const vi s0 = vi_load(s), s1 = vi_load(s + 2 * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
-            vi_store(sums + 2 * i, dot_pairs(vi_load(sums + 2 * i), a[i], s0));
-            vi_store(sums + 2 * i + 1, dot_pairs(vi_load(sums + 2 * i + 1), b[i], s1));
+            t[2 * i] = dot_pairs(first ? t[2 * i] : vi_zero(), a[i], s0);
+            t[2 * i + 1] = dot_pairs(first ? t[2 * i + 1] : vi_zero(), b[i], s1);
         }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        const vf s = vf_set(float_at(x_scale + i * stride));
+        sums[2 * i] = vf_fma(vf_of(t[2 * i]), s, sums[2 * i]);
+        sums[2 * i + 1] = vf_fma(vf_of(t[2 * i + 1]), s, sums[2 * i + 1]);
     }
 }
 
 INLINE void direct_tile(const int n, const int bits, const direct_panel * p, const char * x,
                         const char * x_scales, const char * x_sums, size_t stride, float * y) {
-    const int n_groups = bits == 6 ? 16 : 8, chain = bits == 6 ? 2 : bits == 5 ? 4 : 8;
-    const int first_sum = bits == 6 ? 0 : 16;                            // see round_bytes
-    vi sums[2 * DIRECT_TOKENS];
-    for (int i = 0; i < 2 * n; i++) sums[i] = vi_zero();
-    for (int g = 0; g < n_groups; g++) {
-        const int n_dwords = BLOCK / 4 / n_groups;
-        direct_group(n, n_dwords, chain, p->q[g * n_dwords][0], p->scales[g][0], x + 4 * n_dwords * g, stride,
-                     sums);
-    }
-    vi a[DIRECT_TOKENS], b[DIRECT_TOKENS];
-#pragma GCC unroll 8
-    for (int i = 0; i < n; i++) a[i] = b[i] = vi_zero();
-    for (int g = 0; g < n_groups / 2; g++) {
-        const vi l0 = vi_load(p->lows[g][0]), l1 = vi_load(p->lows[g][LANES]);
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++) {
-            const vi v = vi_set(int_at(x_sums + i * stride + 2 * first_sum + 4 * g));
-            a[i] = dot_pairs(a[i], l0, v);
-            b[i] = dot_pairs(b[i], l1, v);
-        }
-    }
-    const vf d0 = vf_load(p->d), d1 = vf_load(p->d + LANES), m0 = vf_load(p->low),
-             m1 = vf_load(p->low + LANES);
+    const int n_groups = bits == 6 ? 16 : 8;
+    vf sums[2 * DIRECT_TOKENS];
+    for (int i = 0; i < 2 * n; i++) sums[i] = vf_set(0.0f);
+    for (int j = 0; j < BLOCK / GROUP; j++)
+        direct_group(n, bits, p->q[8 * j][0], p->scales[j * n_groups / 8][0], x + GROUP * j, x_scales + 4 * j,
+                     stride, sums);
+    const vf d0 = vf_load(p->d), d1 = vf_load(p->d + LANES);
+    vf a[DIRECT_TOKENS], b[DIRECT_TOKENS];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
-        const vf s = vf_set(float_at(x_scales + i * stride));
-        float * out = y + i * ROWS;
-        const vf u = vf_fma(vf_of(a[i]), m0, vf_mul(vf_of(vi_load(sums + 2 * i)), d0));
-        const vf v = vf_fma(vf_of(b[i]), m1, vf_mul(vf_of(vi_load(sums + 2 * i + 1)), d1));
-        vf_store(out, vf_fma(u, s, vf_load(out)));
-        vf_store(out + LANES, vf_fma(v, s, vf_load(out + LANES)));
+        a[i] = vf_fma(sums[2 * i], d0, vf_load(y + i * ROWS));
+        b[i] = vf_fma(sums[2 * i + 1], d1, vf_load(y + i * ROWS + LANES));
+    }
+    if (bits != 6) x_sums += 64;                                         // see round_direct
+    for (int g = 0; g < n_groups; g++) {
+        const vf l0 = vf_load(p->lows[g]), l1 = vf_load(p->lows[g] + LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            const vf v = vf_set(float_at(x_sums + i * stride + 4 * g));
+            a[i] = vf_fma(l0, v, a[i]);
+            b[i] = vf_fma(l1, v, b[i]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        vf_store(y + i * ROWS, a[i]);
+        vf_store(y + i * ROWS + LANES, b[i]);
     }
 }
 

@@ -39,132 +39,60 @@ INLINE const int16_t * numbers16(const char * x, size_t stride, int i, int64_t k
 
 INLINE void finish(const int n, const vf * acc, float * out) { EACH(i) out[i] = vf_sum(acc[i]); }
 
-// K types: a block's 256 weights q of at most 6 bits as four vectors of 64 bytes, dealt so that the lanes of
-// vectors 0 and 1 belong to the same groups of 16, and those of 2 and 3, so that their products can be added
-// before they are scaled. In each 16 bytes i of a vector lie 8 weights from 64 i + first and 8 from 64 i +
-// second (DEALT), as the rounded activations do. With low_p the constant of group p,
-//   w . x = x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p .
-// q4_k and q5_k have one scale and constant for two groups of 16: all four vectors share theirs.
-#define PARTS (16 / LANES)                // vectors that 64 bytes take
-
-typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef struct weights_k {
-    vi q[4][PARTS];
-    scales_k s;
-} weights_k;
-
-static const uint32_t NIBBLE_45[16] = { 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4 };
-static const uint32_t NIBBLE_6[16]  = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
-static const uint32_t BIT_5[16]     = { 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7 };
-static const uint32_t BITS_6[16]    = { 0, 0, 2, 2, 4, 4, 6, 6, 0, 0, 2, 2, 4, 4, 6, 6 };
-
-INLINE vu vu_load(const void * p) { return *(const vu *) p; }
-INLINE vu each_byte(vu x, uint32_t mask) { return x & (mask * 0x01010101u); }
-
-INLINE void unpack_45(const char * w, const int bits, weights_k * out) {
+// K types: a block's numbers q times the scale of their group, both integers, fit into 16 bits, so that a
+// block's products are added before they are scaled:
+//   w . x = x_scale d sum_g scale_g q_g . x  -  sum_g low_g sum(x)_g
+// q6_k's q are taken with their sign, without a constant.
+INLINE void unpack_45(const char * w, const int bits, h32 * out, float * d, float * lows) {
     const block_q4_k * b4 = (const void *) w;
-    const block_q5_k * b5 = (const void *) w;
-    scales_of_45(w, &out->s);
-#pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) {
-        const vu nibble = vu_load(NIBBLE_45 + LANES * p), bit = vu_load(BIT_5 + LANES * p);
-        vi dealt[2];
-        deal((bits == 4 ? b4->q : b5->q) + 8 * LANES * p, &dealt[0], &dealt[1]);
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; j++) {
-            vu a = each_byte((vu) dealt[j] >> nibble, 15), b = each_byte((vu) swap(dealt[j]) >> nibble, 15);
-            if (bits == 5) {
-                const vi fifth = to_all(b5->high + 16 * j);
-                a |= each_byte((vu) fifth >> bit, 1) << 4;
-                b |= each_byte((vu) swap(fifth) >> bit, 1) << 4;
-            }
-            out->q[2 * j][p] = (vi) a;
-            out->q[2 * j + 1][p] = (vi) b;
-        }
+    const bytes_k bytes = bytes_of(b4->scales);
+    int16_t scales[8];
+    for (int g = 0; g < 8; g++) scales[g] = bytes.scale[g];
+    *d = half(b4->d);
+    v16_store(lows, each_twice(bytes.min, half(b4->min)));
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g += 2) {
+        const b32 q = b32_load(b4->q + 16 * g);
+        out[g] = h32_of(bits == 5 ? q5_k_part((const void *) w, g) : b32_low(q));
+        out[g + 1] = h32_of(bits == 5 ? q5_k_part((const void *) w, g + 1) : b32_high(q));
+        out[g] = h32_times(out[g], scales[g], scales[g]);
+        out[g + 1] = h32_times(out[g + 1], scales[g + 1], scales[g + 1]);
     }
 }
 
-INLINE void unpack_6(const char * w, weights_k * out) {
+INLINE void unpack_6(const char * w, h32 * out, float * d) {
     const block_q6_k * b = (const void *) w;
-    scales_of_6(b->scales, b->d, &out->s);
-#pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) {
-        const vu nibble = vu_load(NIBBLE_6 + LANES * p), bits = vu_load(BITS_6 + LANES * p);
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; j++) {
-            const vi top = twice(b->high + 16 * j, 32, p);
-            const vi low = twice(b->low + 16 * j, 64, p), high = twice(b->low + 32 + 16 * j, 64, p);
-            out->q[2 * j][p] = (vi) (each_byte((vu) outer(low, high) >> nibble, 15) |
-                                     each_byte((vu) top >> bits, 3) << 4);
-            out->q[2 * j + 1][p] = (vi) (each_byte((vu) inner(low, high) >> nibble, 15) |
-                                         each_byte((vu) swap(top) >> bits, 3) << 4);
-        }
-    }
+    *d = half(b->d);
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++)
+        out[g] = h32_times(h32_minus(h32_of(q6_k_part(b, g / 4, g % 4)), 32), b->scales[2 * g],
+                           b->scales[2 * g + 1]);
 }
-
-// sum_p scale_p (q . x)_p of a block, spread over lanes.
-#if defined(DIRECT) // in integers up to the block's own scale: see micro_direct.h
-
-INLINE vf scaled_products(const weights_k * k, const char * x, const int bits) {
-    vi sum = vi_zero();
-#pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) {
-        const char * from = x + 4 * LANES * p;
-        vi a = pairs(k->q[0][p], vi_load(from));
-        ADD_PAIRS(a, k->q[1][p], vi_load(from + 64));
-        if (bits == 6) {                                                 // more would not fit into 16 bits
-            sum = dot_pairs(sum, a, k->s.scale[0][p]);
-            a = pairs(k->q[2][p], vi_load(from + 128));
-        } else {
-            ADD_PAIRS(a, k->q[2][p], vi_load(from + 128));
-        }
-        ADD_PAIRS(a, k->q[3][p], vi_load(from + 192));
-        sum = dot_pairs(sum, a, k->s.scale[1][p]);
-    }
-    return vf_mul(vf_of(sum), vf_set(k->s.d));
-}
-
-#else
-
-INLINE vf scaled_products(const weights_k * k, const char * x, const int bits) {
-    vf sum = vf_set(0.0f);
-#pragma GCC unroll 4
-    for (int p = 0; p < PARTS; p++) {
-        const char * from = x + 4 * LANES * p;
-        vi dots = vi_zero();
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            dots = dot_small(dots, k->q[j][p], vi_load(from + 64 * j));
-            if (j == 3 || (j == 1 && bits == 6)) {
-                sum = vf_fma(vf_of(dots), k->s.scale[j / 2][p], sum);
-                dots = vi_zero();
-            }
-        }
-    }
-    return sum;
-}
-
-#endif
 
 #define PREFETCH 2048                     // bytes ahead: hardware stops at each page
 
 INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
                     const int bits, const size_t size) {
-    const rounded8 at = rounded8_of(n_in);
+    const rounded at = rounded16_of(n_in);
     vf acc[FEW_TOKENS] = { vf_set(0.0f) };
     for (int64_t b = 0; b < n_in / BLOCK; b++, w += size) {
-        weights_k k;
+        h32 q[8];
+        float d, lows[16];
         for (size_t line = 0; line < size; line += 64) __builtin_prefetch(w + PREFETCH + line);
-        if (bits == 6) unpack_6(w, &k);
-        else unpack_45(w, bits, &k);
+        if (bits == 6) unpack_6(w, q, &d);
+        else unpack_45(w, bits, q, &d, lows);
         EACH(i) {
             const char * xi = x + i * stride;
-            const vf sum = scaled_products(&k, xi + b * BLOCK, bits);
-            acc[i] = vf_fma(sum, vf_set(float_at(xi + at.scales + 4 * b)), acc[i]);
+            const int16_t * numbers = numbers16(x, stride, i, b * BLOCK);
+            vi sum = vi_zero();
+#pragma GCC unroll 8
+            for (int g = 0; g < 8; g++) sum = dot2(sum, q[g], numbers + GROUP * g);
+            acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(xi + at.scales + 4 * b)), acc[i]);
+            if (bits == 6) continue;
 #pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) {
-                const float * sums = (const float *) (const void *) (xi + at.parts + 64 * b) + LANES * p;
-                acc[i] = vf_fnma(k.s.low[p], vf_load(sums), acc[i]);
+            for (int p = 0; p < 16; p += LANES) {
+                const float * sums = (const float *) (const void *) (xi + at.sums + 64 * b) + p;
+                acc[i] = vf_fnma(vf_load(lows + p), vf_load(sums), acc[i]);
             }
         }
     }
@@ -183,7 +111,7 @@ INLINE h32 group_of_4_0(const char * block) {
 // q8_0 and q4_0: blocks of a group begin with their scale.
 INLINE void dot_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
                     const int bits, const size_t size) {
-    const rounded16 at = rounded16_of(n_in);
+    const rounded at = rounded16_of(n_in);
     vf acc[FEW_TOKENS] = { vf_set(0.0f) };
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         const int64_t end = n_in - k0 < BLOCK ? n_in : k0 + BLOCK;

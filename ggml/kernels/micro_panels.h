@@ -4,152 +4,74 @@
 
 // ------------------------------------------------------------------------------- panels of weights
 
-// How a row's block becomes int8: number q of its 16 inputs p (p = 0 .. 15) becomes a_p (q - minus) + b_p,
-// rounded. These ranges are found for all rows first, so that one row's divisions wait beside another's.
-typedef struct range {
-    float   a[16], b[16];
-    int16_t fixed_a[16], fixed_b[16];     // for put_fixed
-} range;
-
-INLINE float scale_of_top(float top, float * inverse) {
-    *inverse = inverse_of(top, ROUND8_TOP);
-    return top / ROUND8_TOP;
+// 32 numbers q of a type become q step + low; the first 16 and the last have their own.
+INLINE void put32(b32 q, const float * steps, const float * lows, float * out) {
+#pragma GCC unroll 8
+    for (int k = 0; k < GROUP; k += LANES)
+        vf_store(out + k, vf_fma(vf_of_part(q, k / LANES), vf_set(steps[k / 16]), vf_set(lows[k / 16])));
 }
 
-// |q - minus| <= 2^bits. The product keeps 6 binary places: it is off by less than 1 / 100.
-INLINE void fix(range * r, int bits) {
-    const vf one = vf_set((float) (64 << bits)), places = vf_set(64.0f), half_place = vf_set(32.0f);
-    for (int p = 0; p < 16; p += LANES) {
-        vi_store16(r->fixed_a + p, vi_round(vf_mul(vf_load(r->a + p), one)));
-        vi_store16(r->fixed_b + p, vi_round(vf_fma(vf_load(r->b + p), places, half_place)));
-    }
-}
-
-INLINE v8 v8_most(v8 a, v8 b) {
-    typedef int32_t i8 __attribute__((vector_size(32), aligned(4), may_alias));
-    const i8 first = a > b;
-    return (v8) ((first & (i8) a) | (~first & (i8) b));
-}
-
-INLINE v8 v8_abs(v8 x) { return v8_most(x, -x); }
-
-INLINE v16 each_twice(v8 x) {
-    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-}
-
-// q4_k and q5_k, whose numbers go up to `most`: bounded by the scales of the groups, without a look at the
-// weights themselves.
-INLINE float range_45(const void * block, int most, range * r) {
+// Of q4_k and q5_k: of each group, twice.
+INLINE void steps_45(const void * block, float * steps, float * lows) {
     const block_q4_k * w = block;
     const bytes_k bytes = bytes_of(w->scales);
-    float steps[16], lows[16], inverse;
-    for (int g = 0; g < 16; g += LANES) {
-        const vf numbers = vf_of_i8(bytes.scale + g);                    // scales, then minima
-        vf_store(steps + g, vf_mul(numbers, vf_set(half(w->d))));
-        vf_store(lows + g, vf_mul(numbers, vf_set(-half(w->min))));
-    }
-    v8 step, low;
-    memcpy(&step, steps, sizeof step);
-    memcpy(&low, lows + 8, sizeof low);
-    const v8 tops = v8_most(v8_abs(low), v8_abs(low + (float) most * step));
-    float top = 0.0f;
-    for (int g = 0; g < 8; g++) top = tops[g] > top ? tops[g] : top;
-    top += (half(w->d) + half(w->min)) * 0.0f; // NaN where they are not finite
-    const float scale = scale_of_top(top, &inverse);
-    v16_store(r->a, each_twice(step * inverse));
-    v16_store(r->b, each_twice(low * inverse + (float) W_OFFSET));
-    return scale;
+    v16_store(steps, each_twice(bytes.scale, half(w->d)));
+    v16_store(lows, each_twice(bytes.min, -half(w->min)));
 }
 
-INLINE float range_6(const block_q6_k * w, range * r) {
-    vf most = vf_set(0.0f);
-    float inverse;
-    for (int p = 0; p < 16; p += LANES) most = vf_max_abs(most, vf_of_i8(w->scales + p));
-    const float d = half(w->d), scale = scale_of_top(__builtin_fabsf(d) * 32.0f * vf_top(most), &inverse);
-    for (int p = 0; p < 16; p += LANES) {
-        vf_store(r->a + p, vf_mul(vf_of_i8(w->scales + p), vf_set(d * inverse)));
-        vf_store(r->b + p, vf_set(W_OFFSET));
-    }
-    return scale;
-}
-
-// n / 32 blocks of q8_0 or q4_0, which begin alike, with numbers up to `most`. (-128 does not occur in what
-// ggml writes; it would become -128 of 127.)
-INLINE float range_0(const char * w, size_t size, int n, int most, range * r) {
-    float d[16] = { 0 }, inverse, top = 0.0f, wrong = 0.0f;              // NaN where one is not finite
-    for (int p = 0; p < n / 16; p++) {
-        uint16_t bits;
-        memcpy(&bits, w + (size_t) (p / 2) * size, 2);
-        d[p] = half(bits);
-        top = __builtin_fabsf(d[p]) > top ? __builtin_fabsf(d[p]) : top;
-        wrong += d[p] * 0.0f;
-    }
-    top += wrong;
-    const float scale = scale_of_top(top * (float) most, &inverse);
-    for (int p = 0; p < 16; p++) r->a[p] = d[p] * inverse, r->b[p] = W_OFFSET;
-    return scale;
-}
-
-INLINE void put_q4_k(const block_q4_k * w, const range * r, char * out) {
+INLINE void floats_q4_k(const block_q4_k * w, float * out) {
+    float steps[16], lows[16];
+    steps_45(w, steps, lows);
     for (int g = 0; g < 8; g += 2) {
         const b32 q = b32_load(w->q + 16 * g);
-        b32_store(out + 32 * g, b32_table(b32_low(q), r->a[2 * g], r->b[2 * g]));
-        b32_store(out + 32 * g + 32, b32_table(b32_high(q), r->a[2 * g + 2], r->b[2 * g + 2]));
+        put32(b32_low(q), steps + 2 * g, lows + 2 * g, out + 32 * g);
+        put32(b32_high(q), steps + 2 * g + 2, lows + 2 * g + 2, out + 32 * g + 32);
     }
 }
 
-INLINE void put32(b32 q, int minus, int bits, const range * r, int p, char * out) {
-    put_fixed(q, minus, 15 - bits, r->fixed_a + p, r->fixed_b + p, out + 16 * p);
+INLINE void floats_q5_k(const block_q5_k * w, float * out) {
+    float steps[16], lows[16];
+    steps_45(w, steps, lows);
+    for (int g = 0; g < 8; g++) put32(q5_k_part(w, g), steps + 2 * g, lows + 2 * g, out + 32 * g);
 }
 
-INLINE void put_q5_k(const block_q5_k * w, const range * r, char * out) {
-    const b32 high = b32_load(w->high);
-    for (int g = 0; g < 8; g++) {
-        const b32 q = b32_load(w->q + 16 * (g & ~1));
-        put32(b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(high, g, 1)), 0, 5, r, 2 * g, out);
+INLINE void floats_q6_k(const block_q6_k * w, float * out) {
+    float steps[16], lows[16];
+    for (int p = 0; p < 16; p += LANES) {
+        const vf step = vf_mul(vf_of_i8(w->scales + p), vf_set(half(w->d)));
+        vf_store(steps + p, step);
+        vf_store(lows + p, vf_mul(step, vf_set(-32.0f)));
     }
+    for (int g = 0; g < 8; g++) put32(q6_k_part(w, g / 4, g % 4), steps + 2 * g, lows + 2 * g, out + 32 * g);
 }
 
-INLINE void put_q6_k(const block_q6_k * w, const range * r, char * out) {
-    for (int g = 0; g < 8; g++) put32(q6_k_part(w, g / 4, g % 4), 32, 5, r, 2 * g, out);
-}
-
-INLINE void put_q8_0(const block_q8_0 * w, int n, const range * r, char * out) {
-    for (int g = 0; g < n / GROUP; g++) put32(b32_load(w[g].q), 0, 7, r, 2 * g, out);
-}
-
-INLINE void put_q4_0(const block_q4_0 * w, int n, const range * r, char * out) {
+INLINE void floats_q4_0(const block_q4_0 * w, int n, float * out) {
     for (int g = 0; g < n / GROUP; g++) {
         const b32 q = b32_two(w[g].q);
-        put32(b32_halves(b32_low(q), b32_high(q)), 8, 3, r, 2 * g, out);
+        const float d = half(w[g].d), steps[] = { d, d }, lows[] = { -8.0f * d, -8.0f * d };
+        put32(b32_halves(b32_low(q), b32_high(q)), steps, lows, out + GROUP * g);
     }
 }
 
-// Any type, through f32.
-static float put_any(enum ggml_type type, const char * w, int n, char * out) {
-    float x[BLOCK], inverse;
-    if (type == GGML_TYPE_F32) memcpy(x, w, (size_t) n * sizeof *x);
-    else ggml_get_type_traits(type)->to_float(w, x, n);
-    const float scale = scale_of_top(top_of(x, n), &inverse);
-    for (int k = 0; k < n; k += LANES)
+// A row's block as int8, rotated; its scale.
+INLINE float put8(enum ggml_type type, const char * w, int n, char * out) {
+    _Alignas(64) float x[BLOCK];
+    switch (type) {
+    case GGML_TYPE_Q4_K: floats_q4_k((const void *) w, x); break;
+    case GGML_TYPE_Q5_K: floats_q5_k((const void *) w, x); break;
+    case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, x); break;
+    case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, n, x); break;
+    default: {
+        const float * from = floats_of(w, type, n, x);
+        if (from != x) memcpy(x, from, (size_t) n * sizeof *x);
+    }
+    }
+    if (n < BLOCK) memset(x + n, 0, (size_t) (BLOCK - n) * sizeof *x);
+    const float top = rotate(x), inverse = inverse_of(top, ROUND8_TOP);
+#pragma GCC unroll 16
+    for (int k = 0; k < BLOCK; k += LANES)
         vi_store8(out + k, vi_round(vf_fma(vf_load(x + k), vf_set(inverse), vf_set(W_OFFSET))));
-    return scale;
-}
-
-// The ranges of all rows and their scales.
-INLINE void find_ranges(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, range * r,
-                        float * scales) {
-    for (int i = 0; i < ROWS; i++, r++) {
-        const char * row = w + (i < n_rows ? (size_t) i * row_size : 0);
-        switch (type) {
-        case GGML_TYPE_Q4_K: scales[i] = range_45(row, 15, r); break;
-        case GGML_TYPE_Q5_K: scales[i] = range_45(row, 31, r), fix(r, 5); break;
-        case GGML_TYPE_Q6_K: scales[i] = range_6((const void *) row, r), fix(r, 5); break;
-        case GGML_TYPE_Q8_0: scales[i] = range_0(row, sizeof(block_q8_0), n_k, 127, r), fix(r, 7); break;
-        case GGML_TYPE_Q4_0: scales[i] = range_0(row, sizeof(block_q4_0), n_k, 8, r), fix(r, 3); break;
-        default: break;
-        }
-    }
+    return top / (ROUND8_TOP * TURN);
 }
 
 #if !defined(TRANSPOSE8)                  // the order of multiply8's panels
@@ -159,21 +81,9 @@ INLINE void find_ranges(enum ggml_type type, const char * w, size_t row_size, in
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
     _Alignas(64) char rows[ROWS * BLOCK];
-    range ranges[ROWS];
-    find_ranges(type, w, row_size, n_rows, n_k, ranges, scales);
-    for (int i = 0; i < ROWS; i++) {
-        const char * row = w + (i < n_rows ? (size_t) i * row_size : 0);
-        char * to = rows + i * BLOCK;
-        switch (type) {
-        case GGML_TYPE_Q4_K: put_q4_k((const void *) row, &ranges[i], to); break;
-        case GGML_TYPE_Q5_K: put_q5_k((const void *) row, &ranges[i], to); break;
-        case GGML_TYPE_Q6_K: put_q6_k((const void *) row, &ranges[i], to); break;
-        case GGML_TYPE_Q8_0: put_q8_0((const void *) row, n_k, &ranges[i], to); break;
-        case GGML_TYPE_Q4_0: put_q4_0((const void *) row, n_k, &ranges[i], to); break;
-        default: scales[i] = put_any(type, row, n_k, to);
-        }
-    }
-    TRANSPOSE8(rows, BLOCK, (int) round_up((size_t) n_k / 4, 16), panel);
+    for (int i = 0; i < ROWS; i++)
+        scales[i] = put8(type, w + (i < n_rows ? (size_t) i * row_size : 0), n_k, rows + i * BLOCK);
+    TRANSPOSE8(rows, BLOCK, BLOCK / 4, panel);
 }
 
 // A row's block as int16; its scale.

@@ -11,56 +11,98 @@ INLINE float top_of(const float * x, int n) {
     return vf_top(top) + vf_sum(wrong);
 }
 
-// direct: sums for direct_panel in place of rounded8's parts: of a block 16 of parts of 16 numbers and 8 of
-// groups of 32, int16, every DIRECT_SUMS bytes.
-#define DIRECT_SUMS 64
+// Real activations have a few channels tens of times larger than the rest: rounded with one scale, the rest
+// would lose most of its bits. So a block of 256 inputs is rotated first, and weights with it: input
+// k = 64 a + 16 b + 4 c + d becomes a sum with signs over all a, b and d, a Hadamard matrix of 64 (times 8),
+// orthogonal, so that no product changes. (4 sets of 64 rather than one of 256: c would cost shuffles and gain
+// nothing, bench/RESULTS.md.) Gives the largest size, NaN where a number was not finite.
+#define TURN 64.0f                        // what such a product is too large by
 
-INLINE void round_bytes(const float * x, int64_t n_in, char * out, const bool direct) {
-    const rounded8 at = rounded8_of(n_in);
-    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
-        const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
-        const float top = top_of(x + k0, n), inverse = inverse_of(top, ROUND8_TOP);
-        const float scale = top / ROUND8_TOP;
-        int32_t total = 0;
-        int16_t sums[24] = { 0 };
-        for (int part = 0; part < n; part += 16) {
-            vi sum = vi_zero();
-            for (int k = part; k < part + 16; k += LANES) {
-                vi q = vi_round(vf_mul(vf_load(x + k0 + k), vf_set(inverse)));
-                vi_store8(out + k0 + k, q);
-                sum = vi_add(sum, q);
+#if LANES == 16
+#define EACH_LANE(x, a, b, c, d)                                                                             \
+    __builtin_shufflevector(x, x, a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, \
+                            b + 12, c + 12, d + 12)
+#elif LANES == 8
+#define EACH_LANE(x, a, b, c, d) __builtin_shufflevector(x, x, a, b, c, d, a + 4, b + 4, c + 4, d + 4)
+#else
+#define EACH_LANE(x, a, b, c, d) __builtin_shufflevector(x, x, a, b, c, d)
+#endif
+
+static const float SIGNS[2][16] = { { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1 },
+                                    { 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1 } };
+
+INLINE float rotate(float * x) {
+    const vf signs = vf_load(SIGNS[0]), signs_2 = vf_load(SIGNS[1]);
+    vf top = vf_set(0.0f), wrong = vf_set(0.0f);
+    for (int first = 0; first < 16; first += LANES) {
+        vf v[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) v[i] = vf_load(x + 16 * i + first);
+#pragma GCC unroll 4
+        for (int step = 1; step < 16; step *= 2) {
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) {
+                if (i & step) continue;
+                const vf a = v[i], b = v[i + step];
+                v[i] = a + b;
+                v[i + step] = a - b;
             }
-            const int32_t n_here = vi_sum(sum);
-            const float scaled = (float) n_here * scale;
-            if (!direct) memcpy(out + at.parts + (k0 + part) / 16 * 4, &scaled, 4);
-            sums[part / 16] = (int16_t) n_here;
-            sums[16 + part / 32] = (int16_t) (sums[16 + part / 32] + n_here);
-            total += n_here;
         }
-        if (direct) memcpy(out + at.parts + k0 / BLOCK * DIRECT_SUMS, sums, sizeof sums);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            v[i] = vf_fma(v[i], signs, EACH_LANE(v[i], 1, 0, 3, 2));
+            v[i] = vf_fma(v[i], signs_2, EACH_LANE(v[i], 2, 3, 0, 1));
+            top = vf_max_abs(top, v[i]);
+            vf_store(x + 16 * i + first, v[i]);
+        }
+        wrong = vf_fma(v[0], vf_set(0.0f), wrong);                       // all of the set is in each
+    }
+    return vf_top(top) + vf_sum(wrong);
+}
+
+static void round8(const float * x, int64_t n_in, char * out) {
+    const rounded at = rounded8_of(n_in);
+    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
+        _Alignas(64) float block[BLOCK] = { 0.0f };
+        memcpy(block, x + k0, (size_t) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK) * sizeof *x);
+        const float top = rotate(block), inverse = inverse_of(top, ROUND8_TOP), scale = top / ROUND8_TOP;
+        vi sum = vi_zero();
+        for (int k = 0; k < BLOCK; k += LANES) {
+            const vi q = vi_round(vf_mul(vf_load(block + k), vf_set(inverse)));
+            vi_store8(out + k0 + k, q);
+            sum = vi_add(sum, q);
+        }
+        const int32_t total = vi_sum(sum);
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
         memcpy(out + at.sums + k0 / BLOCK * 4, &total, 4);
     }
 }
 
-static void round8(const float * x, int64_t n_in, char * out) { round_bytes(x, n_in, out, false); }
-
-// As round8 for whole blocks, in the order of K types' dots (dot_k_n): of each 64, 8 from here, 8 from there.
-static const uint8_t DEALT[4][2] = { { 0, 40 }, { 8, 32 }, { 16, 56 }, { 24, 48 } };
-
-static void round_k(const float * x, int64_t n_in, char * out) {
-    round8(x, n_in, out);
-    for (int64_t b = 0; b < n_in / BLOCK; b++) {
-        char natural[BLOCK];
-        memcpy(natural, out + b * BLOCK, BLOCK);
-        for (int i = 0; i < 32; i++)
-            memcpy(out + b * BLOCK + 8 * i, natural + 64 * (i / 2 % 4) + DEALT[i / 8][i % 2], 8);
-    }
-}
-
 #if defined(DIRECT)
 
-static void round_direct(const float * x, int64_t n_in, char * out) { round_bytes(x, n_in, out, true); }
+// A scale for each 32, which what is larger than the rest does not reach: weights are not rotated here.
+static void round_direct(const float * x, int64_t n_in, char * out) {
+    const rounded at = rounded_direct_of(n_in);
+    for (int64_t k0 = 0; k0 < n_in; k0 += GROUP) {
+        const float top = top_of(x + k0, GROUP), inverse = inverse_of(top, ROUND8_TOP);
+        const float scale = top / ROUND8_TOP;
+        float sums[2];
+        for (int h = 0; h < 2; h++) {
+            vi sum = vi_zero();
+            for (int64_t k = k0 + 16 * h; k < k0 + 16 * h + 16; k += LANES) {
+                const vi q = vi_round(vf_mul(vf_load(x + k), vf_set(inverse)));
+                vi_store8(out + k, q);
+                sum = vi_add(sum, q);
+            }
+            sums[h] = (float) vi_sum(sum) * scale;
+        }
+        const float both = sums[0] + sums[1];
+        char * block = out + at.sums + 96 * (k0 / BLOCK);
+        memcpy(block + k0 % BLOCK / 16 * 4, sums, sizeof sums);
+        memcpy(block + 64 + k0 % BLOCK / GROUP * 4, &both, sizeof both);
+        memcpy(out + at.scales + k0 / GROUP * 4, &scale, sizeof scale);
+    }
+}
 
 #endif
 
@@ -73,22 +115,18 @@ INLINE float round_words(const float * x, int n, float most, char * out) {
 }
 
 static void round16(const float * x, int64_t n_in, char * out) {
-    const rounded16 at = rounded16_of(n_in);
+    const rounded at = rounded16_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
-        const float top = top_of(x + k0, n), inverse = inverse_of(top, ROUND16_TOP);
-        const float scale = top / ROUND16_TOP;
-        for (int g = 0; g < n; g += GROUP) {
-            vi sum = vi_zero();
-            for (int k = g; k < g + GROUP; k += LANES) {
-                vi q = vi_round(vf_mul(vf_load(x + k0 + k), vf_set(inverse)));
-                vi_store16(out + 2 * (k0 + k), q);
-                sum = vi_add(sum, q);
-            }
-            const float total = (float) vi_sum(sum) * scale;
-            memcpy(out + at.sums + (k0 + g) / GROUP * 4, &total, 4);
-        }
+        const float scale = round_words(x + k0, n, ROUND16_TOP, out + 2 * k0);
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
+        for (int g = 0; g < n / 16; g++) {
+            const int16_t * q = (const int16_t *) (const void *) (out + 2 * k0) + 16 * g;
+            int32_t sum = 0;
+            for (int i = 0; i < 16; i++) sum += q[i];
+            const float total = (float) sum * scale;
+            memcpy(out + at.sums + (k0 / 16 + g) * 4, &total, 4);
+        }
     }
 }
 

@@ -100,7 +100,6 @@ INLINE void vi_store8(void * p, vi x) {
     }
 INLINE vi pairs(vi w, vi x) { return _mm256_maddubs_epi16(w, x); }       // w unsigned; 16 int16
 INLINE vi dot_pairs(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
-INLINE void vi_store(void * p, vi x) { _mm256_storeu_si256(p, x); }
 #endif
 
 INLINE vi dot2(vi acc, h32 w, const int16_t * x) {
@@ -128,97 +127,17 @@ INLINE h32 h32_minus(h32 x, int y) {
     return (h32) { _mm256_sub_epi16(x.a, v), _mm256_sub_epi16(x.b, v) };
 }
 
-// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset each 16.
-INLINE __m256i fixed16(__m256i q, int shift, int16_t factor, int16_t offset) {
-    const __m256i y = _mm256_mulhrs_epi16(_mm256_slli_epi16(q, shift), _mm256_set1_epi16(factor));
-    const __m256i x = _mm256_srai_epi16(_mm256_add_epi16(y, _mm256_set1_epi16(offset)), 6);
-    return _mm256_and_si256(x, _mm256_set1_epi16(255));
+// The first 16 numbers times one scale, the last times another.
+INLINE h32 h32_times(h32 x, int first, int second) {
+    return (h32) { _mm256_mullo_epi16(x.a, _mm256_set1_epi16((short) first)),
+                   _mm256_mullo_epi16(x.b, _mm256_set1_epi16((short) second)) };
 }
-INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets,
-                      char * out) {
-    const h32 x = h32_minus(h32_of(q), minus);
-    const __m256i a = fixed16(x.a, shift, factors[0], offsets[0]);
-    const __m256i b = fixed16(x.b, shift, factors[1], offsets[1]);
-    b32_store(out, _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xD8));
-}
-
-INLINE b32 b32_table(b32 index, float a, float b) {
-    const vf i = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
-    vi low = _mm256_cvtps_epi32(_mm256_fmadd_ps(i, vf_set(a), vf_set(b)));
-    vi high = _mm256_cvtps_epi32(_mm256_fmadd_ps(i, vf_set(a), vf_set(b + 8 * a)));
-    __m128i l = words_of(low), h = words_of(high);
-#if W_OFFSET
-    __m128i t = _mm_packus_epi16(l, h);
-#else
-    __m128i t = _mm_packs_epi16(l, h);
-#endif
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
-}
-
-// For blocks of K types (micro_code.h).
-#if defined(DIRECT)
-typedef vi scales_2;                      // int16, each of a pair, to be multiplied with d
-#else
-typedef vf scales_2;
-#endif
-typedef struct scales_k {
-    scales_2 scale[2][2];
-    vf       low[2];
-    float    d;
-} scales_k;
-
-INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4 times 16 bytes
-    const vi a = vi_load(p), b = vi_load((const char *) p + 32);
-    *even = _mm256_permute2x128_si256(a, b, 0x20);
-    *odd = _mm256_permute2x128_si256(a, b, 0x31);
+INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
+    __m128i half = i < 2 ? _mm256_castsi256_si128(x) : _mm256_extracti128_si256(x, 1);
+    if (i % 2) half = _mm_srli_si128(half, 8);
+    return vf_of(_mm256_cvtepi8_epi32(half));
 }
 INLINE void vf_stream(float * p, vf x) { _mm256_stream_ps(p, x); }
-INLINE vi to_all(const void * p) { return b32_two(p); }
-INLINE vi twice(const void * p, int stride, int part) { return b32_two((const char *) p + stride * part); }
-INLINE vi swap(vi x) { return _mm256_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
-INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
-    return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 10));
-}
-INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
-    return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 5));
-}
-INLINE vi pair_lanes(int first, int step) { // first, first, first + step, first + step, ...
-    const __m256i each = _mm256_mullo_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), vi_set(step));
-    return vi_add(each, vi_set(first));
-}
-INLINE vf pairs_of(vf x, int first, int step) { return _mm256_permutevar8x32_ps(x, pair_lanes(first, step)); }
-#if defined(DIRECT)
-INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
-    const vi low = _mm256_and_si256(_mm256_permutevar8x32_epi32(x, pair_lanes(first, step)), vi_set(0xFFFF));
-    (void) d;
-    return _mm256_or_si256(low, _mm256_slli_epi32(low, 16));
-}
-#else
-INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
-    return pairs_of(vf_mul(vf_of(x), vf_set(d)), first, step);
-}
-INLINE vi dot_small(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }   // w: 0 .. 63
-#endif
-INLINE void scales_of_45(const void * block, scales_k * out) {
-    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
-    const __m128 d = _mm_cvtph_ps(v);
-    const vi scale = _mm256_cvtepu8_epi32(bytes);
-    const vf min = vf_mul(vf_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),
-                          _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
-    out->d = _mm_cvtss_f32(d);
-    for (int p = 0; p < 2; p++) {
-        out->scale[0][p] = out->scale[1][p] = scale_pairs(scale, out->d, 4 * p, 1);
-        out->low[p] = pairs_of(min, 4 * p, 1);
-    }
-}
-INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
-    out->d = _cvtsh_ss(d);
-    for (int p = 0; p < 2; p++) {
-        const vi s = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *) (scales + 8 * p)));
-        for (int j = 0; j < 2; j++) out->scale[j][p] = scale_pairs(s, out->d, j, 2);
-        out->low[p] = vf_mul(vf_of(s), vf_set(32.0f * out->d));
-    }
-}
 
 INLINE void transpose8(const char * rows, size_t stride, char * out) {
     vi a[8], b[8];

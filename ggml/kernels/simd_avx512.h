@@ -96,68 +96,16 @@ INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 
 INLINE h32 h32_of(b32 x) { return _mm512_cvtepi8_epi16(x); }
 INLINE h32 h32_minus(h32 x, int y) { return _mm512_sub_epi16(x, _mm512_set1_epi16((short) y)); }
 
-// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset each 16.
-INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets,
-                      char * out) {
-    const __m512i f = _mm512_inserti64x4(_mm512_set1_epi16(factors[0]), _mm256_set1_epi16(factors[1]), 1);
-    const __m512i o = _mm512_inserti64x4(_mm512_set1_epi16(offsets[0]), _mm256_set1_epi16(offsets[1]), 1);
-    const __m512i x = _mm512_slli_epi16(h32_minus(h32_of(q), minus), (unsigned) shift);
-    const __m512i y = _mm512_srai_epi16(_mm512_add_epi16(_mm512_mulhrs_epi16(x, f), o), 6);
-    _mm256_storeu_si256((void *) out, _mm512_cvtepi16_epi8(y));
+// The first 16 numbers times one scale, the last times another.
+INLINE h32 h32_times(h32 x, int first, int second) {
+    const __m512i a = _mm512_set1_epi16((short) first);
+    return _mm512_mullo_epi16(
+        x, first == second ? a : _mm512_inserti64x4(a, _mm256_set1_epi16((short) second), 1));
 }
-
-// table[j][x & 15] of the 16 rounded numbers a * i + b.
-INLINE b32 b32_table(b32 index, float a, float b) {
-    const vf i = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m128i t = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_fmadd_ps(i, vf_set(a), vf_set(b))));
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
-}
-
-// For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[2][1], low[1]; } scales_k;
-
-INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 8 times 16 bytes
-    const vi a = vi_load(p), b = vi_load((const char *) p + 64);
-    *even = _mm512_shuffle_i64x2(a, b, 0x88);
-    *odd = _mm512_shuffle_i64x2(a, b, 0xDD);
+INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
+    return vf_of(_mm512_cvtepi8_epi32(i ? _mm256_extracti128_si256(x, 1) : _mm256_castsi256_si128(x)));
 }
 INLINE void vf_stream(float * p, vf x) { _mm512_stream_ps(p, x); }
-INLINE vi to_all(const void * p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
-INLINE vi twice(const void * p, int stride, int part) {                  // p p q q, q = p + stride
-    (void) part;
-    const void * q = (const char *) p + stride;
-    return _mm512_mask_broadcast_i32x4(to_all(p), 0xFF00, _mm_loadu_si128(q));
-}
-INLINE vi swap(vi x) { return _mm512_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
-INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
-    return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0xAA));
-}
-INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
-    return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0x55));
-}
-INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
-#if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(acc, w, x);
-#else
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
-#endif
-}
-INLINE void scales_of_45(const void * block, scales_k * out) {
-    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
-    const vi which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    const vf unit = _mm512_permutexvar_ps(which, _mm512_castps128_ps512(_mm_cvtph_ps(v)));
-    const vf all = vf_mul(vf_of(_mm512_cvtepu8_epi32(bytes)), unit);                // 8 scales, 8 minima
-    const vi each = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    out->scale[0][0] = out->scale[1][0] = _mm512_permutexvar_ps(each, all);
-    out->low[0] = _mm512_permutexvar_ps(_mm512_add_epi32(each, vi_set(8)), all);
-}
-INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
-    const vf all = vf_mul(vf_of_i8(scales), vf_set(_cvtsh_ss(d)));
-    const vi first = _mm512_setr_epi32(0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
-    for (int j = 0; j < 2; j++)
-        out->scale[j][0] = _mm512_permutexvar_ps(_mm512_add_epi32(first, vi_set(j)), all);
-    out->low[0] = vf_mul(all, vf_set(32.0f));
-}
 
 // rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS].
 INLINE void transpose16(const char * rows, size_t stride, char * out) {

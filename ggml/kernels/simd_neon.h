@@ -68,15 +68,12 @@ INLINE void vi_store8(void * p, vi x) {
 #if defined(__ARM_FEATURE_DOTPROD)
 #define DOT4(acc, w, x)                                                                                      \
     acc = vdotq_lane_s32(acc, vreinterpretq_s8_s32(w), vreinterpret_s8_u64(group_of(x)), 0)
-INLINE vi dot_small(vi acc, vi w, vi x) {
-    return vdotq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-}
 #else
-INLINE vi dot_small(vi acc, vi w, vi x) { // two products, at most 2 * 128 * 127, fit into 16 bits
+INLINE vi dot4(vi acc, vi w, vi x) { // two products, at most 2 * 128 * 127, fit into 16 bits
     const int8x16_t a = vreinterpretq_s8_s32(w), b = vreinterpretq_s8_s32(x);
     return vpadalq_s16(acc, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
 }
-#define DOT4(acc, w, x) acc = dot_small(acc, w, vdupq_lane_s32(vreinterpret_s32_u64(group_of(x)), 0))
+#define DOT4(acc, w, x) acc = dot4(acc, w, vdupq_lane_s32(vreinterpret_s32_u64(group_of(x)), 0))
 #endif
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
@@ -137,68 +134,18 @@ INLINE h32 h32_minus(h32 x, int y) {
     return x;
 }
 
-// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6, two factors and offsets.
-INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets,
-                      char * out) {
-    const h32 x = h32_minus(h32_of(q), minus);
-    for (int i = 0; i < 4; i++) {
-        const int16x8_t y = vqrdmulhq_n_s16(vshlq_s16(x.v[i], vdupq_n_s16((int16_t) shift)), factors[i / 2]);
-        const int16x8_t sum = vaddq_s16(y, vdupq_n_s16(offsets[i / 2]));
-        vst1_u8((uint8_t *) out + 8 * i, vreinterpret_u8_s8(vshrn_n_s16(sum, 6)));
-    }
+// The first 16 numbers times one scale, the last times another.
+INLINE h32 h32_times(h32 x, int first, int second) {
+    for (int i = 0; i < 4; i++) x.v[i] = vmulq_n_s16(x.v[i], (int16_t) (i < 2 ? first : second));
+    return x;
 }
-
-INLINE b32 b32_table(b32 index, float a, float b) {
-    const float first[] = { 0, 1, 2, 3 };
-    int16x4_t n[4];
-    for (int i = 0; i < 4; i++)
-        n[i] = vqmovn_s32(vi_round(vf_fma(vf_load(first), vf_set(a), vf_set(b + (float) (4 * i) * a))));
-    const int8x8_t low = vqmovn_s16(vcombine_s16(n[0], n[1])), high = vqmovn_s16(vcombine_s16(n[2], n[3]));
-    const uint8x16_t table = vreinterpretq_u8_s8(vcombine_s8(low, high));
-    return (b32) { vqtbl1q_u8(table, index.a), vqtbl1q_u8(table, index.b) };
+INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
+    uint8_t q[32];
+    b32_store(q, x);
+    return vf_of_i8(q + LANES * i);
 }
-
-// For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[2][4], low[4]; } scales_k;
-
-INLINE void deal(const void * p, vi * even, vi * odd) {
-    *even = vi_load(p);
-    *odd = vi_load((const char *) p + 16);
-}
+INLINE vi swap(vi x) { return vextq_s32(x, x, 2); }                       // halves of 16 bytes
 INLINE void vf_stream(float * p, vf x) { vf_store(p, x); }
-INLINE vi to_all(const void * p) { return vi_load(p); }
-INLINE vi twice(const void * p, int stride, int part) {
-    return vi_load((const char *) p + part / 2 * stride);
-}
-INLINE vi swap(vi x) { return vextq_s32(x, x, 2); }
-INLINE vi outer(vi a, vi b) { return vcombine_s32(vget_low_s32(a), vget_high_s32(b)); }
-INLINE vi inner(vi a, vi b) { return vextq_s32(a, b, 2); }
-
-// 8 bytes times d, each twice.
-INLINE void pairs_of(uint32_t low, uint32_t high, float d, vf * out) {
-    const uint16x8_t words = vmovl_u8(vcreate_u8((uint64_t) high << 32 | low));
-    const vf a = vmulq_n_f32(vcvtq_f32_u32(vmovl_u16(vget_low_u16(words))), d);
-    const vf b = vmulq_n_f32(vcvtq_f32_u32(vmovl_high_u16(words)), d);
-    out[0] = vzip1q_f32(a, a), out[1] = vzip2q_f32(a, a);
-    out[2] = vzip1q_f32(b, b), out[3] = vzip2q_f32(b, b);
-}
-INLINE void scales_of_45(const void * block, scales_k * out) {
-    uint32_t w[4];                        // d, min, 12 bytes of 6-bit numbers
-    memcpy(w, block, 16);
-    const uint32_t six = 0x3F3F3F3F, four = 0x0F0F0F0F, two = 0x30303030;
-    pairs_of(w[1] & six, (w[3] & four) | (w[1] >> 2 & two), _cvtsh_ss((uint16_t) w[0]), out->scale[0]);
-    pairs_of(w[2] & six, (w[3] >> 4 & four) | (w[2] >> 2 & two), _cvtsh_ss((uint16_t) (w[0] >> 16)),
-             out->low);
-    for (int p = 0; p < 4; p++) out->scale[1][p] = out->scale[0][p];
-}
-INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
-    for (int p = 0; p < 4; p++) {
-        const vf s = vmulq_n_f32(vf_of_i8(scales + 4 * p), _cvtsh_ss(d));
-        out->scale[0][p] = vtrn1q_f32(s, s);
-        out->scale[1][p] = vtrn2q_f32(s, s);
-        out->low[p] = vmulq_n_f32(s, 32.0f);
-    }
-}
 
 // rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS], four by four.
 INLINE void transpose4(const char * rows, size_t stride, char * out) {

@@ -132,67 +132,17 @@ INLINE h32 h32_minus(h32 x, int y) {
     for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] - y);
     return x;
 }
-// The low bytes of (round(((q - minus) << shift) factor / 2^15) + offset) >> 6; factor and offset each 16.
-INLINE void put_fixed(b32 q, int minus, int shift, const int16_t * factors, const int16_t * offsets,
-                      char * out) {
-    for (int i = 0; i < 32; i++) {
-        const int x = (int16_t) (((int8_t) q[i] - minus) * (1 << shift));
-        const int y = ((x * factors[i / 16]) >> 14) + 1;
-        out[i] = (char) (((y >> 1) + offsets[i / 16]) >> 6);
-    }
+// The first 16 numbers times one scale, the last times another.
+INLINE h32 h32_times(h32 x, int first, int second) {
+    for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] * (i < 16 ? first : second));
+    return x;
 }
-INLINE b32 b32_table(b32 index, float a, float b) {
-    for (int i = 0; i < 32; i++) index[i] = (uint8_t) (int8_t) nearbyintf(index[i] * a + b);
-    return index;
-}
-
-// For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[2][16 / LANES], low[16 / LANES]; } scales_k;
-
-INLINE void gather(const char * p, int stride, int repeat, vi * out) { // LANES / 4 times 16 bytes
-    for (int i = 0; i < LANES / 4; i++) memcpy((char *) out + 16 * i, p + i / repeat * stride, 16);
-}
-INLINE void deal(const void * p, vi * even, vi * odd) {
-    gather(p, 32, 1, even);
-    gather((const char *) p + 16, 32, 1, odd);
+INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
+    int8_t q[32];
+    memcpy(q, &x, sizeof q);
+    return vf_of_i8(q + LANES * i);
 }
 INLINE void vf_stream(float * p, vf x) { vf_store(p, x); }
-INLINE vi to_all(const void * p) {
-    vi x;
-    gather(p, 0, 1, &x);
-    return x;
-}
-INLINE vi twice(const void * p, int stride, int part) {
-    vi x;
-    gather((const char *) p + part * (LANES / 8) * stride, stride, 2, &x);
-    return x;
-}
-INLINE vi swap(vi x) { return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5); } // halves of 16 bytes
-INLINE vi outer(vi a, vi b) { return __builtin_shufflevector(a, b, 0, 1, 10, 11, 4, 5, 14, 15); }
-INLINE vi inner(vi a, vi b) { return __builtin_shufflevector(a, b, 2, 3, 8, 9, 6, 7, 12, 13); }
-INLINE vi dot_small(vi acc, vi w, vi x) { return dot4(acc, w, x); }
-INLINE void scales_of_45(const void * block, scales_k * out) {
-    const uint8_t * s = (const uint8_t *) block + 4;
-    uint16_t d[2];
-    memcpy(d, block, 4);
-    const float step = ggml_fp16_to_fp32(d[0]), min = ggml_fp16_to_fp32(d[1]);
-    for (int g = 0; g < 8; g++) {
-        const int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
-        const int low = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
-        for (int i = 2 * g; i < 2 * g + 2; i++) {
-            for (int j = 0; j < 2; j++) out->scale[j][i / LANES][i % LANES] = step * (float) scale;
-            out->low[i / LANES][i % LANES] = min * (float) low;
-        }
-    }
-}
-INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
-    const float step = ggml_fp16_to_fp32(d);
-    for (int g = 0; g < 16; g++) {
-        for (int i = g / 2 * 2; i < g / 2 * 2 + 2; i++)
-            out->scale[g % 2][i / LANES][i % LANES] = step * (float) scales[g];
-        out->low[g / LANES][g % LANES] = 32.0f * step * (float) scales[g];
-    }
-}
 
 INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
     for (int k = 0; k < n; k++) {

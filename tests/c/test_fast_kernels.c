@@ -82,7 +82,7 @@ static kernel_env env_of(const micro * m) {
 // ------------------------------------------------------------------------------------------ linear
 
 static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int64_t n_out, int64_t n_tokens,
-                        bool careful) {
+                        row_kind rows) {
     float *w = normals((size_t)(n_in * n_out)), *x = normals((size_t)(n_in * n_tokens)),
           *b = normals((size_t)n_out);
     struct ggml_tensor wt = rows_of(type, take(ggml_row_size(type, n_in) * (size_t) n_out), n_out, n_in);
@@ -99,16 +99,17 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
         }
     }
     kernel_env env = env_of(m);
-    const linear_plan plan = fast_linear_plan(m, &wt, n_tokens, careful);
+    const linear_plan plan = fast_linear_plan(m, &wt, rows);
     const char * names[] = { [LINEAR_INT8] = "int8",
                              [LINEAR_DIRECT] = "they are",
                              [LINEAR_INT16] = "int16",
-                             [LINEAR_DOTS8] = "dots of int8",
                              [LINEAR_DOTS16] = "dots of int16",
                              [LINEAR_FLOAT_DOTS] = "float dots" };
-    const double gates[] = { [LINEAR_INT8] = GATE_INT8,     [LINEAR_DIRECT] = GATE_INT8,
-                             [LINEAR_INT16] = GATE_INT16,   [LINEAR_DOTS8] = GATE_INT8,
-                             [LINEAR_DOTS16] = GATE_INT16,  [LINEAR_FLOAT_DOTS] = GATE_FLOAT };
+    const double gates[] = { [LINEAR_INT8] = GATE_INT8,
+                             [LINEAR_DIRECT] = GATE_INT8,
+                             [LINEAR_INT16] = GATE_INT16,
+                             [LINEAR_DOTS16] = GATE_INT16,
+                             [LINEAR_FLOAT_DOTS] = GATE_FLOAT };
     if (plan != LINEAR_EXACT && plan != LINEAR_ENGINE) {
         struct ggml_tensor xt = rows_of(GGML_TYPE_F32, x, n_tokens, n_in),
                            bt = rows_of(GGML_TYPE_F32, b, 1, n_out);
@@ -138,7 +139,7 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
 
 // norm(x) through two matrices with every end, bias and residual, for few and many tokens.
 static void test_ends(const micro * m, enum ggml_type type, round_norm norm, linear_end end, int64_t n_in,
-                      int64_t n_out, int64_t n_tokens) {
+                      int64_t n_out, int64_t n_tokens, row_kind rows) {
     const size_t n_w = (size_t) (n_in * n_out), n_x = (size_t) (n_in * n_tokens), n_y = (size_t) (n_out * n_tokens);
     float *w[2], *x = normals(n_x), *b = normals((size_t)n_out), *residual = normals(n_y);
     float *scale = normals((size_t)n_in), *shift = normals((size_t)n_in);
@@ -175,7 +176,7 @@ static void test_ends(const micro * m, enum ggml_type type, round_norm norm, lin
         }
     }
     kernel_env env = env_of(m);
-    const linear_plan plan = fast_linear_plan(m, &wt[0], n_tokens, false);
+    const linear_plan plan = fast_linear_plan(m, &wt[0], rows);
     struct ggml_tensor xt = rows_of(GGML_TYPE_F32, x, n_tokens, n_in), bt = rows_of(GGML_TYPE_F32, b, 1, n_out),
                        st = rows_of(GGML_TYPE_F32, scale, 1, n_in), ht = rows_of(GGML_TYPE_F32, shift, 1, n_in),
                        zt = rows_of(GGML_TYPE_F32, residual, n_tokens, n_out);
@@ -206,8 +207,9 @@ static void test_all_ends(const micro * m) {
     for (int end = END_PLAIN; end <= END_SWIGLU; end++) {
         for (int norm = NORM_NONE; norm <= NORM_LAYER; norm++) {
             for (int i = 0; i < 3; i++)
-                test_ends(m, i == 1 ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_K, (round_norm) norm, (linear_end) end, 512,
-                          rows[i], tokens[i]);
+                for (int kind = ROWS_PROMPT; kind <= ROWS_ANSWER; kind++)
+                    test_ends(m, i == 1 ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_K, (round_norm) norm, (linear_end) end,
+                              512, rows[i], tokens[i], (row_kind) kind);
         }
     }
 }
@@ -220,13 +222,14 @@ static void test_linears(const micro * m) {
     const int tokens[] = { 1, 2, 3, 7, 8, 9, 12, 13, 24, 29 };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         for (size_t j = 0; j < sizeof tokens / sizeof *tokens; j++) {
-            for (int careful = 0; careful < 2; careful++) {
-                test_linear(m, types[i], 512, 67, tokens[j], careful);
-                if (ggml_blck_size(types[i]) <= 32) test_linear(m, types[i], 288, 33, tokens[j], careful);
+            for (int rows = ROWS_PROMPT; rows <= ROWS_VIEW; rows++) {
+                test_linear(m, types[i], 512, 67, tokens[j], (row_kind) rows);
+                if (ggml_blck_size(types[i]) <= 32)
+                    test_linear(m, types[i], 288, 33, tokens[j], (row_kind) rows);
             }
         }
     }
-    test_linear(m, GGML_TYPE_F16, 75, 5, 3, false);
+    test_linear(m, GGML_TYPE_F16, 75, 5, 3, ROWS_ANSWER);
 }
 
 // --------------------------------------------------------------------------------------- attention
@@ -236,7 +239,7 @@ typedef struct attention_case {
     enum ggml_type type;
 } attention_case;
 
-static void test_attention(const micro * m, attention_case c) {
+static void test_attention(const micro * m, attention_case c, row_kind rows) {
     const int n_keys = c.n_past + c.n_tokens, group = c.n_head / c.n_head_kv, kv = c.n_head_kv * c.d;
     float * q = normals((size_t) (c.n_tokens * c.n_head * c.d));
     struct ggml_tensor cache[2];
@@ -279,7 +282,7 @@ static void test_attention(const micro * m, attention_case c) {
     }
     attention_block blocks[64];
     attention_env env = { .env = env_of(m), .n_head = c.n_head, .n_head_kv = c.n_head_kv, .head_dim = c.d,
-                          .blocks = blocks, .n_visible = visible };
+                          .blocks = blocks, .n_visible = visible, .rows = rows };
     const int most = fast_attention_queries(c.d), step = most / group > 1 ? most / group : 1;
     for (int i = 0; i < c.n_tokens; i += step)
         blocks[env.n_blocks++] =
@@ -292,9 +295,9 @@ static void test_attention(const micro * m, attention_case c) {
     char what[128];
     snprintf(what, sizeof what, "attention of %d tokens after %d, heads %d/%d of %d, %s", c.n_tokens,
              c.n_past, c.n_head, c.n_head_kv, c.d, ggml_type_name(c.type));
-    const bool rounds = fast_attention_queries(c.d) == MAX_QUERIES, bf16 = !strcmp(m->name, "avx512bf16");
+    const bool rounds = rows != ROWS_ANSWER && fast_attention_queries(c.d) == MAX_QUERIES, bf16 = !strcmp(m->name, "avx512bf16");
     check(expected, y.data, (size_t)(c.n_tokens * c.n_head * c.d),
-          bf16 ? GATE_ATTENTION_BF16 : rounds ? GATE_ATTENTION_INT16 : GATE_ATTENTION, m->name, what);
+          rounds && bf16 ? GATE_ATTENTION_BF16 : rounds ? GATE_ATTENTION_INT16 : GATE_ATTENTION, m->name, what);
     free(env.env.scratch);
     free(y.data);
     free(q);
@@ -315,7 +318,10 @@ static void test_attentions(const micro * m) {
         { 70, 1, 6, 2, 32, GGML_TYPE_BF16 },   { 1, 10, 16, 1, 64, GGML_TYPE_F32 },
         { 5, 200, 100, 1, 32, GGML_TYPE_F32 },
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) test_attention(m, cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        test_attention(m, cases[i], ROWS_PROMPT);
+        test_attention(m, cases[i], ROWS_ANSWER);
+    }
 }
 
 int main(int argc, char ** argv) { // arguments: the sets to test, which have to be there
