@@ -78,6 +78,7 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
             if (job->norm != NORM_NONE) from = s->y[0];
             if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
             else if (job->plan == LINEAR_DIRECT) m->round_direct(from, n_in, to);
+            else if (job->plan == LINEAR_DOTS16) m->round_dots(from, n_in, to);
             else m->round16(from, n_in, to);
         }
     }

@@ -52,7 +52,7 @@ INLINE void attend_few_n(const int n, const attention_work * a) {
     const float scale = 1.0f / sqrtf((float) d);
     _Alignas(64) float q[FEW_TOKENS][MAX_HEAD], out[FEW_TOKENS][MAX_HEAD], row[MAX_HEAD],
         s[FEW_TOKENS][GROUP];
-    float max[FEW_TOKENS], sum[FEW_TOKENS], dots[FEW_TOKENS] = { 0 };
+    float max[FEW_TOKENS], sum[FEW_TOKENS];
     for (int i = 0; i < n; i++) {
         for (int c = 0; c < d; c++) q[i][c] = query_row(a, i)[c] * scale;
         memset(out[i], 0, (size_t) d * sizeof(float));
@@ -63,8 +63,9 @@ INLINE void attend_few_n(const int n, const attention_work * a) {
         const int n_here = n_keys - p0 < GROUP ? n_keys - p0 : GROUP;
         for (int j = 0; j < n_here; j++) {
             const float * k = floats_of(key_row(a, a->k, a->k_stride, p0 + j), a->k_type, d, row);
-            dot_floats_n(n, d, (const char *) k, (const char *) q, sizeof q[0], dots, 32);
-            EACH(i) s[i][j] = dots[i];
+            vf dots[FEW_TOKENS] = { vf_set(0.0f) };
+            dot_floats_n(n, 0, d, d, (const char *) k, (const char *) q, sizeof q[0], dots, 32);
+            EACH(i) s[i][j] = vf_sum(dots[i]);
         }
         EACH(i) {
             const int n_seen = seen_by(a, i, p0, n_here);

@@ -52,28 +52,28 @@ INLINE float float_at(const char * p) {
 // would be infinite become 0.
 INLINE float inverse_of(float top, float most) { return top >= 0x1p-100f ? most / top : 0.0f; }
 
-// The 8 scales and 8 minima of 6 bits each in 12 bytes.
-typedef struct bytes_k { uint8_t scale[8], min[8]; } bytes_k;
+// The 8 scales and 8 minima of 6 bits each in a q4_k or q5_k block, which begins with d, min and 12 bytes.
+typedef uint8_t  u8x16 __attribute__((vector_size(16)));
+typedef uint32_t u32x4 __attribute__((vector_size(16)));
+typedef struct bytes_k { u8x16 scale, min; } bytes_k;                    // each twice
 
-INLINE bytes_k bytes_of(const uint8_t * p) {
-    uint32_t w[3], out[4];
-    memcpy(w, p, 12);
-    out[0] = w[0] & 0x3F3F3F3Fu;
-    out[1] = (w[2] & 0x0F0F0F0Fu) | ((w[0] >> 2) & 0x30303030u);
-    out[2] = w[1] & 0x3F3F3F3Fu;
-    out[3] = ((w[2] >> 4) & 0x0F0F0F0Fu) | ((w[1] >> 2) & 0x30303030u);
-    bytes_k s;
-    memcpy(&s, out, 16);
-    return s;
+INLINE bytes_k bytes_of(const void * block) {
+    u32x4 v;
+    memcpy(&v, block, sizeof v);
+    const u32x4 first = { 0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F };
+    const u32x4 top = { 0, 0x30303030, 0, 0x30303030 };
+    const u32x4 low = __builtin_shufflevector(v, v, 1, 3, 2, 3) >> (u32x4) { 0, 0, 0, 4 };
+    const u8x16 all = (u8x16) ((low & first) | (__builtin_shufflevector(v, v, 1, 1, 2, 2) >> 2 & top));
+    return (bytes_k) {
+        __builtin_shufflevector(all, all, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+        __builtin_shufflevector(all, all, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)
+    };
 }
 
-// 8 bytes times d, each twice.
-INLINE v16 each_twice(const uint8_t * p, float d) {
-    typedef uint8_t u8 __attribute__((vector_size(8)));
-    u8 bytes;
-    memcpy(&bytes, p, 8);
-    const v8 x = __builtin_convertvector(bytes, v8) * d;
-    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+INLINE void bytes_times(u8x16 bytes, float d, float * out) {
+    uint8_t in[16];
+    memcpy(in, &bytes, sizeof bytes);
+    for (int i = 0; i < 16; i += LANES) vf_store(out + i, vf_mul(vf_of_i8(in + i), vf_set(d)));
 }
 
 // 32 numbers of q6_k: part j (0..3) of half h.
@@ -119,6 +119,7 @@ const micro MICRO = {
     .tokens = TOKENS,
     .round8 = round8,
     .round16 = round16,
+    .round_dots = round_dots,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .end_tile = end_tile,

@@ -45,12 +45,12 @@ INLINE void scales_direct(enum ggml_type type, const char * block, int r, direct
         return;
     }
     const block_q4_k * w = (const void *) block;                         // q5_k begins alike
-    const bytes_k bytes = bytes_of(w->scales);
+    const bytes_k bytes = bytes_of(w);
     const float min = -half(w->min);
     p->d[r] = half(w->d);
     for (int g = 0; g < 8; g++) {
-        p->scales[g][r][0] = p->scales[g][r][1] = bytes.scale[g];
-        p->lows[g][r] = min * (float) bytes.min[g];
+        p->scales[g][r][0] = p->scales[g][r][1] = bytes.scale[2 * g];
+        p->lows[g][r] = min * (float) bytes.min[2 * g];
     }
 }
 

@@ -1,161 +1,209 @@
 // micro_dots.h - part of micro_code.h, few tokens: dot products with weights as the file has them.
 #pragma once
 
-// BY_COUNT makes a table's function of a loop for one row that takes a constant number of tokens: a loop over
-// rows for every number, and the choice. The last are that loop's own arguments.
+// BY_COUNT makes a table's function of a loop for one row and a constant number of tokens. Inputs pass in
+// chunks that stay in the first cache while a few rows use them; a row's sums lie in memory meanwhile, so
+// that their order is that of one token alone. The last are the loop's own arguments.
+#define SOME_ROWS 16
+#define ROWS_OF(loop, count, ...)                                                                            \
+    for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
+        const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
+        const int64_t chunk = (count) < 3 ? n_in : X_CHUNK;                                                  \
+        vf acc[SOME_ROWS][FEW_TOKENS] = { 0 };                                                               \
+        for (int64_t k = 0; k < n_in; k += chunk) {                                                          \
+            const int64_t end = n_in - k < chunk ? n_in : k + chunk;                                         \
+            for (int r = 0; r < n_here; r++)                                                                 \
+                loop(count, k, end, n_in, w + (size_t)(r0 + r) * row_size, x, stride, acc[r], __VA_ARGS__);  \
+        }                                                                                                    \
+        for (int r = 0; r < n_here; r++)                                                                     \
+            for (int i = 0; i < (count); i++) out[(r0 + r) * FEW_TOKENS + i] = vf_sum(acc[r][i]);            \
+    }
+#define X_CHUNK 1024                      // a multiple of BLOCK
+
 #if defined(COMPACT) // one loop for any number of tokens: small and quickly compiled
 #define BY_COUNT(name, loop, ...)                                                                            \
     static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
                      size_t stride, float * out) {                                                           \
-        for (int r = 0; r < n_rows; r++)                                                                     \
-            loop(n, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS, __VA_ARGS__);           \
+        ROWS_OF(loop, n, __VA_ARGS__)                                                                        \
     }
 #else
+#define CASE_OF(loop, count, ...)                                                                            \
+    case count: ROWS_OF(loop, count, __VA_ARGS__) break;
 #define BY_COUNT(name, loop, ...)                                                                            \
     static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
                      size_t stride, float * out) {                                                           \
         switch (n) {                                                                                         \
-            ROWS_OF(loop, 1, __VA_ARGS__)                                                                    \
-            ROWS_OF(loop, 2, __VA_ARGS__)                                                                    \
-            ROWS_OF(loop, 3, __VA_ARGS__)                                                                    \
-            ROWS_OF(loop, 4, __VA_ARGS__)                                                                    \
-            ROWS_OF(loop, 5, __VA_ARGS__)                                                                    \
-            ROWS_OF(loop, 6, __VA_ARGS__)                                                                    \
-            ROWS_OF(loop, 7, __VA_ARGS__)                                                                    \
-            ROWS_OF(loop, 8, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 1, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 2, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 3, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 4, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 5, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 6, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 7, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, 8, __VA_ARGS__)                                                                    \
         }                                                                                                    \
     }
-#define ROWS_OF(loop, count, ...)                                                                            \
-    case count:                                                                                              \
-        for (int r = 0; r < n_rows; r++)                                                                     \
-            loop(count, n_in, w + (size_t)r * row_size, x, stride, out + r * FEW_TOKENS, __VA_ARGS__);       \
-        break;
 #endif
 #define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
 
+// Weights of a few bits lie two to a byte: their even ones are taken from the low bytes of words, their odd
+// ones from the high bytes, and activations are dealt likewise (round_dots): of each 64 the even ones of the
+// first 32, the even ones of the last 32, the odd ones of the first, the odd ones of the last.
 INLINE const int16_t * numbers16(const char * x, size_t stride, int i, int64_t k) {
     return (const int16_t *) (const void *) (x + i * stride) + k;
 }
 
-INLINE void finish(const int n, const vf * acc, float * out) { EACH(i) out[i] = vf_sum(acc[i]); }
-
 // K types: a block's numbers q times the scale of their group, both integers, fit into 16 bits, so that a
 // block's products are added before they are scaled:
 //   w . x = x_scale d sum_g scale_g q_g . x  -  sum_g low_g sum(x)_g
-// q6_k's q are taken with their sign, without a constant.
-INLINE void unpack_45(const char * w, const int bits, h32 * out, float * d, float * lows) {
+// q6_k: low_g = 32 d scale_g.
+typedef struct weights_k {
+    h32   even[4], odd[4];                // of each 64, times their scales
+    float d;
+    _Alignas(64) float low[16];           // of each 16
+} weights_k;
+
+INLINE void unpack_45(const char * w, const int bits, weights_k * out) {
     const block_q4_k * b4 = (const void *) w;
-    const bytes_k bytes = bytes_of(b4->scales);
+    const block_q5_k * b5 = (const void *) w;
+    const bytes_k bytes = bytes_of(w);
+    typedef int16_t i16x8 __attribute__((vector_size(16)));
+    const i16x8 wide = (i16x8) bytes.scale & 255;
     int16_t scales[8];
-    for (int g = 0; g < 8; g++) scales[g] = bytes.scale[g];
-    *d = half(b4->d);
-    v16_store(lows, each_twice(bytes.min, half(b4->min)));
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; g += 2) {
-        const b32 q = b32_load(b4->q + 16 * g);
-        out[g] = h32_of(bits == 5 ? q5_k_part((const void *) w, g) : b32_low(q));
-        out[g + 1] = h32_of(bits == 5 ? q5_k_part((const void *) w, g + 1) : b32_high(q));
-        out[g] = h32_times(out[g], scales[g], scales[g]);
-        out[g + 1] = h32_times(out[g + 1], scales[g + 1], scales[g + 1]);
+    memcpy(scales, &wide, sizeof wide);
+    out->d = half(b4->d);
+    bytes_times(bytes.min, half(b4->min), out->low);
+    const h32 high = bits == 5 ? h32_two(b32_load(b5->high), b32_load(b5->high)) : h32_each(0, 0);
+    const h32 fifth = h32_up(high, 4);
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; u++) {
+        const b32 bytes_u = b32_load((bits == 4 ? b4->q : b5->q) + 32 * u);
+        const h32 q = h32_two(bytes_u, bytes_u), scale = h32_spread(scales + 2 * u, 2);
+        h32 even = h32_and(h32_down(q, h32_each(0, 4)), 15), odd = h32_and(h32_down(q, h32_each(8, 12)), 15);
+        if (bits == 5) {
+            even = h32_or(even, h32_and(h32_down(fifth, h32_each(2 * u, 2 * u + 1)), 16));
+            odd = h32_or(odd, h32_and(h32_down(high, h32_each(2 * u + 4, 2 * u + 5)), 16));
+        }
+        out->even[u] = h32_times(even, scale);
+        out->odd[u] = h32_times(odd, scale);
     }
 }
 
-INLINE void unpack_6(const char * w, h32 * out, float * d) {
+INLINE void unpack_6(const char * w, weights_k * out) {
     const block_q6_k * b = (const void *) w;
-    *d = half(b->d);
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; g++)
-        out[g] = h32_times(h32_minus(h32_of(q6_k_part(b, g / 4, g % 4)), 32), b->scales[2 * g],
-                           b->scales[2 * g + 1]);
+    int16_t scales[16];
+    for (int g = 0; g < 16; g++) scales[g] = b->scales[g];
+    out->d = half(b->d);
+    for (int g = 0; g < 16; g += LANES)
+        vf_store(out->low + g, vf_mul(vf_of_i8(b->scales + g), vf_set(32.0f * out->d)));
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; u++) {
+        const int part = u % 2 * 4;                                      // the low or the high 4 bits
+        const uint8_t * low = b->low + 64 * (u / 2);
+        const h32 q = h32_two(b32_load(low), b32_load(low + 32)), scale = h32_spread(scales + 4 * u, 4);
+        const b32 bytes_u = b32_load(b->high + 32 * (u / 2));
+        const h32 high = h32_two(bytes_u, bytes_u), up = h32_up(high, 4);
+        const h32 even = h32_or(h32_and(h32_down(q, h32_each(part, part)), 15),
+                                h32_and(h32_down(up, h32_each(part, part + 2)), 48));
+        const h32 odd = h32_or(h32_and(h32_down(q, h32_each(part + 8, part + 8)), 15),
+                               h32_and(h32_down(high, h32_each(part + 4, part + 6)), 48));
+        out->even[u] = h32_times(even, scale);
+        out->odd[u] = h32_times(odd, scale);
+    }
 }
 
 #define PREFETCH 2048                     // bytes ahead: hardware stops at each page
 
-INLINE void dot_k_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
-                    const int bits, const size_t size) {
+INLINE void dot_k_n(const int n, int64_t first, int64_t end, int64_t n_in, const char * w, const char * x,
+                    size_t stride, vf * sums, const int bits, const size_t size) {
     const rounded at = rounded16_of(n_in);
-    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    for (int64_t b = 0; b < n_in / BLOCK; b++, w += size) {
-        h32 q[8];
-        float d, lows[16];
+    vf acc[FEW_TOKENS];
+    memcpy(acc, sums, sizeof acc);
+    w += first / BLOCK * (int64_t) size;
+    for (int64_t b = first / BLOCK; b < end / BLOCK; b++, w += size) {
+        weights_k k;
         for (size_t line = 0; line < size; line += 64) __builtin_prefetch(w + PREFETCH + line);
-        if (bits == 6) unpack_6(w, q, &d);
-        else unpack_45(w, bits, q, &d, lows);
+        if (bits == 6) unpack_6(w, &k);
+        else unpack_45(w, bits, &k);
         EACH(i) {
             const char * xi = x + i * stride;
             const int16_t * numbers = numbers16(x, stride, i, b * BLOCK);
             vi sum = vi_zero();
-#pragma GCC unroll 8
-            for (int g = 0; g < 8; g++) sum = dot2(sum, q[g], numbers + GROUP * g);
-            acc[i] = vf_fma(vf_of(sum), vf_set(d * float_at(xi + at.scales + 4 * b)), acc[i]);
-            if (bits == 6) continue;
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; u++) sum = dot64(sum, k.even[u], k.odd[u], numbers + 64 * u);
+            acc[i] = vf_fma(vf_of(sum), vf_set(k.d * float_at(xi + at.scales + 4 * b)), acc[i]);
 #pragma GCC unroll 4
             for (int p = 0; p < 16; p += LANES) {
-                const float * sums = (const float *) (const void *) (xi + at.sums + 64 * b) + p;
-                acc[i] = vf_fnma(vf_load(lows + p), vf_load(sums), acc[i]);
+                const float * parts = (const float *) (const void *) (xi + at.sums + 64 * b) + p;
+                acc[i] = vf_fnma(vf_load(k.low + p), vf_load(parts), acc[i]);
             }
         }
     }
-    finish(n, acc, out);
+    EACH(i) sums[i] = acc[i];
 }
 
-INLINE h32 group_of_8_0(const char * block) {
-    return h32_of(b32_load(((const block_q8_0 *) (const void *) block)->q));
-}
-
-INLINE h32 group_of_4_0(const char * block) {
+INLINE b32 group_of_0(const char * block, const int bits) {
+    if (bits == 8) return b32_load(((const block_q8_0 *) (const void *) block)->q);
     const b32 two = b32_two(((const block_q4_0 *) (const void *) block)->q);
-    return h32_minus(h32_of(b32_halves(b32_low(two), b32_high(two))), 8);
+    return b32_less(b32_halves(b32_low(two), b32_high(two)), 8);
 }
 
 // q8_0 and q4_0: blocks of a group begin with their scale.
-INLINE void dot_0_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride, float * out,
-                    const int bits, const size_t size) {
+INLINE void dot_0_n(const int n, int64_t first, int64_t end, int64_t n_in, const char * w, const char * x,
+                    size_t stride, vf * sums, const int bits, const size_t size) {
     const rounded at = rounded16_of(n_in);
-    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
-        const int64_t end = n_in - k0 < BLOCK ? n_in : k0 + BLOCK;
-        vf sums[FEW_TOKENS] = { vf_set(0.0f) };
-        for (int64_t k = k0; k < end; k += GROUP, w += size) {
-            const h32 q = bits == 8 ? group_of_8_0(w) : group_of_4_0(w);
-            const vf d = vf_set(half(((const block_q8_0 *) (const void *) w)->d));
+    vf acc[FEW_TOKENS];
+    memcpy(acc, sums, sizeof acc);
+    w += first / GROUP * (int64_t) size;
+    for (int64_t k0 = first; k0 < end; k0 += BLOCK) {
+        const int64_t last = end - k0 < BLOCK ? end : k0 + BLOCK;
+        vf parts[FEW_TOKENS] = { vf_set(0.0f) };
+        for (int64_t k = k0; k < last; k += 2 * GROUP, w += 2 * size) {
+            const char * other = last - k > GROUP ? w + size : w;        // a group without another
+            const h32 q = h32_two(group_of_0(w, bits), group_of_0(other, bits));
+            const h32 even = h32_down_signed(h32_up(q, 8), 8), odd = h32_down_signed(q, 8);
+            const float d = half(((const block_q8_0 *) (const void *) w)->d);
+            const float d_other = half(((const block_q8_0 *) (const void *) other)->d);
             __builtin_prefetch(w + PREFETCH);
-            EACH(i) sums[i] = vf_fma(vf_of(dot2(vi_zero(), q, numbers16(x, stride, i, k))), d, sums[i]);
+            __builtin_prefetch(w + PREFETCH + size);
+            EACH(i) parts[i] = dot64_scaled(parts[i], even, odd, numbers16(x, stride, i, k), d, d_other);
         }
         EACH(i) {
             const vf scale = vf_set(float_at(x + i * stride + at.scales + k0 / BLOCK * 4));
-            acc[i] = vf_fma(sums[i], scale, acc[i]);
+            acc[i] = vf_fma(parts[i], scale, acc[i]);
         }
     }
-    finish(n, acc, out);
+    EACH(i) sums[i] = acc[i];
 }
 
-INLINE float number(const char * w, int64_t k, int bits) {
-    uint16_t h;
-    if (bits == 32) return float_at(w + 4 * k);
-    memcpy(&h, w + 2 * k, 2);
-    if (bits == 16) return half(h);
-    const uint32_t f = (uint32_t) h << 16;
-    float x;
-    memcpy(&x, &f, 4);
-    return x;
+INLINE vf load_number(const char * w, int64_t k, const int bits) {       // LANES of them
+    return bits == 32   ? vf_load((const float *) (const void *) w + k)
+           : bits == 16 ? vf_of_f16(w + 2 * k)
+                        : vf_of_bf16(w + 2 * k);
 }
 
-// Floats: bits 32, 16 (f16) or 0 (bf16).
-INLINE void dot_floats_n(const int n, int64_t n_in, const char * w, const char * x, size_t stride,
-                         float * out, const int bits) {
-    vf acc[FEW_TOKENS] = { vf_set(0.0f) };
-    int64_t k = 0;
-    for (; k + LANES <= n_in; k += LANES) {
-        const vf v = bits == 32   ? vf_load((const float *) (const void *) w + k)
-                     : bits == 16 ? vf_of_f16(w + 2 * k)
-                                  : vf_of_bf16(w + 2 * k);
+// Floats: bits 32, 16 (f16) or 0 (bf16). What is left of a row ends in zeros.
+INLINE void dot_floats_n(const int n, int64_t first, int64_t end, int64_t n_in, const char * w,
+                         const char * x, size_t stride, vf * sums, const int bits) {
+    (void) n_in;
+    const int64_t size = bits == 32 ? 4 : 2, whole = first + (end - first) / LANES * LANES;
+    vf acc[FEW_TOKENS];
+    memcpy(acc, sums, sizeof acc);
+    for (int64_t k = first; k < whole; k += LANES) {
+        const vf v = load_number(w, k, bits);
         EACH(i) acc[i] = vf_fma(v, vf_load((const float *) (const void *) (x + i * stride) + k), acc[i]);
     }
-    finish(n, acc, out);
-    for (; k < n_in; k++) {
-        EACH(i) out[i] += number(w, k, bits) * float_at(x + i * stride + 4 * k);
+    if (whole < end) {
+        char left[4 * LANES] = { 0 };
+        memcpy(left, w + whole * size, (size_t) ((end - whole) * size));
+        const vf v = load_number(left, 0, bits);
+        EACH(i) {
+            float y[LANES] = { 0.0f };
+            memcpy(y, x + i * stride + 4 * whole, (size_t) (4 * (end - whole)));
+            acc[i] = vf_fma(v, vf_load(y), acc[i]);
+        }
     }
+    EACH(i) sums[i] = acc[i];
 }
 
 BY_COUNT(dot_q4_k, dot_k_n, 4, sizeof(block_q4_k))

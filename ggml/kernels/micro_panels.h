@@ -14,9 +14,9 @@ INLINE void put32(b32 q, const float * steps, const float * lows, float * out) {
 // Of q4_k and q5_k: of each group, twice.
 INLINE void steps_45(const void * block, float * steps, float * lows) {
     const block_q4_k * w = block;
-    const bytes_k bytes = bytes_of(w->scales);
-    v16_store(steps, each_twice(bytes.scale, half(w->d)));
-    v16_store(lows, each_twice(bytes.min, -half(w->min)));
+    const bytes_k bytes = bytes_of(w);
+    bytes_times(bytes.scale, half(w->d), steps);
+    bytes_times(bytes.min, -half(w->min), lows);
 }
 
 INLINE void floats_q4_k(const block_q4_k * w, float * out) {
@@ -53,43 +53,50 @@ INLINE void floats_q4_0(const block_q4_0 * w, int n, float * out) {
     }
 }
 
-// A row's block as int8, rotated; its scale.
-INLINE float put8(enum ggml_type type, const char * w, int n, char * out) {
-    _Alignas(64) float x[BLOCK];
+// n numbers (a block at most) of any type; a pointer to them where they are f32 already.
+INLINE const float * block_floats(enum ggml_type type, const char * w, int n, float * x) {
     switch (type) {
-    case GGML_TYPE_Q4_K: floats_q4_k((const void *) w, x); break;
-    case GGML_TYPE_Q5_K: floats_q5_k((const void *) w, x); break;
-    case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, x); break;
-    case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, n, x); break;
-    default: {
-        const float * from = floats_of(w, type, n, x);
-        if (from != x) memcpy(x, from, (size_t) n * sizeof *x);
+    case GGML_TYPE_Q4_K: floats_q4_k((const void *) w, x); return x;
+    case GGML_TYPE_Q5_K: floats_q5_k((const void *) w, x); return x;
+    case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, x); return x;
+    case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, n, x); return x;
+    default: return floats_of(w, type, n, x);
     }
-    }
-    if (n < BLOCK) memset(x + n, 0, (size_t) (BLOCK - n) * sizeof *x);
-    const float top = rotate(x), inverse = inverse_of(top, ROUND8_TOP);
-#pragma GCC unroll 16
-    for (int k = 0; k < BLOCK; k += LANES)
-        vi_store8(out + k, vi_round(vf_fma(vf_load(x + k), vf_set(inverse), vf_set(W_OFFSET))));
-    return top / (ROUND8_TOP * TURN);
 }
 
 #if !defined(TRANSPOSE8)                  // the order of multiply8's panels
 #define TRANSPOSE8 transpose
 #endif
 
+// A few rows at a time: what one waits for, the next ones fill.
+#define TOGETHER 4
+
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
     _Alignas(64) char rows[ROWS * BLOCK];
-    for (int i = 0; i < ROWS; i++)
-        scales[i] = put8(type, w + (i < n_rows ? (size_t) i * row_size : 0), n_k, rows + i * BLOCK);
+    _Alignas(64) float x[TOGETHER][BLOCK];
+    for (int i = 0; i < ROWS; i += TOGETHER) {
+        vf tops[TOGETHER];
+        for (int j = 0; j < TOGETHER; j++) {
+            const float * from =
+                block_floats(type, w + (i + j < n_rows ? (size_t) (i + j) * row_size : 0), n_k, x[j]);
+            if (from != x[j]) memcpy(x[j], from, (size_t) n_k * sizeof *from);
+            if (n_k < BLOCK) memset(x[j] + n_k, 0, (size_t) (BLOCK - n_k) * sizeof *from);
+            tops[j] = rotate(x[j]);
+        }
+        for (int j = 0; j < TOGETHER; j++) {
+            const float top = top_lane(tops[j]);
+            scales[i + j] = top / (ROUND8_TOP * TURN);
+            put_bytes(x[j], inverse_of(top, ROUND8_TOP), W_OFFSET, rows + (i + j) * BLOCK);
+        }
+    }
     TRANSPOSE8(rows, BLOCK, BLOCK / 4, panel);
 }
 
 // A row's block as int16; its scale.
 static float put16(enum ggml_type type, const char * w, int n, char * out) {
-    float x[BLOCK];
-    return round_words(floats_of(w, type, n, x), n, PANEL16_TOP, out);
+    _Alignas(64) float x[BLOCK];
+    return round_words(block_floats(type, w, n, x), n, PANEL16_TOP, out);
 }
 
 static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,

@@ -15,7 +15,7 @@ INLINE float top_of(const float * x, int n) {
 // would lose most of its bits. So a block of 256 inputs is rotated first, and weights with it: input
 // k = 64 a + 16 b + 4 c + d becomes a sum with signs over all a, b and d, a Hadamard matrix of 64 (times 8),
 // orthogonal, so that no product changes. (4 sets of 64 rather than one of 256: c would cost shuffles and gain
-// nothing, bench/RESULTS.md.) Gives the largest size, NaN where a number was not finite.
+// nothing, bench/RESULTS.md.) Gives each lane's largest size, NaN where a number was not finite.
 #define TURN 64.0f                        // what such a product is too large by
 
 #if LANES == 16
@@ -31,7 +31,7 @@ INLINE float top_of(const float * x, int n) {
 static const float SIGNS[2][16] = { { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1 },
                                     { 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1 } };
 
-INLINE float rotate(float * x) {
+INLINE vf rotate(float * x) {
     const vf signs = vf_load(SIGNS[0]), signs_2 = vf_load(SIGNS[1]);
     vf top = vf_set(0.0f), wrong = vf_set(0.0f);
     for (int first = 0; first < 16; first += LANES) {
@@ -57,22 +57,37 @@ INLINE float rotate(float * x) {
         }
         wrong = vf_fma(v[0], vf_set(0.0f), wrong);                       // all of the set is in each
     }
-    return vf_top(top) + vf_sum(wrong);
+    return top + wrong;
 }
+
+// A rotated block as bytes, in an order of the table's own, weights and activations alike; `flip` of each bit.
+INLINE vi put_bytes(const float * x, float inverse, int flip, char * out) {
+    const vf factor = vf_set(inverse);
+    const vi flips = vi_set(flip * 0x01010101);
+    vi sum = vi_zero();
+#pragma GCC unroll 4
+    for (int k = 0; k < BLOCK; k += 4 * LANES) {
+        vi q[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            q[i] = vi_round(vf_mul(vf_load(x + k + LANES * i), factor));
+            sum = vi_add(sum, q[i]);
+        }
+        vi_store(out + k, vi_bytes(q[0], q[1], q[2], q[3]) ^ flips);
+    }
+    return sum;
+}
+
+// NaN stays NaN.
+INLINE float top_lane(vf x) { return vf_top(x) + vf_sum(x) * 0.0f; }
 
 static void round8(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded8_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         _Alignas(64) float block[BLOCK] = { 0.0f };
         memcpy(block, x + k0, (size_t) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK) * sizeof *x);
-        const float top = rotate(block), inverse = inverse_of(top, ROUND8_TOP), scale = top / ROUND8_TOP;
-        vi sum = vi_zero();
-        for (int k = 0; k < BLOCK; k += LANES) {
-            const vi q = vi_round(vf_mul(vf_load(block + k), vf_set(inverse)));
-            vi_store8(out + k0 + k, q);
-            sum = vi_add(sum, q);
-        }
-        const int32_t total = vi_sum(sum);
+        const float top = top_lane(rotate(block)), scale = top / ROUND8_TOP;
+        const int32_t total = vi_sum(put_bytes(block, inverse_of(top, ROUND8_TOP), 0, out + k0));
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
         memcpy(out + at.sums + k0 / BLOCK * 4, &total, 4);
     }
@@ -120,10 +135,23 @@ static void round16(const float * x, int64_t n_in, char * out) {
         const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
         const float scale = round_words(x + k0, n, ROUND16_TOP, out + 2 * k0);
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
+    }
+}
+
+// In the order of dots (micro_dots.h), with the sums of each 16.
+static void round_dots(const float * x, int64_t n_in, char * out) {
+    const rounded at = rounded16_of(n_in);
+    for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
+        const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
+        int16_t q[BLOCK] = { 0 }, * to = (int16_t *) (void *) (out + 2 * k0);
+        const float scale = round_words(x + k0, n, ROUND16_TOP, (char *) q);
+        memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
+        for (int u = 0; u < n; u += 64) {
+            for (int i = 0; i < 32; i++) to[u + i] = q[u + 2 * i], to[u + 32 + i] = q[u + 2 * i + 1];
+        }
         for (int g = 0; g < n / 16; g++) {
-            const int16_t * q = (const int16_t *) (const void *) (out + 2 * k0) + 16 * g;
             int32_t sum = 0;
-            for (int i = 0; i < 16; i++) sum += q[i];
+            for (int i = 0; i < 16; i++) sum += q[16 * g + i];
             const float total = (float) sum * scale;
             memcpy(out + at.sums + (k0 / 16 + g) * 4, &total, 4);
         }

@@ -102,9 +102,20 @@ INLINE vi pairs(vi w, vi x) { return _mm256_maddubs_epi16(w, x); }       // w un
 INLINE vi dot_pairs(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 #endif
 
-INLINE vi dot2(vi acc, h32 w, const int16_t * x) {
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(w.a, vi_load(x)));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(w.b, vi_load(x + 16)));
+// acc + a . x + b . x', 64 numbers: 32 for a, then 32 for b.
+INLINE vi dot2(vi acc, __m256i w, const int16_t * x) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpwssd_avx_epi32(acc, w, vi_load(x));
+#else
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(w, vi_load(x)));
+#endif
+}
+INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
+    return dot2(dot2(dot2(dot2(acc, a.a, x), a.b, x + 16), b.a, x + 32), b.b, x + 48);
+}
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
+    acc = vf_fma(vf_of(dot2(dot2(vi_zero(), a.a, x), b.a, x + 32)), vf_set(first), acc);
+    return vf_fma(vf_of(dot2(dot2(vi_zero(), a.b, x + 16), b.b, x + 48)), vf_set(last), acc);
 }
 
 INLINE b32 b32_load(const void * p) { return _mm256_loadu_si256(p); }
@@ -116,21 +127,43 @@ INLINE b32 b32_bits(b32 x, int shift, int mask) {
     b32 bits = _mm256_and_si256(_mm256_srl_epi16(x, _mm_cvtsi32_si128(shift)), _mm256_set1_epi8((char) mask));
     return _mm256_slli_epi16(bits, 4);
 }
+INLINE b32 b32_less(b32 x, int y) { return _mm256_sub_epi8(x, _mm256_set1_epi8((char) y)); }
 INLINE b32 b32_two(const void * p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 0xF0); }
-INLINE h32 h32_of(b32 x) {
-    return (h32) { _mm256_cvtepi8_epi16(_mm256_castsi256_si128(x)),
-                   _mm256_cvtepi8_epi16(_mm256_extracti128_si256(x, 1)) };
+// 4 LANES numbers as bytes, in an order of our own: 4 of a, 4 of b, 4 of c, 4 of d, and again.
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {
+    return _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
 }
-INLINE h32 h32_minus(h32 x, int y) {
-    const __m256i v = _mm256_set1_epi16((short) y);
-    return (h32) { _mm256_sub_epi16(x.a, v), _mm256_sub_epi16(x.b, v) };
-}
+INLINE void vi_store(void * p, vi x) { _mm256_storeu_si256(p, x); }
 
-// The first 16 numbers times one scale, the last times another.
-INLINE h32 h32_times(h32 x, int first, int second) {
-    return (h32) { _mm256_mullo_epi16(x.a, _mm256_set1_epi16((short) first)),
-                   _mm256_mullo_epi16(x.b, _mm256_set1_epi16((short) second)) };
+// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+INLINE h32 h32_two(b32 a, b32 b) { return (h32) { a, b }; }
+INLINE h32 h32_each(int first, int last) {
+    return (h32) { _mm256_set1_epi16((short) first), _mm256_set1_epi16((short) last) };
+}
+INLINE h32 h32_and(h32 x, int mask) {
+    const __m256i m = _mm256_set1_epi16((short) mask);
+    return (h32) { _mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m) };
+}
+INLINE h32 h32_or(h32 x, h32 y) {
+    return (h32) { _mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b) };
+}
+INLINE h32 h32_up(h32 x, int n) { return (h32) { _mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n) }; }
+INLINE h32 h32_down(h32 x, h32 n) { // by constants, known when this is compiled
+    typedef uint16_t words __attribute__((vector_size(32)));
+    return (h32) { (__m256i) ((words) x.a >> (words) n.a), (__m256i) ((words) x.b >> (words) n.b) };
+}
+INLINE h32 h32_down_signed(h32 x, int n) {
+    return (h32) { _mm256_srai_epi16(x.a, n), _mm256_srai_epi16(x.b, n) };
+}
+// n = 2 or 4 numbers, each 32 / n times.
+INLINE h32 h32_spread(const int16_t * p, int n) {
+    if (n == 2) return h32_each(p[0], p[1]);
+    return (h32) { _mm256_set_m128i(_mm_set1_epi16(p[1]), _mm_set1_epi16(p[0])),
+                   _mm256_set_m128i(_mm_set1_epi16(p[3]), _mm_set1_epi16(p[2])) };
+}
+INLINE h32 h32_times(h32 x, h32 y) {
+    return (h32) { _mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b) };
 }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     __m128i half = i < 2 ? _mm256_castsi256_si128(x) : _mm256_extracti128_si256(x, 1);

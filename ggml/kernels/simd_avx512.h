@@ -24,7 +24,7 @@ INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }            // c - a b
 INLINE vf vf_of(vi x) { return _mm512_cvtepi32_ps(x); }
-INLINE vf vf_max_abs(vf m, vf x) { return _mm512_max_ps(m, _mm512_abs_ps(x)); }
+INLINE vf vf_max_abs(vf m, vf x) { return _mm512_range_ps(m, x, 0x0B); } // the larger size
 INLINE float vf_top(vf x) { return _mm512_reduce_max_ps(x); }
 INLINE float vf_sum(vf x) { return _mm512_reduce_add_ps(x); }
 INLINE vf vf_of_f16(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
@@ -71,13 +71,19 @@ INLINE void store_bf16(uint16_t * p, vf a, vf b) {                       // 32 n
 }
 #endif
 
-INLINE vi dot2(vi acc, h32 w, const int16_t * x) {
-    vi v = _mm512_loadu_si512(x);
+// acc + a . x (64 numbers, of which a has the first half of each 32), lanes of one 16 and of the other.
+INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(acc, w, v);
+    return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(acc, a, vi_load(x)), b, vi_load(x + 32));
 #else
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(w, v));
+    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a, vi_load(x)));
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(b, vi_load(x + 32)));
 #endif
+}
+// acc + first (a . x of the first 16s) + last (of the last).
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
+    const vf scale = _mm512_insertf32x8(vf_set(first), _mm256_set1_ps(last), 1);
+    return vf_fma(vf_of(dot64(vi_zero(), a, b, x)), scale, acc);
 }
 
 INLINE b32 b32_load(const void * p) { return _mm256_loadu_si256(p); }
@@ -90,17 +96,36 @@ INLINE b32 b32_bits(b32 x, int shift, int mask) {
     b32 bits = _mm256_and_si256(_mm256_srl_epi16(x, _mm_cvtsi32_si128(shift)), _mm256_set1_epi8((char) mask));
     return _mm256_slli_epi16(bits, 4);
 }
+INLINE b32 b32_less(b32 x, int y) { return _mm256_sub_epi8(x, _mm256_set1_epi8((char) y)); }
 INLINE b32 b32_two(const void * p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 // The first 16 bytes of one, the last 16 of the other.
 INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 0xF0); }
-INLINE h32 h32_of(b32 x) { return _mm512_cvtepi8_epi16(x); }
-INLINE h32 h32_minus(h32 x, int y) { return _mm512_sub_epi16(x, _mm512_set1_epi16((short) y)); }
+// 4 LANES numbers as bytes, in an order of our own: 4 of a, 4 of b, 4 of c, 4 of d, and again.
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {
+    return _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+}
+INLINE void vi_store(void * p, vi x) { _mm512_storeu_si512(p, x); }
 
-// The first 16 numbers times one scale, the last times another.
-INLINE h32 h32_times(h32 x, int first, int second) {
+// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+INLINE h32 h32_two(b32 a, b32 b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
+INLINE h32 h32_each(int first, int last) {
     const __m512i a = _mm512_set1_epi16((short) first);
-    return _mm512_mullo_epi16(
-        x, first == second ? a : _mm512_inserti64x4(a, _mm256_set1_epi16((short) second), 1));
+    return first == last ? a : _mm512_inserti64x4(a, _mm256_set1_epi16((short) last), 1);
+}
+INLINE h32 h32_and(h32 x, int mask) { return _mm512_and_si512(x, _mm512_set1_epi16((short) mask)); }
+INLINE h32 h32_or(h32 x, h32 y) { return _mm512_or_si512(x, y); }
+INLINE h32 h32_up(h32 x, int n) { return _mm512_sllv_epi16(x, _mm512_set1_epi16((short) n)); }
+INLINE h32 h32_down(h32 x, h32 n) { return _mm512_srlv_epi16(x, n); }
+INLINE h32 h32_down_signed(h32 x, int n) { return _mm512_srav_epi16(x, _mm512_set1_epi16((short) n)); }
+INLINE h32 h32_times(h32 x, h32 y) { return _mm512_mullo_epi16(x, y); }
+// n = 2 or 4 numbers, each 32 / n times.
+INLINE h32 h32_spread(const int16_t * p, int n) {
+    static const int16_t HALVES[32] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
+    static const int16_t QUARTERS[32] = { 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,
+                                          2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3 };
+    const __m512i numbers = _mm512_castsi128_si512(n == 2 ? _mm_loadu_si32(p) : _mm_loadl_epi64((const void *) p));
+    return _mm512_permutexvar_epi16(vi_load(n == 2 ? HALVES : QUARTERS), numbers);
 }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     return vf_of(_mm512_cvtepi8_epi32(i ? _mm256_extracti128_si256(x, 1) : _mm256_castsi256_si128(x)));

@@ -98,11 +98,21 @@ INLINE vi dot2_pairs(vi acc, vi w, vi x) { // the halves of w are separated once
 }
 #define DOT2(acc, w, x) acc = dot2_pairs(acc, w, x)
 
-INLINE vi dot2(vi acc, h32 w, const int16_t * x) {
-    for (int i = 0; i < 4; i++) {
-        const int16x8_t v = vld1q_s16(x + 8 * i);
-        acc = vmlal_s16(acc, vget_low_s16(w.v[i]), vget_low_s16(v));
-        acc = vmlal_high_s16(acc, w.v[i], v);
+// acc + a . x + b . x', 64 numbers: 32 for a, then 32 for b.
+INLINE vi dot8(vi acc, int16x8_t w, const int16_t * x) {
+    const int16x8_t v = vld1q_s16(x);
+    return vmlal_high_s16(vmlal_s16(acc, vget_low_s16(w), vget_low_s16(v)), w, v);
+}
+INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
+    for (int i = 0; i < 4; i++) acc = dot8(dot8(acc, a.v[i], x + 8 * i), b.v[i], x + 32 + 8 * i);
+    return acc;
+}
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
+    for (int h = 0; h < 2; h++) {
+        vi sum = vi_zero();
+        for (int i = 2 * h; i < 2 * h + 2; i++)
+            sum = dot8(dot8(sum, a.v[i], x + 8 * i), b.v[i], x + 32 + 8 * i);
+        acc = vf_fma(vf_of(sum), vf_set(h ? last : first), acc);
     }
     return acc;
 }
@@ -122,21 +132,57 @@ INLINE uint8x16_t bits_of(uint8x16_t x, int shift, int mask) {
 INLINE b32 b32_bits(b32 x, int shift, int mask) {
     return (b32) { bits_of(x.a, shift, mask), bits_of(x.b, shift, mask) };
 }
+INLINE b32 b32_less(b32 x, int y) {
+    return (b32) { vsubq_u8(x.a, vdupq_n_u8((uint8_t) y)), vsubq_u8(x.b, vdupq_n_u8((uint8_t) y)) };
+}
 INLINE b32 b32_two(const void * p) { return (b32) { vld1q_u8(p), vld1q_u8(p) }; }
 INLINE b32 b32_halves(b32 low, b32 high) { return (b32) { low.a, high.b }; }
-INLINE h32 h32_of(b32 x) {
-    const int8x16_t a = vreinterpretq_s8_u8(x.a), b = vreinterpretq_s8_u8(x.b);
-    return (h32) { .v = { vmovl_s8(vget_low_s8(a)), vmovl_high_s8(a), vmovl_s8(vget_low_s8(b)),
-                          vmovl_high_s8(b) } };
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {                             // 4 LANES numbers
+    const int16x8_t first = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+    const int16x8_t last = vcombine_s16(vqmovn_s32(c), vqmovn_s32(d));
+    return vreinterpretq_s32_s8(vcombine_s8(vqmovn_s16(first), vqmovn_s16(last)));
 }
-INLINE h32 h32_minus(h32 x, int y) {
-    for (int i = 0; i < 4; i++) x.v[i] = vsubq_s16(x.v[i], vdupq_n_s16((int16_t) y));
+INLINE void vi_store(void * p, vi x) { vst1q_u8(p, vreinterpretq_u8_s32(x)); }
+
+// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+#define EACH_EIGHT for (int i = 0; i < 4; i++)
+INLINE h32 h32_two(b32 a, b32 b) {
+    return (h32) { { vreinterpretq_s16_u8(a.a), vreinterpretq_s16_u8(a.b), vreinterpretq_s16_u8(b.a),
+                     vreinterpretq_s16_u8(b.b) } };
+}
+INLINE h32 h32_each(int first, int last) {
+    const int16x8_t a = vdupq_n_s16((int16_t) first), b = vdupq_n_s16((int16_t) last);
+    return (h32) { { a, a, b, b } };
+}
+INLINE h32 h32_and(h32 x, int mask) {
+    EACH_EIGHT x.v[i] = vandq_s16(x.v[i], vdupq_n_s16((int16_t) mask));
     return x;
 }
-
-// The first 16 numbers times one scale, the last times another.
-INLINE h32 h32_times(h32 x, int first, int second) {
-    for (int i = 0; i < 4; i++) x.v[i] = vmulq_n_s16(x.v[i], (int16_t) (i < 2 ? first : second));
+INLINE h32 h32_or(h32 x, h32 y) {
+    EACH_EIGHT x.v[i] = vorrq_s16(x.v[i], y.v[i]);
+    return x;
+}
+INLINE h32 h32_up(h32 x, int n) {
+    EACH_EIGHT x.v[i] = vshlq_s16(x.v[i], vdupq_n_s16((int16_t) n));
+    return x;
+}
+INLINE h32 h32_down(h32 x, h32 n) {
+    EACH_EIGHT x.v[i] =
+        vreinterpretq_s16_u16(vshlq_u16(vreinterpretq_u16_s16(x.v[i]), vnegq_s16(n.v[i])));
+    return x;
+}
+INLINE h32 h32_down_signed(h32 x, int n) {
+    EACH_EIGHT x.v[i] = vshlq_s16(x.v[i], vdupq_n_s16((int16_t) -n));
+    return x;
+}
+// n = 2 or 4 numbers, each 32 / n times.
+INLINE h32 h32_spread(const int16_t * p, int n) {
+    h32 x;
+    EACH_EIGHT x.v[i] = vdupq_n_s16(p[i * n / 4]);
+    return x;
+}
+INLINE h32 h32_times(h32 x, h32 y) {
+    EACH_EIGHT x.v[i] = vmulq_s16(x.v[i], y.v[i]);
     return x;
 }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1

@@ -96,9 +96,15 @@ INLINE vi dot2_pairs(vi acc, vi w, vi x) {
 }
 #define DOT2(acc, w, x) acc = dot2_pairs(acc, w, x)
 
-INLINE vi dot2(vi acc, h32 w, const int16_t * x) {
-    for (int i = 0; i < 32; i++) acc[i / 2 % LANES] += w.v[i] * x[i];
+// acc + a . x + b . x', 64 numbers: 32 for a, then 32 for b.
+INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
+    for (int i = 0; i < 32; i++) acc[i / 2 % LANES] += a.v[i] * x[i] + b.v[i] * x[32 + i];
     return acc;
+}
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
+    vi sums[2] = { vi_zero(), vi_zero() };
+    for (int i = 0; i < 32; i++) sums[i / 16][i / 2 % LANES] += a.v[i] * x[i] + b.v[i] * x[32 + i];
+    return vf_fma(vf_of(sums[1]), vf_set(last), vf_fma(vf_of(sums[0]), vf_set(first), acc));
 }
 
 INLINE b32 b32_load(const void * p) {
@@ -114,6 +120,7 @@ INLINE b32 b32_bits(b32 x, int shift, int mask) {
     for (int i = 0; i < 32; i++) x[i] = (uint8_t) (((x[i] >> shift) & mask) << 4);
     return x;
 }
+INLINE b32 b32_less(b32 x, int y) { return x - (uint8_t) y; }
 INLINE b32 b32_two(const void * p) {
     b32 x;
     for (int i = 0; i < 32; i++) x[i] = ((const uint8_t *) p)[i % 16];
@@ -123,18 +130,55 @@ INLINE b32 b32_halves(b32 low, b32 high) {
     for (int i = 16; i < 32; i++) low[i] = high[i];
     return low;
 }
-INLINE h32 h32_of(b32 x) {
-    h32 h;
-    for (int i = 0; i < 32; i++) h.v[i] = (int8_t) x[i];
-    return h;
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {                             // 4 LANES numbers
+    const vi all[] = { a, b, c, d };
+    int8_t q[4 * LANES];
+    for (int i = 0; i < 4; i++) vi_store8(q + LANES * i, all[i]);
+    return vi_load(q);
 }
-INLINE h32 h32_minus(h32 x, int y) {
-    for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] - y);
+INLINE void vi_store(void * p, vi x) { memcpy(p, &x, sizeof x); }
+
+// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+#define EACH_WORD for (int i = 0; i < 32; i++)
+INLINE h32 h32_two(b32 a, b32 b) {
+    h32 x;
+    memcpy(x.v, &a, 32);
+    memcpy(x.v + 16, &b, 32);
     return x;
 }
-// The first 16 numbers times one scale, the last times another.
-INLINE h32 h32_times(h32 x, int first, int second) {
-    for (int i = 0; i < 32; i++) x.v[i] = (int16_t) (x.v[i] * (i < 16 ? first : second));
+INLINE h32 h32_each(int first, int last) {
+    h32 x;
+    EACH_WORD x.v[i] = (int16_t) (i < 16 ? first : last);
+    return x;
+}
+INLINE h32 h32_and(h32 x, int mask) {
+    EACH_WORD x.v[i] = (int16_t) (x.v[i] & mask);
+    return x;
+}
+INLINE h32 h32_or(h32 x, h32 y) {
+    EACH_WORD x.v[i] = (int16_t) (x.v[i] | y.v[i]);
+    return x;
+}
+INLINE h32 h32_up(h32 x, int n) {
+    EACH_WORD x.v[i] = (int16_t) ((uint16_t) x.v[i] << n);
+    return x;
+}
+INLINE h32 h32_down(h32 x, h32 n) {
+    EACH_WORD x.v[i] = (int16_t) ((uint16_t) x.v[i] >> n.v[i]);
+    return x;
+}
+INLINE h32 h32_down_signed(h32 x, int n) {
+    EACH_WORD x.v[i] = (int16_t) (x.v[i] >> n);
+    return x;
+}
+// n = 2 or 4 numbers, each 32 / n times.
+INLINE h32 h32_spread(const int16_t * p, int n) {
+    h32 x;
+    EACH_WORD x.v[i] = p[i * n / 32];
+    return x;
+}
+INLINE h32 h32_times(h32 x, h32 y) {
+    EACH_WORD x.v[i] = (int16_t) (x.v[i] * y.v[i]);
     return x;
 }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
