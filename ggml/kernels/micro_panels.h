@@ -4,12 +4,15 @@
 
 // ------------------------------------------------------------------------------- panels of weights
 
-// 32 numbers q of a type become q step + low; the first 16 and the last have their own.
-INLINE void put32(b32 q, const float * steps, const float * lows, float * out) {
+// A block as vectors of floats. 32 numbers q of a type become q step + low; the first 16 and the last have
+// their own.
+INLINE void put32(b32 q, const float * steps, const float * lows, vf * out) {
 #pragma GCC unroll 8
-    for (int k = 0; k < GROUP; k += LANES)
-        vf_store(out + k, vf_fma(vf_of_part(q, k / LANES), vf_set(steps[k / 16]), vf_set(lows[k / 16])));
+    for (int i = 0; i < GROUP / LANES; i++)
+        out[i] = vf_fma(vf_of_part(q, i), vf_set(steps[i * LANES / 16]), vf_set(lows[i * LANES / 16]));
 }
+
+#define GROUP_OF(x, g) ((x)->v + (g) * (GROUP / LANES))
 
 // Of q4_k and q5_k: of each group, twice.
 INLINE void steps_45(const void * block, float * steps, float * lows) {
@@ -19,48 +22,67 @@ INLINE void steps_45(const void * block, float * steps, float * lows) {
     bytes_times(bytes.min, -half(w->min), lows);
 }
 
-INLINE void floats_q4_k(const block_q4_k * w, float * out) {
+INLINE void floats_q4_k(const block_q4_k * w, block_vf * out) {
     float steps[16], lows[16];
     steps_45(w, steps, lows);
+#pragma GCC unroll 8
     for (int g = 0; g < 8; g += 2) {
         const b32 q = b32_load(w->q + 16 * g);
-        put32(b32_low(q), steps + 2 * g, lows + 2 * g, out + 32 * g);
-        put32(b32_high(q), steps + 2 * g + 2, lows + 2 * g + 2, out + 32 * g + 32);
+        put32(b32_low(q), steps + 2 * g, lows + 2 * g, GROUP_OF(out, g));
+        put32(b32_high(q), steps + 2 * g + 2, lows + 2 * g + 2, GROUP_OF(out, g + 1));
     }
 }
 
-INLINE void floats_q5_k(const block_q5_k * w, float * out) {
+INLINE void floats_q5_k(const block_q5_k * w, block_vf * out) {
     float steps[16], lows[16];
     steps_45(w, steps, lows);
-    for (int g = 0; g < 8; g++) put32(q5_k_part(w, g), steps + 2 * g, lows + 2 * g, out + 32 * g);
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++) put32(q5_k_part(w, g), steps + 2 * g, lows + 2 * g, GROUP_OF(out, g));
 }
 
-INLINE void floats_q6_k(const block_q6_k * w, float * out) {
+INLINE void floats_q6_k(const block_q6_k * w, block_vf * out) {
     float steps[16], lows[16];
     for (int p = 0; p < 16; p += LANES) {
         const vf step = vf_mul(vf_of_i8(w->scales + p), vf_set(half(w->d)));
         vf_store(steps + p, step);
         vf_store(lows + p, vf_mul(step, vf_set(-32.0f)));
     }
-    for (int g = 0; g < 8; g++) put32(q6_k_part(w, g / 4, g % 4), steps + 2 * g, lows + 2 * g, out + 32 * g);
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++)
+        put32(q6_k_part(w, g / 4, g % 4), steps + 2 * g, lows + 2 * g, GROUP_OF(out, g));
 }
 
-INLINE void floats_q4_0(const block_q4_0 * w, int n, float * out) {
-    for (int g = 0; g < n / GROUP; g++) {
+INLINE void floats_q4_0(const block_q4_0 * w, block_vf * out) {
+#pragma GCC unroll 8
+    for (int g = 0; g < BLOCK / GROUP; g++) {
         const b32 q = b32_two(w[g].q);
         const float d = half(w[g].d), steps[] = { d, d }, lows[] = { -8.0f * d, -8.0f * d };
-        put32(b32_halves(b32_low(q), b32_high(q)), steps, lows, out + GROUP * g);
+        put32(b32_halves(b32_low(q), b32_high(q)), steps, lows, GROUP_OF(out, g));
     }
 }
 
-// n numbers (a block at most) of any type; a pointer to them where they are f32 already.
-INLINE const float * block_floats(enum ggml_type type, const char * w, int n, float * x) {
-    switch (type) {
-    case GGML_TYPE_Q4_K: floats_q4_k((const void *) w, x); return x;
-    case GGML_TYPE_Q5_K: floats_q5_k((const void *) w, x); return x;
-    case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, x); return x;
-    case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, n, x); return x;
-    default: return floats_of(w, type, n, x);
+INLINE void floats_q8_0(const block_q8_0 * w, block_vf * out) {
+#pragma GCC unroll 8
+    for (int g = 0; g < BLOCK / GROUP; g++) {
+        const float d = half(w[g].d), steps[] = { d, d }, lows[] = { 0.0f, 0.0f };
+        put32(b32_load(w[g].q), steps, lows, GROUP_OF(out, g));
+    }
+}
+
+// n numbers of any type, those of the block beyond them 0.
+INLINE void block_floats(enum ggml_type type, const char * w, int n, block_vf * out) {
+    switch (n == BLOCK ? type : GGML_TYPE_COUNT) {
+    case GGML_TYPE_Q4_K: floats_q4_k((const void *) w, out); return;
+    case GGML_TYPE_Q5_K: floats_q5_k((const void *) w, out); return;
+    case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, out); return;
+    case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, out); return;
+    case GGML_TYPE_Q8_0: floats_q8_0((const void *) w, out); return;
+    default: {
+        float x[BLOCK];
+        const float * from = floats_of(w, type, n, x);
+        *out = (block_vf) { 0 };
+        memcpy(out, from, (size_t) n * sizeof *from);
+    }
     }
 }
 
@@ -74,20 +96,19 @@ INLINE const float * block_floats(enum ggml_type type, const char * w, int n, fl
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
     _Alignas(64) char rows[ROWS * BLOCK];
-    _Alignas(64) float x[TOGETHER][BLOCK];
+    block_vf x[TOGETHER];
     for (int i = 0; i < ROWS; i += TOGETHER) {
         vf tops[TOGETHER];
         for (int j = 0; j < TOGETHER; j++) {
-            const float * from =
-                block_floats(type, w + (i + j < n_rows ? (size_t) (i + j) * row_size : 0), n_k, x[j]);
-            if (from != x[j]) memcpy(x[j], from, (size_t) n_k * sizeof *from);
-            if (n_k < BLOCK) memset(x[j] + n_k, 0, (size_t) (BLOCK - n_k) * sizeof *from);
-            tops[j] = rotate(x[j]);
+            block_vf row;
+            block_floats(type, w + (i + j < n_rows ? (size_t) (i + j) * row_size : 0), n_k, &row);
+            tops[j] = rotate(&row);
+            x[j] = row;
         }
         for (int j = 0; j < TOGETHER; j++) {
             const float top = top_lane(tops[j]);
             scales[i + j] = top / (ROUND8_TOP * TURN);
-            put_bytes(x[j], inverse_of(top, ROUND8_TOP), W_OFFSET, rows + (i + j) * BLOCK);
+            put_bytes(&x[j], inverse_of(top, ROUND8_TOP), W_OFFSET, rows + (i + j) * BLOCK);
         }
     }
     TRANSPOSE8(rows, BLOCK, BLOCK / 4, panel);
@@ -95,8 +116,11 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
 
 // A row's block as int16; its scale.
 static float put16(enum ggml_type type, const char * w, int n, char * out) {
-    _Alignas(64) float x[BLOCK];
-    return round_words(block_floats(type, w, n, x), n, PANEL16_TOP, out);
+    float x[BLOCK];
+    if (type == GGML_TYPE_F16 || type == GGML_TYPE_F32) return round_words(floats_of(w, type, n, x), n, PANEL16_TOP, out);
+    block_vf row;
+    block_floats(type, w, n, &row);
+    return round_words((const float *) (const void *) &row, n, PANEL16_TOP, out);
 }
 
 static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,

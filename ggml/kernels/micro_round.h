@@ -31,29 +31,31 @@ INLINE float top_of(const float * x, int n) {
 static const float SIGNS[2][16] = { { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1 },
                                     { 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1 } };
 
-INLINE vf rotate(float * x) {
+typedef struct block_vf { vf v[BLOCK / LANES]; } block_vf;
+
+INLINE vf rotate(block_vf * x) {
     const vf signs = vf_load(SIGNS[0]), signs_2 = vf_load(SIGNS[1]);
+    const int line = 16 / LANES;          // vectors from one line of 16 numbers to the next
     vf top = vf_set(0.0f), wrong = vf_set(0.0f);
-    for (int first = 0; first < 16; first += LANES) {
-        vf v[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) v[i] = vf_load(x + 16 * i + first);
+#pragma GCC unroll 4
+    for (int first = 0; first < line; first++) {
+        vf * v = x->v + first;
 #pragma GCC unroll 4
         for (int step = 1; step < 16; step *= 2) {
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++) {
                 if (i & step) continue;
-                const vf a = v[i], b = v[i + step];
-                v[i] = a + b;
-                v[i + step] = a - b;
+                const vf a = v[line * i], b = v[line * (i + step)];
+                v[line * i] = a + b;
+                v[line * (i + step)] = a - b;
             }
         }
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) {
-            v[i] = vf_fma(v[i], signs, EACH_LANE(v[i], 1, 0, 3, 2));
-            v[i] = vf_fma(v[i], signs_2, EACH_LANE(v[i], 2, 3, 0, 1));
-            top = vf_max_abs(top, v[i]);
-            vf_store(x + 16 * i + first, v[i]);
+            vf u = vf_fma(v[line * i], signs, EACH_LANE(v[line * i], 1, 0, 3, 2));
+            u = vf_fma(u, signs_2, EACH_LANE(u, 2, 3, 0, 1));
+            top = vf_max_abs(top, u);
+            v[line * i] = u;
         }
         wrong = vf_fma(v[0], vf_set(0.0f), wrong);                       // all of the set is in each
     }
@@ -61,7 +63,7 @@ INLINE vf rotate(float * x) {
 }
 
 // A rotated block as bytes, in an order of the table's own, weights and activations alike; `flip` of each bit.
-INLINE vi put_bytes(const float * x, float inverse, int flip, char * out) {
+INLINE vi put_bytes(const block_vf * x, float inverse, int flip, char * out) {
     const vf factor = vf_set(inverse);
     const vi flips = vi_set(flip * 0x01010101);
     vi sum = vi_zero();
@@ -70,7 +72,7 @@ INLINE vi put_bytes(const float * x, float inverse, int flip, char * out) {
         vi q[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            q[i] = vi_round(vf_mul(vf_load(x + k + LANES * i), factor));
+            q[i] = vi_round(vf_mul(x->v[k / LANES + i], factor));
             sum = vi_add(sum, q[i]);
         }
         vi_store(out + k, vi_bytes(q[0], q[1], q[2], q[3]) ^ flips);
@@ -84,10 +86,10 @@ INLINE float top_lane(vf x) { return vf_top(x) + vf_sum(x) * 0.0f; }
 static void round8(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded8_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
-        _Alignas(64) float block[BLOCK] = { 0.0f };
-        memcpy(block, x + k0, (size_t) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK) * sizeof *x);
-        const float top = top_lane(rotate(block)), scale = top / ROUND8_TOP;
-        const int32_t total = vi_sum(put_bytes(block, inverse_of(top, ROUND8_TOP), 0, out + k0));
+        block_vf block = { 0 };
+        memcpy(&block, x + k0, (size_t) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK) * sizeof *x);
+        const float top = top_lane(rotate(&block)), scale = top / ROUND8_TOP;
+        const int32_t total = vi_sum(put_bytes(&block, inverse_of(top, ROUND8_TOP), 0, out + k0));
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
         memcpy(out + at.sums + k0 / BLOCK * 4, &total, 4);
     }
