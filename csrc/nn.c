@@ -160,8 +160,8 @@ static tensor * fast_linear(graph * g, linear_plan plan, tensor * w, tensor * b,
     return g->linear;
 }
 
-static linear_plan plan_of(const graph * g, const tensor * w) {
-    return g->env->micro ? fast_linear_plan(g->env->micro, w, g->rows) : LINEAR_EXACT;
+static linear_plan plan_of(const graph * g, const tensor * w, bool fine) {
+    return g->env->micro ? fast_linear_plan(g->env->micro, w, g->rows, fine) : LINEAR_EXACT;
 }
 
 static bool is_fast(linear_plan plan) { return plan != LINEAR_EXACT && plan != LINEAR_ENGINE; }
@@ -187,21 +187,24 @@ static bool is_streamed(const graph * g, tensor * w, tensor * x) {
     return ggml_backend_dev_supports_op(g->stream, y) && ggml_backend_dev_offload_op(g->stream, y);
 }
 
-tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
+static tensor * linear(graph * g, tensor * w, tensor * b, tensor * x, bool fine) {
     if (!w || !x) return NULL;
     if (device_of(w) || is_streamed(g, w, x)) return engine_linear(g, w, b, x);
-    const linear_plan plan = plan_of(g, w);
+    const linear_plan plan = plan_of(g, w, fine);
     if (plan == LINEAR_ENGINE) return engine_linear(g, w, b, x);
     if (is_fast(plan)) return fast_linear(g, plan, w, b, x);
     tensor * args[] = { w, x, b };
     return add_node(g, new_call(g, kernel_linear, g->env), GGML_TYPE_F32, x->ne[1], w->ne[1], args);
 }
 
+tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) { return linear(g, w, b, x, false); }
+tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x) { return linear(g, w, b, x, true); }
+
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
     if (!gate || !up || !x) return NULL;
     if (g->device) return ggml_swiglu_split(g->ctx, nn_linear(g, gate, NULL, x), nn_linear(g, up, NULL, x));
-    const linear_plan plan = is_streamed(g, gate, x) ? LINEAR_ENGINE : plan_of(g, gate);
-    if (!is_fast(plan) || plan_of(g, up) != plan)
+    const linear_plan plan = is_streamed(g, gate, x) ? LINEAR_ENGINE : plan_of(g, gate, false);
+    if (!is_fast(plan) || plan_of(g, up, false) != plan)
         return nn_mul(g, nn_silu(g, nn_linear(g, gate, NULL, x)), nn_linear(g, up, NULL, x));
     tensor * y = fast_linear(g, plan, gate, NULL, x);
     if (!y) return NULL;

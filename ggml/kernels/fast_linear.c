@@ -17,7 +17,7 @@
 // Packed weights: the blocks of a panel one behind the other, and their scales.
 typedef struct packed {
     _Alignas(64) char blocks[PANEL];
-    float scales[PANEL / BLOCK];
+    float scales[2 * PANEL / BLOCK];
 } packed;
 
 typedef struct fast_scratch {
@@ -32,11 +32,11 @@ static bool is_float(enum ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
 }
 
-linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, row_kind rows) {
+linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, row_kind rows, bool fine) {
     if (rows == ROWS_ANSWER && is_float(w->type)) return LINEAR_FLOAT_DOTS;
     if (w->ne[0] % GROUP) return LINEAR_EXACT;
     if (rows == ROWS_ANSWER) return m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
-    if (rows == ROWS_VIEW || is_float(w->type)) return LINEAR_INT16;
+    if (rows == ROWS_VIEW || fine || is_float(w->type)) return LINEAR_INT16;
     const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
     return k_type && m->direct_size ? LINEAR_DIRECT : LINEAR_INT8;
 }
@@ -114,6 +114,9 @@ static size_t block_size(const micro * m, linear_plan plan) {
     return (size_t) m->rows * BLOCK * (plan == LINEAR_INT16 ? 2 : 1);
 }
 
+// And floats of its scales.
+static int scales_of(const panel_work * p) { return p->m->rows * (p->plan == LINEAR_INT8 ? 2 : 1); }
+
 static void pack(const panel_work * p, int which, packed * to) {
     const struct ggml_tensor * w = p->w[which];
     const char * row = (const char *) w->data + (size_t) p->r0 * w->nb[1];
@@ -132,7 +135,7 @@ static void pack(const panel_work * p, int which, packed * to) {
             (p->plan == LINEAR_INT16 ? p->m->pack16 : p->m->pack8)(w->type, from, w->nb[1], p->n_rows, n_k,
                                                                    block, scales);
         block += block_size(p->m, p->plan);
-        scales += p->m->rows;
+        scales += scales_of(p);
     }
 }
 
@@ -156,7 +159,7 @@ static void multiply(const panel_work * p, const packed * from, int t, int n, fl
             p->m->multiply8(n, BLOCK, block, scales, tokens + k, tokens + at8.scales + at,
                             tokens + at8.sums + at, p->x->nb[1], y);
         block += block_size(p->m, p->plan);
-        scales += p->m->rows;
+        scales += scales_of(p);
     }
 }
 

@@ -34,7 +34,7 @@ typedef enum linear_plan {
 typedef enum row_kind {
     ROWS_PROMPT,                          // many as a rule
     ROWS_ANSWER,                          // few: one of each sequence, or those whose logits are wanted
-    ROWS_VIEW,                            // of the vision tower: at least 12 bits for every weight
+    ROWS_VIEW,                            // of the vision tower
 } row_kind;
 
 // What a fast linear layer does to its sums before it writes them, after the bias.
@@ -99,7 +99,8 @@ void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * unused);
 // f32 [n_tokens, n_in], weights (and bias) of job->norm; dst bytes [n_tokens, fast_linear_rounded_size]. Then
 // kernel_fast_linear: src W and x, rounded or f32 as the plan says, and those that the job names: bias f32
 // [n_out], residual f32 like dst (added at the very end), U like W.
-linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, row_kind rows);
+// fine: at least 12 bits for every weight and activation.
+linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, row_kind rows, bool fine);
 int64_t     fast_linear_rounded_size(linear_plan plan, int64_t n_in);       // 0: not rounded
 size_t      fast_linear_scratch_size(void);
 int64_t     fast_norm_limit(void);                                       // n_in that kernel_round normalises

@@ -22,7 +22,7 @@
 #define FEW_TOKENS  8                     // tokens that one pass over a weight row serves
 
 // A token's activations, rounded, and where what lies behind the numbers begins, in bytes.
-//   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums int32 [blocks]
+//   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums f32 [blocks], times the scale
 //   rounded16: int16 [n, for dots a multiple of 64]; scales f32 [blocks]; sums f32 [n / 16], times the scale
 //   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][16 + 8], of 16 and of 32 numbers, times
 //   the scale
@@ -95,6 +95,7 @@ typedef struct micro {
     void (*pack16)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                    float * scales);
     // y [n][rows] += W x for n tokens whose block starts at x (stride bytes apart).
+    // Of pack8 there are 2 [rows] of scales: weight q is scales[0] q + scales[1].
     void (*multiply8)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
                       const char * x_scales, const char * x_sums, size_t stride, float * y);
     void (*multiply16)(int n, int n_k, const char * panel, const float * w_scales, const char * x,

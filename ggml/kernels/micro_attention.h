@@ -10,7 +10,7 @@ INLINE const char * key_row(const attention_work * a, const char * rows, size_t 
 INLINE float fold(float * s, int n_seen, int n_keys, float * max, float * sum) {
     for (int j = n_seen; j < n_keys; j++) s[j] = -INFINITY;
     vf top = vf_load(s);
-    for (int j = LANES; j < n_keys; j += LANES) top = vf_most(top, vf_load(s + j));
+    for (int j = LANES; j < n_keys; j += LANES) top = vf_max(top, vf_load(s + j));
     float tops[LANES], m = *max;
     vf_store(tops, top);
     for (int i = 0; i < LANES; i++) m = tops[i] > m ? tops[i] : m;

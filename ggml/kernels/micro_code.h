@@ -17,7 +17,6 @@ typedef int32_t vl __attribute__((vector_size(4 * LANES)));
 DEFINE_EXP(vf_exp, vf, vl)
 
 INLINE vf vf_choose(vl where, vf a, vf b) { return (vf) ((where & (vl) a) | (~where & (vl) b)); }
-INLINE vf vf_most(vf a, vf b) { return vf_choose((vl) (a > b), a, b); }
 
 typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 

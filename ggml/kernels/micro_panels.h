@@ -98,17 +98,19 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
     _Alignas(64) char rows[ROWS * BLOCK];
     block_vf x[TOGETHER];
     for (int i = 0; i < ROWS; i += TOGETHER) {
-        vf tops[TOGETHER];
+        range ranges[TOGETHER];
         for (int j = 0; j < TOGETHER; j++) {
             block_vf row;
             block_floats(type, w + (i + j < n_rows ? (size_t) (i + j) * row_size : 0), n_k, &row);
-            tops[j] = rotate(&row);
+            ranges[j] = rotate(&row);
             x[j] = row;
         }
         for (int j = 0; j < TOGETHER; j++) {
-            const float top = top_lane(tops[j]);
-            scales[i + j] = top / (ROUND8_TOP * TURN);
-            put_bytes(&x[j], inverse_of(top, ROUND8_TOP), W_OFFSET, rows + (i + j) * BLOCK);
+            const float top = top_lane(ranges[j].top), bottom = -vf_top(vf_set(0.0f) - ranges[j].bottom);
+            const float inverse = inverse_of(top - bottom, 255.0f), scale = (top - bottom) / 255.0f;
+            scales[i + j] = scale / TURN;                                // from bottom to top: -128 to 127
+            scales[ROWS + i + j] = (bottom + (128.0f - W_OFFSET) * scale) / TURN;
+            put_bytes(&x[j], inverse, -128.0f - bottom * inverse, W_OFFSET, rows + (i + j) * BLOCK);
         }
     }
     TRANSPOSE8(rows, BLOCK, BLOCK / 4, panel);
@@ -140,16 +142,22 @@ INLINE void add_sums(vi sums, vf w_scale, const char * x_scale, float * y) {
     vf_store(y, vf_fma(vf_of(sums), vf_mul(w_scale, vf_set(float_at(x_scale))), vf_load(y)));
 }
 
-#define BYTES_START(j, i)                                                                                    \
-    vi a##i = vi_set(-W_OFFSET * (W_OFFSET ? int_at(x_sums + i * stride) : 0)), b##i = a##i;
+INLINE void add_lows(const float * lows, const char * x_sum, float * y) {
+    const vf sum = vf_set(float_at(x_sum));
+    for (int r = 0; r < ROWS; r += LANES) vf_store(y + r, vf_fma(vf_load(lows + r), sum, vf_load(y + r)));
+}
+
+#define BYTES_START(j, i) vi a##i = vi_zero(), b##i = a##i;
 #define BYTES_STEP(j, i)  DOTS(DOT4, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
 #define BYTES_END(j, i)                                                                                      \
+    add_lows(w_scales + ROWS, x_sums + i * stride, y + i * ROWS);                                            \
+    WORDS_END(j, i)
+
+#define WORDS_START      BYTES_START
+#define WORDS_STEP(j, i) DOTS2(a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
+#define WORDS_END(j, i)                                                                                      \
     add_sums(a##i, s0, x_scales + i * stride, y + i * ROWS);                                                 \
     add_sums(b##i, s1, x_scales + i * stride, y + i * ROWS + LANES);
-
-#define WORDS_START(j, i) vi a##i = vi_zero(), b##i = a##i;
-#define WORDS_STEP(j, i)  DOTS2(a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
-#define WORDS_END         BYTES_END
 
 #define DOTS(DOT, a, b, w0, w1, p)                                                                           \
     {                                                                                                        \
@@ -220,6 +228,7 @@ INLINE void add_pair(vi a, vi b, vf w_scale, const char * x_scale, size_t stride
         b##i = dots_2x2(b##i, v, vi_load(rows + 4 * LANES));                                                 \
     }
 #define PAIRS_END(j, i)                                                                                      \
+    add_lows(w_scales + ROWS, x_sums + i * stride, y + i * ROWS);                                            \
     add_pair(a##i, b##i, i % 2 ? s1 : s0, x_scales + i / 2 * 2 * stride, stride,                             \
              y + i / 2 * 2 * ROWS + i % 2 * LANES);
 

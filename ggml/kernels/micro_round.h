@@ -15,7 +15,7 @@ INLINE float top_of(const float * x, int n) {
 // would lose most of its bits. So a block of 256 inputs is rotated first, and weights with it: input
 // k = 64 a + 16 b + 4 c + d becomes a sum with signs over all a, b and d, a Hadamard matrix of 64 (times 8),
 // orthogonal, so that no product changes. (4 sets of 64 rather than one of 256: c would cost shuffles and gain
-// nothing, bench/RESULTS.md.) Gives each lane's largest size, NaN where a number was not finite.
+// nothing, bench/RESULTS.md.) Gives each lane's largest and smallest number, NaN where one was not finite.
 #define TURN 64.0f                        // what such a product is too large by
 
 #if LANES == 16
@@ -32,11 +32,12 @@ static const float SIGNS[2][16] = { { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 
                                     { 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1 } };
 
 typedef struct block_vf { vf v[BLOCK / LANES]; } block_vf;
+typedef struct range { vf top, bottom; } range;
 
-INLINE vf rotate(block_vf * x) {
+INLINE range rotate(block_vf * x) {
     const vf signs = vf_load(SIGNS[0]), signs_2 = vf_load(SIGNS[1]);
     const int line = 16 / LANES;          // vectors from one line of 16 numbers to the next
-    vf top = vf_set(0.0f), wrong = vf_set(0.0f);
+    vf top = vf_set(-INFINITY), bottom = vf_set(INFINITY), wrong = vf_set(0.0f);
 #pragma GCC unroll 4
     for (int first = 0; first < line; first++) {
         vf * v = x->v + first;
@@ -54,17 +55,19 @@ INLINE vf rotate(block_vf * x) {
         for (int i = 0; i < 16; i++) {
             vf u = vf_fma(v[line * i], signs, EACH_LANE(v[line * i], 1, 0, 3, 2));
             u = vf_fma(u, signs_2, EACH_LANE(u, 2, 3, 0, 1));
-            top = vf_max_abs(top, u);
+            top = vf_max(top, u);
+            bottom = vf_min(bottom, u);
             v[line * i] = u;
         }
         wrong = vf_fma(v[0], vf_set(0.0f), wrong);                       // all of the set is in each
     }
-    return top + wrong;
+    return (range) { top + wrong, bottom + wrong };
 }
 
-// A rotated block as bytes, in an order of the table's own, weights and activations alike; `flip` of each bit.
-INLINE vi put_bytes(const block_vf * x, float inverse, int flip, char * out) {
-    const vf factor = vf_set(inverse);
+// A rotated block as bytes factor x + offset, in an order of the table's own, weights and activations alike;
+// flip: these bits of each byte. Gives their sum, spread over lanes, before that.
+INLINE vi put_bytes(const block_vf * x, float factor_, float offset_, int flip, char * out) {
+    const vf factor = vf_set(factor_), offset = vf_set(offset_);
     const vi flips = vi_set(flip * 0x01010101);
     vi sum = vi_zero();
 #pragma GCC unroll 4
@@ -72,7 +75,7 @@ INLINE vi put_bytes(const block_vf * x, float inverse, int flip, char * out) {
         vi q[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            q[i] = vi_round(vf_mul(x->v[k / LANES + i], factor));
+            q[i] = vi_round(vf_fma(x->v[k / LANES + i], factor, offset));
             sum = vi_add(sum, q[i]);
         }
         vi_store(out + k, vi_bytes(q[0], q[1], q[2], q[3]) ^ flips);
@@ -88,8 +91,11 @@ static void round8(const float * x, int64_t n_in, char * out) {
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         block_vf block = { 0 };
         memcpy(&block, x + k0, (size_t) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK) * sizeof *x);
-        const float top = top_lane(rotate(&block)), scale = top / ROUND8_TOP;
-        const int32_t total = vi_sum(put_bytes(&block, inverse_of(top, ROUND8_TOP), 0, out + k0));
+        const range r = rotate(&block);
+        const float top = top_lane(vf_max_abs(vf_max_abs(vf_set(0.0f), r.top), r.bottom));
+        const float scale = top / ROUND8_TOP;
+        const vi sums = put_bytes(&block, inverse_of(top, ROUND8_TOP), 0.0f, 0, out + k0);
+        const float total = (float) vi_sum(sums) * scale;
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
         memcpy(out + at.sums + k0 / BLOCK * 4, &total, 4);
     }

@@ -24,6 +24,8 @@ INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }            // c - a b
 INLINE vf vf_of(vi x) { return _mm512_cvtepi32_ps(x); }
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }             // b where one is NaN
+INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vf_max_abs(vf m, vf x) { return _mm512_range_ps(m, x, 0x0B); } // the larger size
 INLINE float vf_top(vf x) { return _mm512_reduce_max_ps(x); }
 INLINE float vf_sum(vf x) { return _mm512_reduce_add_ps(x); }

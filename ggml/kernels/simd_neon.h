@@ -35,6 +35,8 @@ INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }       // c - a b
 INLINE vf vf_of(vi x) { return vcvtq_f32_s32(x); }
+INLINE vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
+INLINE vf vf_min(vf a, vf b) { return vminq_f32(a, b); }
 INLINE vf vf_max_abs(vf m, vf x) { return vmaxq_f32(m, vabsq_f32(x)); }
 INLINE float vf_top(vf x) { return vmaxvq_f32(x); }
 INLINE float vf_sum(vf x) { return vaddvq_f32(x); }

@@ -28,6 +28,14 @@ INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return c - a * b; }
 INLINE vf vf_of(vi x) { return __builtin_convertvector(x, vf); }
+INLINE vf vf_max(vf a, vf b) {                                           // b where one is NaN
+    for (int i = 0; i < LANES; i++) b[i] = a[i] > b[i] ? a[i] : b[i];
+    return b;
+}
+INLINE vf vf_min(vf a, vf b) {
+    for (int i = 0; i < LANES; i++) b[i] = a[i] < b[i] ? a[i] : b[i];
+    return b;
+}
 INLINE vf vf_max_abs(vf m, vf x) {
     for (int i = 0; i < LANES; i++) m[i] = fabsf(x[i]) > m[i] ? fabsf(x[i]) : m[i];
     return m;

@@ -99,7 +99,7 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
         }
     }
     kernel_env env = env_of(m);
-    const linear_plan plan = fast_linear_plan(m, &wt, rows);
+    const linear_plan plan = fast_linear_plan(m, &wt, rows, false);
     const char * names[] = { [LINEAR_INT8] = "int8",
                              [LINEAR_DIRECT] = "they are",
                              [LINEAR_INT16] = "int16",
@@ -176,7 +176,7 @@ static void test_ends(const micro * m, enum ggml_type type, round_norm norm, lin
         }
     }
     kernel_env env = env_of(m);
-    const linear_plan plan = fast_linear_plan(m, &wt[0], rows);
+    const linear_plan plan = fast_linear_plan(m, &wt[0], rows, false);
     struct ggml_tensor xt = rows_of(GGML_TYPE_F32, x, n_tokens, n_in), bt = rows_of(GGML_TYPE_F32, b, 1, n_out),
                        st = rows_of(GGML_TYPE_F32, scale, 1, n_in), ht = rows_of(GGML_TYPE_F32, shift, 1, n_in),
                        zt = rows_of(GGML_TYPE_F32, residual, n_tokens, n_out);
