@@ -124,7 +124,12 @@ def main() -> None:
     parser.add_argument(
         "--first-token", action="store_true", help="only up to the first token, with a picture"
     )
+    parser.add_argument(
+        "--backends", help="a folder with ggml's back ends, where they are files of their own"
+    )
     options = parser.parse_args()
+    if options.backends:
+        llama_cpp.llama_cpp._lib.ggml_backend_load_all_from_path(options.backends.encode())
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(quiet, None)
     tokens = [int(i) for i in np.random.RandomState(0).randint(300, 30000, options.p + options.n + 64)]

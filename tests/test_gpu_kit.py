@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench" / "gpu"))
 import check  # noqa: E402
+import compare  # noqa: E402
 import kit  # noqa: E402
 import measure  # noqa: E402
 from kit import Check, Failed, Found, Output, Report  # noqa: E402
@@ -131,3 +132,19 @@ def test_the_pin_is_found() -> None:
     assert len(kit.pinned_ggml()) == 64
     assert kit.library_of(Path("w")).name.startswith("libpyllava")
     assert kit.parser(None, 9).parse_args([]).seconds == 9
+
+
+def test_what_is_reached_of_the_limits() -> None:
+    machine = {"read_gb_s": 10.0, "int8_gops": 1000.0, "bf16_gflops": 500.0}
+    ours = {"decode_tok_s": 100.0, "decode_8_tok_s": 400.0, "prefill_512_tok_s": 50.0, "encode_5_s": 2.0}
+    q8_0 = ROOT / "pyllava" / "models" / "demo-q8_0.gguf"
+    found = compare.fractions(ours, machine, q8_0)
+    size = q8_0.stat().st_size / 1e9
+    matrices = sum(compare.matrix_sizes(q8_0)) / 1e9
+    assert found["decode_tok_s"] == (pytest.approx(100 * size), 10.0, "GB/s")
+    assert found["decode_8_tok_s"] == (pytest.approx(50 * size), 10.0, "GB/s")
+    assert found["prefill_512_tok_s"] == (pytest.approx(100 * matrices), 1000.0, "int8 GOP/s")
+    assert found["encode_5_s"][1:] == (500.0, "16-bit GOP/s")
+    f16 = ROOT / "tests" / "data" / "demo" / "demo-f16.gguf"
+    assert compare.fractions(ours, machine, f16)["prefill_512_tok_s"][1] == 500.0
+    assert compare.fractions(ours, {}, f16) == {}

@@ -286,8 +286,16 @@ def setup(kit: Path, work: Path) -> dict[str, Any]:
         for command in (configure, build, install):
             subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
         plugins = unpacking.result()
+    beside = library_of(work).parent
     for plugin in plugins:
-        shutil.copy2(plugin, library_of(work).parent)
+        shutil.copy2(plugin, beside)
+    for part in (
+        ("ggml", "ggml-base") if (work / "peer").exists() else ()
+    ):  # by the names that llama_cpp asks for
+        link = work / "peer" / "llama_cpp" / "lib" / f"lib{part}.so"
+        (found,) = beside.glob(f"libpyllava-{part}-[0-9]*.so")
+        link.unlink(missing_ok=True)
+        link.symlink_to(found)
     return {"setup_s": round(time.monotonic() - started, 1), "plugins": [plugin.name for plugin in plugins]}
 
 
@@ -323,10 +331,15 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
     places = [Path(place) for place in (spec.submodule_search_locations or [] if spec else [])]
     libraries = [str(folder) for place in places for folder in sorted(place.glob("c*/lib"))]
     before = os.environ
+    carried = getattr(options, "peer", None) == "kit"
     paths = {
         "PATH": [str(Path(sys.executable).parent)],
-        "PYTHONPATH": [str(ROOT), str(options.work / "site")],
-        "LD_LIBRARY_PATH": libraries,
+        "PYTHONPATH": [
+            str(ROOT),
+            str(options.work / "site"),
+            *([str(options.work / "peer")] if carried else []),
+        ],
+        "LD_LIBRARY_PATH": [*libraries, *([str(library_of(options.work).parent)] if carried else [])],
     }
     joined = {
         name: os.pathsep.join([*first, *filter(None, [before.get(name)])]) for name, first in paths.items()

@@ -9,6 +9,7 @@ random weights (bench/make_model.py) and stay in `--models` for the next time.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -24,7 +25,6 @@ from kit import Check, Failed, Found, Output, Report
 BENCH = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BENCH))
 import compare  # noqa: E402
-import make_model  # noqa: E402
 
 MODELS = (("7b", "q4_k_m"), ("1b", "q4_k_m"), ("7b", "f16"), ("7b", "q8_0"), ("1b", "f16"), ("1b", "q8_0"))
 SPACE = 40 << 30  # all of them and their towers
@@ -34,7 +34,7 @@ SPACE = 40 << 30  # all of them and their towers
 class Plan:
     """What is measured, of which shapes."""
 
-    shapes: dict[str, str]  # a model's name -> make_model's shape
+    shapes: dict[str, tuple[str, int]]  # a model's name -> make_model's shape, and its n_embd
     tower: str
     prompts: tuple[int, int]
     predict: int
@@ -42,8 +42,8 @@ class Plan:
     cycles: int
 
 
-FULL = Plan({"1b": "1b", "7b": "7b"}, "clip-l", (512, 2928), 32, (8, 32), 100)
-TINY = Plan({"1b": "tiny", "7b": "tiny"}, "clip-tiny", (40, 90), 4, (2, 3), 4)
+FULL = Plan({"1b": ("1b", 2048), "7b": ("7b", 4096)}, "clip-l", (512, 2928), 32, (8, 32), 100)
+TINY = Plan({"1b": ("tiny", 256), "7b": ("tiny", 256)}, "clip-tiny", (40, 90), 4, (2, 3), 4)
 
 
 @dataclass
@@ -71,21 +71,21 @@ class Table:
 
 
 def model_file(folder: Path, plan: Plan, size: str, kind: str) -> Path:
-    return folder / f"{plan.shapes[size]}-{kind}.gguf"
+    return folder / f"{plan.shapes[size][0]}-{kind}.gguf"
 
 
 def tower_file(folder: Path, plan: Plan, size: str) -> Path:
-    return folder / f"{plan.tower}-{make_model.SHAPES[plan.shapes[size]][0]}-f16.gguf"
+    return folder / f"{plan.tower}-{plan.shapes[size][1]}-f16.gguf"
 
 
 def write_models(folder: Path, plan: Plan) -> None:
     """Those that are not there, all at once: a process each."""
     wanted = {
-        model_file(folder, plan, size, kind): ["--shape", plan.shapes[size], "--type", kind]
+        model_file(folder, plan, size, kind): ["--shape", plan.shapes[size][0], "--type", kind]
         for size, kind in MODELS
     }
-    for size, shape in plan.shapes.items():
-        flags = ["--shape", plan.tower, "--type", "f16", "--n-embd", str(make_model.SHAPES[shape][0])]
+    for size, (_, n_embd) in plan.shapes.items():
+        flags = ["--shape", plan.tower, "--type", "f16", "--n-embd", str(n_embd)]
         wanted[tower_file(folder, plan, size)] = flags
     folder.mkdir(parents=True, exist_ok=True)
     running = []
@@ -98,7 +98,7 @@ def write_models(folder: Path, plan: Plan) -> None:
         if process.wait():
             raise SystemExit(f"{path.name}: make_model.py failed")
         part.replace(path)
-    print(f'{{"files_bytes": {sum(path.stat().st_size for path in wanted)}}}')
+    print(json.dumps({"files_bytes": sum(path.stat().st_size for path in wanted)}))
 
 
 def speed(only: str = "") -> kit.Callable[[Output], Found]:
@@ -118,6 +118,11 @@ def speed(only: str = "") -> kit.Callable[[Output], Found]:
 def seconds_taken(output: Output) -> Found:
     kit.succeeded(output)
     return Found(f"{output.seconds:.2f} s", {"first_token_s": output.seconds})
+
+
+def models_written(output: Output) -> Found:
+    numbers = kit.json_line(output).numbers
+    return Found(f"{numbers['files_bytes'] / 1e9:.2f} GB", numbers)
 
 
 def limits_found(output: Output) -> Found:
@@ -145,6 +150,9 @@ class Measurement:
         self.files = {f"{s} {k}": model_file(options.models, self.plan, s, k) for s, k in MODELS}
         self.limit = 60 * kit.patience(options.device)
         self.threads = min(os.cpu_count() or 1, 16)
+        self.backends = ["--backends", kit.library_of(options.work).parent] if options.peer == "kit" else []
+        if options.peer == "kit":
+            options.peer = sys.executable
         self.layers = 0 if options.device.upper() == "CPU" else 99
 
     def run(self) -> None:
@@ -154,7 +162,10 @@ class Measurement:
         limits = [sys.executable, here.parent / "limits.py", self.options.device]
         self.table.limits = dict(self.report.run(Check("limits", limits, self.limit, limits_found)).numbers)
         write = [sys.executable, here, "--write", models, *tiny]
-        if self.report.run(Check("models", write, 2 * self.limit, kit.json_line, needed=True)).status != "ok":
+        if (
+            self.report.run(Check("models", write, 2 * self.limit, models_written, needed=True)).status
+            != "ok"
+        ):
             return
         for i, (size, kind) in enumerate(MODELS):
             self.one_model(size, kind)
@@ -191,7 +202,14 @@ class Measurement:
             flags = ["-m", self.files[name], *([] if only else mmproj), "-p", n, "-n", n_predict]
             flags += ["-t", self.threads, "--batch", batch]
             ours = [sys.executable, "-m", "pyllava", "bench", *flags, "--repeat", 2, "--json"]
-            theirs = [self.options.peer, BENCH / "peer_llama_cpp.py", *flags, "-ngl", self.layers]
+            theirs = [
+                self.options.peer,
+                BENCH / "peer_llama_cpp.py",
+                *flags,
+                "-ngl",
+                self.layers,
+                *self.backends,
+            ]
             title = f"{name}, prompt {n}"
             self.both(
                 f"_{n}",
@@ -220,7 +238,8 @@ class Measurement:
         )  # fmt: skip
         title = f"{name}, first token"
         ours = Check(title, compare.ask(asked), self.limit, seconds_taken)
-        theirs = Check(f"{title}, llama.cpp", compare.peer_ask(asked), self.limit, seconds_taken)
+        peer = [*compare.peer_ask(asked), *self.backends]
+        theirs = Check(f"{title}, llama.cpp", peer, self.limit, seconds_taken)
         self.both("", name, ours, theirs)
 
 
@@ -243,15 +262,15 @@ def main() -> int:
         return 0
     options.models = (options.models or default_models(options.work)).resolve()
     os.environ["PYLLAVA_DEVICE"] = options.device
-    if options.peer == "kit":
-        options.peer = sys.executable
     report = kit.begin(options, "measure")
     measurement = Measurement(options, report)
     measurement.run()
+    os.environ["PYLLAVA_LIBRARY"] = report.environment["PYLLAVA_LIBRARY"]  # reads the sizes of the matrices
+    sys.path.insert(0, str(kit.ROOT))
     rows = list(measurement.table.rows(measurement.files, reached=not options.tiny))
     report.facts["table"] = rows
     report.write()
-    print("\n".join(["", *rows, ""]))
+    print("\n".join(["", *(["tiny models: these numbers say nothing"] if options.tiny else []), *rows, ""]))
     return report.close()
 
 
