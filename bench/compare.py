@@ -80,8 +80,9 @@ def limits(n_threads: int) -> Result:
 def fractions(ours: dict[str, float], machine: Result, model: Path) -> dict[str, tuple[float, float, str]]:
     """What prefill, decoding and encoding reach, and the machine's limit of that, by the names of `flat`."""
     found = {}
-    size, matrices = model.stat().st_size, sum(matrix_sizes(model))
-    halves = size > 1.5 * matrices  # 16-bit weights
+    size, matrices = model.stat().st_size, matrices_of(model)
+    numbers = sum(n for n, _ in matrices)
+    halves = matrices[0][1] in ("f16", "bf16")
     bits16 = next((name for name in ("bf16_gflops", "int16_gops") if name in machine), "")
     product = bits16 if halves else "int8_gops"
     for key, value in ours.items():
@@ -92,7 +93,7 @@ def fractions(ours: dict[str, float], machine: Result, model: Path) -> dict[str,
             found[key] = (rate, machine["read_gb_s"], "GB/s")
         elif key.startswith("prefill") and product in machine:
             unit = "16-bit GOP/s" if halves else "int8 GOP/s"
-            found[key] = (2 * matrices * value / 1e9, machine[product], unit)
+            found[key] = (2 * numbers * value / 1e9, machine[product], unit)
         elif views and bits16:
             n, d, f = 577, 1024, 4096
             flops = 23 * (2 * n * (4 * d * d + 2 * d * f) + 4 * n * n * d) * int(views[1] or 1)
@@ -100,13 +101,12 @@ def fractions(ours: dict[str, float], machine: Result, model: Path) -> dict[str,
     return found
 
 
-def matrix_sizes(path: Path) -> list[int]:
-    """Numbers of the matrices that every token of a prompt passes."""
+def matrices_of(path: Path) -> list[tuple[int, str]]:
+    """Numbers and type of the matrices that every token of a prompt passes."""
     from pyllava.gguf import GgufFile
 
-    return [
-        math.prod(t.shape) for t in GgufFile(path).tensors if t.name.startswith("blk.") and len(t.shape) == 2
-    ]
+    tensors = [t for t in GgufFile(path).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    return [(math.prod(t.shape), t.type) for t in tensors]
 
 
 def alone(options: argparse.Namespace) -> list[str]:
