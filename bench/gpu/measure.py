@@ -78,13 +78,16 @@ def tower_file(folder: Path, plan: Plan, size: str) -> Path:
     return folder / f"{plan.tower}-{plan.shapes[size][1]}-f16.gguf"
 
 
-def write_models(folder: Path, plan: Plan) -> None:
+def chosen(only: str) -> list[tuple[str, str]]:
+    return [(size, kind) for size, kind in MODELS if not only or f"{size} {kind}" in only.split(",")]
+
+
+def write_models(folder: Path, plan: Plan, only: str) -> None:
     """Those that are not there, all at once: a process each."""
-    wanted = {
-        model_file(folder, plan, size, kind): ["--shape", plan.shapes[size][0], "--type", kind]
-        for size, kind in MODELS
-    }
-    for size, (_, n_embd) in plan.shapes.items():
+    wanted = {}
+    for size, kind in chosen(only):
+        shape, n_embd = plan.shapes[size]
+        wanted[model_file(folder, plan, size, kind)] = ["--shape", shape, "--type", kind]
         flags = ["--shape", plan.tower, "--type", "f16", "--n-embd", str(n_embd)]
         wanted[tower_file(folder, plan, size)] = flags
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,16 +161,17 @@ class Measurement:
     def run(self) -> None:
         here = Path(__file__)
         plan, models = self.plan, self.options.models
-        tiny = ["--tiny"] if self.options.tiny else []
+        more = ["--only", self.options.only, *(["--tiny"] if self.options.tiny else [])]
         limits = [sys.executable, here.parent / "limits.py", self.options.device]
         self.table.limits = dict(self.report.run(Check("limits", limits, self.limit, limits_found)).numbers)
-        write = [sys.executable, here, "--write", models, *tiny]
+        write = [sys.executable, here, "--write", models, *more]
         if (
             self.report.run(Check("models", write, 2 * self.limit, models_written, needed=True)).status
             != "ok"
         ):
             return
-        for i, (size, kind) in enumerate(MODELS):
+        models_of = chosen(self.options.only)
+        for i, (size, kind) in enumerate(models_of):
             self.one_model(size, kind)
             if kind == "q4_k_m":
                 self.views(size, kind)
@@ -175,8 +179,9 @@ class Measurement:
                 self.first_token(size, kind)
         cycles = [sys.executable, here.parent / "cycles.py", self.options.device, plan.cycles]
         self.report.run(Check(f"{plan.cycles} times load, answer, close", cycles, self.limit, cycles_found))
-        self.first_token("1b", "q4_k_m")
-        self.first_token("7b", "f16")
+        for size, kind in (("1b", "q4_k_m"), ("7b", "f16")):
+            if (size, kind) in models_of[1:]:
+                self.first_token(size, kind)
 
     def both(self, what: str, name: str, ours: Check, theirs: Check) -> None:
         for check, rows in ((ours, self.table.ours), (theirs, self.table.theirs)):
@@ -255,10 +260,13 @@ def main() -> int:
     parser = kit.parser(__doc__, 350)
     parser.add_argument("--peer", help="a Python with llama-cpp-python, or `kit`")
     parser.add_argument("--models", type=Path, help="where the models are written")
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help="of models, with commas: '7b f16,1b q8_0'"
+    )
     parser.add_argument("--write", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
-        write_models(options.write, TINY if options.tiny else FULL)
+        write_models(options.write, TINY if options.tiny else FULL, options.only)
         return 0
     options.models = (options.models or default_models(options.work)).resolve()
     os.environ["PYLLAVA_DEVICE"] = options.device
