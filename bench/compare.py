@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
+import re
 import statistics
 import subprocess
 import sys
@@ -75,36 +77,36 @@ def limits(n_threads: int) -> Result:
         return run(str(program), n_threads)
 
 
-def fractions(ours: dict[str, float], machine: Result, options: argparse.Namespace) -> str:
-    """How near to the machine's limits prefill, decoding and encoding come."""
-    lines = []
-    size = options.model.stat().st_size
-    if "int8_gops" in machine:
-        weights = sum(matrix_sizes(options.model))
-        rate = 2 * weights * ours["prefill_tok_s"] / 1e9
-        lines.append(
-            f"prefill   {rate:.0f} of {machine['int8_gops']} int8 GOP/s: {rate / machine['int8_gops']:.0%}"
-        )
-    rate = ours["decode_tok_s"] * size / 1e9
-    lines.append(f"decode    {rate:.1f} of {machine['read_gb_s']} GB/s: {rate / machine['read_gb_s']:.0%}")
-    peak = machine.get("bf16_gflops") or machine.get("int16_gops")
-    if "encode_s" in ours and peak:
-        n, d, f = 577, 1024, 4096
-        flops = 23 * (2 * n * (4 * d * d + 2 * d * f) + 4 * n * n * d)
-        rate = flops / ours["encode_s"] / 1e9
-        lines.append(f"encode    {rate:.0f} of {peak} 16-bit GOP/s: {rate / peak:.0%}")
-    return "\n".join(lines)
+def fractions(ours: dict[str, float], machine: Result, model: Path) -> dict[str, tuple[float, float, str]]:
+    """What prefill, decoding and encoding reach, and the machine's limit of that, by the names of `flat`."""
+    found = {}
+    size, matrices = model.stat().st_size, matrices_of(model)
+    numbers = sum(n for n, _ in matrices)
+    halves = matrices[0][1] in ("f16", "bf16")
+    bits16 = next((name for name in ("bf16_gflops", "int16_gops") if name in machine), "")
+    product = bits16 if halves else "int8_gops"
+    for key, value in ours.items():
+        decode = re.fullmatch(r"decode_(?:(\d+)_)?tok_s", key)
+        views = re.fullmatch(r"encode_(?:(\d+)_)?s", key)
+        if decode and "read_gb_s" in machine:
+            rate = value / int(decode[1] or 1) * size / 1e9
+            found[key] = (rate, machine["read_gb_s"], "GB/s")
+        elif key.startswith("prefill") and product in machine:
+            unit = "16-bit GOP/s" if halves else "int8 GOP/s"
+            found[key] = (2 * numbers * value / 1e9, machine[product], unit)
+        elif views and bits16:
+            n, d, f = 577, 1024, 4096
+            flops = 23 * (2 * n * (4 * d * d + 2 * d * f) + 4 * n * n * d) * int(views[1] or 1)
+            found[key] = (flops / value / 1e9, machine[bits16], "16-bit GOP/s")
+    return found
 
 
-def matrix_sizes(path: Path) -> list[int]:
-    """Numbers of the matrices that every token of a prompt passes."""
-    import gguf
+def matrices_of(path: Path) -> list[tuple[int, str]]:
+    """Numbers and type of the matrices that every token of a prompt passes."""
+    from pyllava.gguf import GgufFile
 
-    return [
-        int(t.n_elements)
-        for t in gguf.GGUFReader(path).tensors
-        if t.name.startswith("blk.") and len(t.shape) == 2
-    ]
+    tensors = [t for t in GgufFile(path).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    return [(math.prod(t.shape), t.type) for t in tensors]
 
 
 def alone(options: argparse.Namespace) -> list[str]:
@@ -112,17 +114,26 @@ def alone(options: argparse.Namespace) -> list[str]:
     return [] if options.ngl else ["--device", "cpu"]
 
 
+def ask(options: argparse.Namespace) -> list[object]:
+    """The command of one token of an answer about a picture."""
+    picture = HERE.parent / "examples" / "scene.png"
+    prompt = "Describe the picture in a few words, and say what is at its left and at its right side."
+    flags = ["-m", options.model, "--mmproj", options.mmproj, "-t", options.t, "-ngl", options.ngl]
+    flags += [*alone(options), "-c", 2048, "-n", 1, "--image", picture, "-p", prompt]
+    return [sys.executable, "-m", "pyllava", *flags]
+
+
+def peer_ask(options: argparse.Namespace) -> list[object]:
+    flags = ["-m", options.model, "--mmproj", options.mmproj, "-t", options.t, "-ngl", options.ngl]
+    return [options.peer, HERE / "peer_llama_cpp.py", *flags, "--first-token"]
+
+
 def first_token(options: argparse.Namespace) -> tuple[list[Result], list[Result]]:
     """Seconds from starting the process to the first token, and its memory."""
     ours: list[Result] = []
     theirs: list[Result] = []
-    picture = HERE.parent / "examples" / "scene.png"
-    prompt = "Describe the picture in a few words, and say what is at its left and at its right side."
-    flags = ["-m", options.model, "--mmproj", options.mmproj, "-t", options.t, "-ngl", options.ngl]
-    ask = ["-m", "pyllava", *flags, *alone(options), "-c", 2048, "-n", 1, "--image", picture, "-p", prompt]
-    peer = [HERE / "peer_llama_cpp.py", *flags, "--first-token"]
     for _ in range(options.rounds):
-        for results, command in ((ours, [sys.executable, *ask]), (theirs, [options.peer, *peer])):
+        for results, command in ((ours, ask(options)), (theirs, peer_ask(options))):
             results.append(timed([str(part) for part in command]))
     return ours, theirs
 
@@ -242,7 +253,8 @@ def main() -> None:
     for name, mine, other in rows:
         print(table(mine, other, name))
     if machine and not options.ngl:
-        print(fractions(medians(ours), machine, options))
+        for key, (rate, limit, unit) in fractions(medians(ours), machine, options.model).items():
+            print(f"{key:<20}{rate:>12.1f} of {limit:g} {unit}: {rate / limit:.0%}")
     if options.chart:
         chart(options.chart, rows)
 

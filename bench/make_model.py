@@ -4,7 +4,8 @@ python bench/make_model.py --shape 1b|7b|13b --type q4_k_m|q8_0|f16 OUT.gguf    
 python bench/make_model.py --shape clip-l --n-embd 4096 --type f16|q8_0 OUT.gguf  CLIP-L/14-336 and a projector
 
 A few hundred rows of normal deviates are quantised for each type and width, and repeated. 24 vision layers are
-stored and named as those to run up to number 23, so that every runtime computes 23.
+stored and named as those to run up to number 23, so that every runtime computes 23. "tiny" and "clip-tiny" are for
+trying the measurements themselves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ import numpy as np
 from pyllava.quantize import TYPES, Plan, quantize_rows
 
 N_VOCAB = 32000
+VISION = {  # n_embd, n_ff, n_layer, n_head
+    "clip-l": (1024, 4096, 24, 16),
+    "clip-tiny": (64, 256, 2, 4),
+}
 SHAPES = {  # n_embd, n_layer, n_head, n_head_kv, n_ff
     "tiny": (256, 2, 4, 4, 512),
     "1b": (2048, 22, 32, 4, 5632),  # TinyLlama's
@@ -52,8 +57,8 @@ def language_tensors(shape: str, kind: str) -> Iterator[Entry]:
         yield name + ".weight", size, plan.tensor_type(name + ".weight", size)
 
 
-def vision_tensors(n_embd: int, kind: str) -> Iterator[Entry]:
-    d, f, matrix = 1024, 4096, kind.upper()
+def vision_tensors(shape: str, n_embd: int, kind: str) -> Iterator[Entry]:
+    (d, f, n_layer, _), matrix = VISION[shape], kind.upper()
     yield "v.class_embd", (d,), "F32"
     yield "v.patch_embd.weight", (d, 3, 14, 14), "F16"
     yield "v.position_embd.weight", (577, d), "F16"
@@ -61,10 +66,10 @@ def vision_tensors(n_embd: int, kind: str) -> Iterator[Entry]:
     yield "mm.2.weight", (n_embd, n_embd), matrix
     yield "mm.0.bias", (n_embd,), "F32"
     yield "mm.2.bias", (n_embd,), "F32"
-    for name in ("v.pre_ln", *(f"v.blk.{i}.ln{n}" for i in range(24) for n in (1, 2))):
+    for name in ("v.pre_ln", *(f"v.blk.{i}.ln{n}" for i in range(n_layer) for n in (1, 2))):
         yield f"{name}.weight", (d,), "F32"
         yield f"{name}.bias", (d,), "F32"
-    for i in range(24):
+    for i in range(n_layer):
         sizes = {"attn_q": (d, d), "attn_k": (d, d), "attn_v": (d, d), "attn_out": (d, d)}
         for name, size in (sizes | {"ffn_down": (f, d), "ffn_up": (d, f)}).items():
             yield f"v.blk.{i}.{name}.weight", size, matrix
@@ -118,10 +123,11 @@ def language_keys(writer: gguf.GGUFWriter, shape: str) -> None:
     writer.add_eos_token_id(2)
 
 
-def vision_keys(writer: gguf.GGUFWriter) -> None:
+def vision_keys(writer: gguf.GGUFWriter, shape: str) -> None:
+    d, f, n_layer, n_head = VISION[shape]
     numbers: dict[str, Any] = {
-        "image_size": 336, "patch_size": 14, "embedding_length": 1024, "feed_forward_length": 4096,
-        "projection_dim": 768, "block_count": 24, "attention.head_count": 16,
+        "image_size": 336, "patch_size": 14, "embedding_length": d, "feed_forward_length": f,
+        "projection_dim": 768, "block_count": n_layer, "attention.head_count": n_head,
     }  # fmt: skip
     writer.add_description("image encoder for LLaVA")
     for key in ("text", "vision"):
@@ -133,19 +139,19 @@ def vision_keys(writer: gguf.GGUFWriter) -> None:
     for key, number in numbers.items():
         writer.add_uint32(f"clip.vision.{key}", number)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
-    writer.add_array("clip.vision.feature_layer", [23])
+    writer.add_array("clip.vision.feature_layer", [n_layer - 1])
     writer.add_array("clip.vision.image_mean", [0.48145466, 0.4578275, 0.40821073])
     writer.add_array("clip.vision.image_std", [0.26862954, 0.26130258, 0.27577711])
 
 
 def make(path: Path, shape: str, kind: str, n_embd: int = 4096) -> None:
-    vision = shape == "clip-l"
+    vision = shape in VISION
     writer = gguf.GGUFWriter(path, "clip" if vision else "llama")
     if vision:
-        vision_keys(writer)
+        vision_keys(writer, shape)
     else:
         language_keys(writer, shape)
-    tensors = list(vision_tensors(n_embd, kind) if vision else language_tensors(shape, kind))
+    tensors = list(vision_tensors(shape, n_embd, kind) if vision else language_tensors(shape, kind))
     for name, size, type_name in tensors:
         raw = gguf.GGMLQuantizationType[type_name]
         block, n_bytes = gguf.GGML_QUANT_SIZES[raw]
@@ -167,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=(*SHAPES, "clip-l"), required=True)
+    parser.add_argument("--shape", choices=(*SHAPES, *VISION), required=True)
     parser.add_argument("--type", type=str.lower, choices=tuple(TYPES), required=True)
     parser.add_argument("--n-embd", type=int, default=4096, help="width of the projector's output")
     parser.add_argument("out", type=Path)

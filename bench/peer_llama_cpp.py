@@ -13,6 +13,7 @@ import llama_cpp
 import numpy as np
 
 REPEAT = 2
+BATCH = 512  # tokens per step
 
 
 @llama_cpp.llama_log_callback
@@ -28,7 +29,7 @@ class Peer:
         params.n_gpu_layers = n_gpu_layers
         self.model = model or llama_cpp.llama_model_load_from_file(path.encode(), params)
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx, context.n_batch, context.n_ubatch = n_ctx * n_seq, 512, 512
+        context.n_ctx, context.n_batch, context.n_ubatch = n_ctx * n_seq, BATCH, BATCH
         context.n_threads = context.n_threads_batch = n_threads
         context.n_seq_max = n_seq
         self.context = llama_cpp.llama_init_from_model(self.model, context)
@@ -51,8 +52,16 @@ class Peer:
 
     def prefill(self, tokens: list[int], sequence: int = 0) -> float:
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, -1, -1)
-        n = len(tokens)
-        return self.decode(tokens, list(range(n)), [sequence] * n, True)
+        return self.read(tokens, sequence)
+
+    def read(self, tokens: list[int], sequence: int = 0) -> float:
+        """From position 0, step by step."""
+        seconds = 0.0
+        for start in range(0, len(tokens), BATCH):
+            part = tokens[start : start + BATCH]
+            positions = list(range(start, start + len(part)))
+            seconds += self.decode(part, positions, [sequence] * len(part), True)
+        return seconds
 
 
 def decode_batch(peer: Peer, n_seq: int, n_predict: int, tokens: list[int]) -> float:
@@ -106,10 +115,7 @@ def first_token(options: argparse.Namespace, tokens: list[int]) -> None:
     """Load, encode a picture, read a prompt of its 576 rows and 48 tokens, get one token's logits; no more."""
     peer = Peer(options.m, options.t, 2048, 1, n_gpu_layers=options.ngl)
     encode_seconds(peer.model, options.mmproj, options.t, repeat=0, use_gpu=options.ngl > 0)
-    rows = (tokens * 2)[: 576 + 48]
-    for start in range(0, len(rows), 512):
-        part = rows[start : start + 512]
-        peer.decode(part, list(range(start, start + len(part))), [0] * len(part), True)
+    peer.read((tokens * 2)[: 576 + 48])
 
 
 def main() -> None:
@@ -124,7 +130,12 @@ def main() -> None:
     parser.add_argument(
         "--first-token", action="store_true", help="only up to the first token, with a picture"
     )
+    parser.add_argument(
+        "--backends", help="a folder with ggml's back ends, where they are files of their own"
+    )
     options = parser.parse_args()
+    if options.backends:
+        llama_cpp.llama_cpp._lib.ggml_backend_load_all_from_path(options.backends.encode())
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(quiet, None)
     tokens = [int(i) for i in np.random.RandomState(0).randint(300, 30000, options.p + options.n + 64)]

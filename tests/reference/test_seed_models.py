@@ -21,6 +21,7 @@ import pytest
 import tiny_gguf
 from PIL import Image
 from test_anyres import COUNTS
+from test_devices import DEVICES, on_a_device
 from tiny import Array, TinySpec
 from tiny_gguf import Files, Gguf, gguf
 
@@ -327,6 +328,19 @@ def test_hugging_face_layout(lab: Lab) -> None:
     expected = lab.reference.logits(prompt, [source], [len(llava.encode_image(source))])
     assert expected.shape[1] == lab.model.spec.n_vocab + 64
     gates.check("logits", gates.LOGITS, expected, llava.logits(source, QUESTION))
+
+
+@on_a_device
+def test_on_a_device(lab: Lab) -> None:
+    """All of it there, in the mode that is the default, with the gates of 16-bit computation."""
+    source, files = a_picture("large"), lab.from_hugging_face
+    expected = lab.reference.embeddings(source)
+    with pyllava.Llava(files.model, files.mmproj, device=DEVICES[0], precision="fast") as llava:
+        assert llava.devices.n_gpu_layers == lab.model.spec.n_layer + 1
+        gates.check("embeddings", gates.EMBEDDINGS_F16, expected, llava.encode_image(source).array)
+        prompt = llava.prompt_tokens(source, QUESTION)
+        logits = lab.reference.logits(prompt, [source], [len(expected)])
+        gates.check("logits", gates.LOGITS_F16, logits, llava.logits(source, QUESTION))
 
 
 def test_two_pictures(lab: Lab) -> None:
