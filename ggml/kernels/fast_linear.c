@@ -228,8 +228,8 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst,
 // ------------------------------------------------------------------------------------- few tokens
 
 // Rows of a task: long runs are read faster, but every thread should have a few.
-static int64_t dot_rows(const struct ggml_tensor * w, int nth) {
-    const int64_t long_run = DOT_BYTES / (int64_t) w->nb[1], share = w->ne[1] / (4 * nth);
+static int64_t dot_rows(const struct ggml_tensor * w, int64_t n_tokens, int nth) {
+    const int64_t long_run = (n_tokens < 3 ? 1 : 2) * DOT_BYTES / (int64_t) w->nb[1], share = w->ne[1] / (4 * nth);
     const int64_t n = long_run < share ? long_run : share;
     return n < 4 ? 4 : n < DOT_ROWS ? n : DOT_ROWS;
 }
@@ -248,7 +248,7 @@ static void dot_run(const micro * m, const struct ggml_tensor * w, int64_t r0, i
 static void dots(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst, int nth) {
     const micro * m = job->env->micro;
     const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * up = job->up ? dst->src[job->up] : NULL;
-    const int64_t n_out = w->ne[1], step = dot_rows(w, nth);
+    const int64_t n_out = w->ne[1], step = dot_rows(w, dst->ne[1], nth);
     const int n_tokens = (int) dst->ne[1];
     for (int64_t task; take(job, (n_out + step - 1) / step, &task);) {
         const int64_t r0 = task * step;

@@ -63,9 +63,10 @@ INLINE void attend_few_n(const int n, const attention_work * a) {
         const int n_here = n_keys - p0 < GROUP ? n_keys - p0 : GROUP;
         for (int j = 0; j < n_here; j++) {
             const float * k = floats_of(key_row(a, a->k, a->k_stride, p0 + j), a->k_type, d, row);
-            vf dots[FEW_TOKENS] = { vf_set(0.0f) };
-            dot_floats_n(n, 0, d, d, (const char *) k, (const char *) q, sizeof q[0], dots, 32);
-            EACH(i) s[i][j] = vf_sum(dots[i]);
+            const dots_part part = { 0, d, d, 0, (const char *) q, sizeof q[0], 0 };
+            vf dots[1][FEW_TOKENS] = { 0 };
+            dot_floats_n(1, n, &part, (const char *) k, dots, 32);
+            EACH(i) s[i][j] = vf_sum(dots[0][i]);
         }
         EACH(i) {
             const int n_seen = seen_by(a, i, p0, n_here);

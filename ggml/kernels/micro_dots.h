@@ -1,19 +1,27 @@
 // micro_dots.h - part of micro_code.h, few tokens: dot products with weights as the file has them.
 #pragma once
 
-// BY_COUNT makes a table's function of a loop for one row and a constant number of tokens. Inputs pass in
-// chunks that stay in the first cache while a few rows use them; a row's sums lie in memory meanwhile, so
-// that their order is that of one token alone. The last are the loop's own arguments.
-#define SOME_ROWS 16
+// BY_COUNT makes a table's function of a loop for a constant number of rows and tokens. Inputs pass in chunks
+// that stay in the first cache while a few rows use them, two at a time where tokens are more than two, so
+// that each load serves both. A row's sums lie in memory meanwhile: their order is that of one token alone.
+// The last are the loop's own arguments.
+#define SOME_ROWS 8
+#define PREFETCH  2048                    // bytes ahead: hardware stops at each page
 #define ROWS_OF(loop, count, ...)                                                                            \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
         const int64_t chunk = (count) < 3 ? n_in : X_CHUNK;                                                  \
         vf acc[SOME_ROWS][FEW_TOKENS] = { 0 };                                                               \
         for (int64_t k = 0; k < n_in; k += chunk) {                                                          \
-            const int64_t end = n_in - k < chunk ? n_in : k + chunk;                                         \
-            for (int r = 0; r < n_here; r++)                                                                 \
-                loop(count, k, end, n_in, w + (size_t)(r0 + r) * row_size, x, stride, acc[r], __VA_ARGS__);  \
+            const size_t ahead = (count) < 3                        ? PREFETCH                               \
+                                 : r0 + n_here + SOME_ROWS <= n_rows ? SOME_ROWS * row_size                  \
+                                                                     : 0;                                    \
+            const dots_part p = { k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, ahead }; \
+            const char * row = w + (size_t)r0 * row_size;                                                    \
+            int r = 0;                                                                                       \
+            for (; (count) > 2 && r + 2 <= n_here; r += 2, row += 2 * row_size)                              \
+                loop(2, count, &p, row, acc + r, __VA_ARGS__);                                               \
+            for (; r < n_here; r++, row += row_size) loop(1, count, &p, row, acc + r, __VA_ARGS__);          \
         }                                                                                                    \
         for (int r = 0; r < n_here; r++)                                                                     \
             for (int i = 0; i < (count); i++) out[(r0 + r) * FEW_TOKENS + i] = vf_sum(acc[r][i]);            \
@@ -44,7 +52,18 @@
         }                                                                                                    \
     }
 #endif
-#define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
+// The sums of two rows are more than there are registers: compilers would hold them in others' places.
+#define LEAVE_IN_MEMORY(n_rows)                                                                              \
+    if (n_rows > 1) __asm__ volatile("" ::: "memory")
+#define EACH_ROW(r) _Pragma("GCC unroll 2") for (int r = 0; r < n_rows; r++)
+#define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n && i < FEW_TOKENS; i++)
+
+typedef struct dots_part {                // inputs first to end - 1 of n_in, tokens of stride bytes
+    int64_t      first, end, n_in;
+    size_t       row_size;
+    const char * x;
+    size_t       stride, ahead;           // ahead: bytes to what will be needed
+} dots_part;
 
 // Weights of a few bits lie two to a byte: their even ones are taken from the low bytes of words, their odd
 // ones from the high bytes, and activations are dealt likewise (round_dots): of each 64 the even ones of the
@@ -112,34 +131,40 @@ INLINE void unpack_6(const char * w, weights_k * out) {
     }
 }
 
-#define PREFETCH 2048                     // bytes ahead: hardware stops at each page
-
-INLINE void dot_k_n(const int n, int64_t first, int64_t end, int64_t n_in, const char * w, const char * x,
-                    size_t stride, vf * sums, const int bits, const size_t size) {
-    const rounded at = rounded16_of(n_in);
-    vf acc[FEW_TOKENS];
-    memcpy(acc, sums, sizeof acc);
-    w += first / BLOCK * (int64_t) size;
-    for (int64_t b = first / BLOCK; b < end / BLOCK; b++, w += size) {
-        weights_k k;
-        for (size_t line = 0; line < size; line += 64) __builtin_prefetch(w + PREFETCH + line);
-        if (bits == 6) unpack_6(w, &k);
-        else unpack_45(w, bits, &k);
+INLINE void dot_k_n(const int n_rows, const int n, const dots_part * p, const char * w,
+                    vf (*sums)[FEW_TOKENS], const int bits, const size_t size) {
+    const rounded at = rounded16_of(p->n_in);
+    w += p->first / BLOCK * (int64_t) size;
+    for (int64_t b = p->first / BLOCK; b < p->end / BLOCK; b++, w += size) {
+        weights_k k[2];
+        LEAVE_IN_MEMORY(n_rows);
+        EACH_ROW(r) {
+            const char * row = w + (size_t) r * p->row_size;
+            for (size_t line = 0; line < size; line += 64) __builtin_prefetch(row + p->ahead + line);
+            if (bits == 6) unpack_6(row, &k[r]);
+            else unpack_45(row, bits, &k[r]);
+        }
         EACH(i) {
-            const char * xi = x + i * stride;
-            const int16_t * numbers = numbers16(x, stride, i, b * BLOCK);
-            vi sum = vi_zero();
+            const char * x = p->x + i * p->stride;
+            const int16_t * numbers = numbers16(p->x, p->stride, i, b * BLOCK);
+            const float scale = float_at(x + at.scales + 4 * b);
+            vi dots[2] = { vi_zero(), vi_zero() };
 #pragma GCC unroll 4
-            for (int u = 0; u < 4; u++) sum = dot64(sum, k.even[u], k.odd[u], numbers + 64 * u);
-            acc[i] = vf_fma(vf_of(sum), vf_set(k.d * float_at(xi + at.scales + 4 * b)), acc[i]);
+            for (int u = 0; u < 4; u++) {
+                const x64 v = x64_load(numbers + 64 * u, n_rows);
+                EACH_ROW(r) dots[r] = dot64(dots[r], k[r].even[u], k[r].odd[u], v);
+            }
+            EACH_ROW(r) {
+                vf acc = vf_fma(vf_of(dots[r]), vf_set(k[r].d * scale), sums[r][i]);
 #pragma GCC unroll 4
-            for (int p = 0; p < 16; p += LANES) {
-                const float * parts = (const float *) (const void *) (xi + at.sums + 64 * b) + p;
-                acc[i] = vf_fnma(vf_load(k.low + p), vf_load(parts), acc[i]);
+                for (int q = 0; q < 16; q += LANES) {
+                    const float * parts = (const float *) (const void *) (x + at.sums + 64 * b) + q;
+                    acc = vf_fnma(vf_load(k[r].low + q), vf_load(parts), acc);
+                }
+                sums[r][i] = acc;
             }
         }
     }
-    EACH(i) sums[i] = acc[i];
 }
 
 INLINE b32 group_of_0(const char * block, const int bits) {
@@ -149,31 +174,36 @@ INLINE b32 group_of_0(const char * block, const int bits) {
 }
 
 // q8_0 and q4_0: blocks of a group begin with their scale.
-INLINE void dot_0_n(const int n, int64_t first, int64_t end, int64_t n_in, const char * w, const char * x,
-                    size_t stride, vf * sums, const int bits, const size_t size) {
-    const rounded at = rounded16_of(n_in);
-    vf acc[FEW_TOKENS];
-    memcpy(acc, sums, sizeof acc);
-    w += first / GROUP * (int64_t) size;
-    for (int64_t k0 = first; k0 < end; k0 += BLOCK) {
-        const int64_t last = end - k0 < BLOCK ? end : k0 + BLOCK;
-        vf parts[FEW_TOKENS] = { vf_set(0.0f) };
+INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const char * w,
+                    vf (*sums)[FEW_TOKENS], const int bits, const size_t size) {
+    const rounded at = rounded16_of(p->n_in);
+    w += p->first / GROUP * (int64_t) size;
+    for (int64_t k0 = p->first; k0 < p->end; k0 += BLOCK) {
+        const int64_t last = p->end - k0 < BLOCK ? p->end : k0 + BLOCK;
+        vf parts[2][FEW_TOKENS] = { 0 };
         for (int64_t k = k0; k < last; k += 2 * GROUP, w += 2 * size) {
-            const char * other = last - k > GROUP ? w + size : w;        // a group without another
-            const h32 q = h32_two(group_of_0(w, bits), group_of_0(other, bits));
-            const h32 even = h32_down_signed(h32_up(q, 8), 8), odd = h32_down_signed(q, 8);
-            const float d = half(((const block_q8_0 *) (const void *) w)->d);
-            const float d_other = half(((const block_q8_0 *) (const void *) other)->d);
-            __builtin_prefetch(w + PREFETCH);
-            __builtin_prefetch(w + PREFETCH + size);
-            EACH(i) parts[i] = dot64_scaled(parts[i], even, odd, numbers16(x, stride, i, k), d, d_other);
+            h32 even[2], odd[2];
+            float d[2][2];
+            EACH_ROW(r) {
+                const char * row = w + (size_t) r * p->row_size;
+                const char * other = last - k > GROUP ? row + size : row;            // or none
+                const h32 q = h32_two(group_of_0(row, bits), group_of_0(other, bits));
+                even[r] = h32_down_signed(h32_up(q, 8), 8), odd[r] = h32_down_signed(q, 8);
+                d[r][0] = half(((const block_q8_0 *) (const void *) row)->d);
+                d[r][1] = half(((const block_q8_0 *) (const void *) other)->d);
+                __builtin_prefetch(row + p->ahead);
+                __builtin_prefetch(row + p->ahead + size);
+            }
+            EACH(i) {
+                const x64 v = x64_load(numbers16(p->x, p->stride, i, k), n_rows);
+                EACH_ROW(r) parts[r][i] = dot64_scaled(parts[r][i], even[r], odd[r], v, d[r][0], d[r][1]);
+            }
         }
         EACH(i) {
-            const vf scale = vf_set(float_at(x + i * stride + at.scales + k0 / BLOCK * 4));
-            acc[i] = vf_fma(parts[i], scale, acc[i]);
+            const vf scale = vf_set(float_at(p->x + i * p->stride + at.scales + k0 / BLOCK * 4));
+            EACH_ROW(r) sums[r][i] = vf_fma(parts[r][i], scale, sums[r][i]);
         }
     }
-    EACH(i) sums[i] = acc[i];
 }
 
 INLINE vf load_number(const char * w, int64_t k, const int bits) {       // LANES of them
@@ -183,27 +213,28 @@ INLINE vf load_number(const char * w, int64_t k, const int bits) {       // LANE
 }
 
 // Floats: bits 32, 16 (f16) or 0 (bf16). What is left of a row ends in zeros.
-INLINE void dot_floats_n(const int n, int64_t first, int64_t end, int64_t n_in, const char * w,
-                         const char * x, size_t stride, vf * sums, const int bits) {
-    (void) n_in;
-    const int64_t size = bits == 32 ? 4 : 2, whole = first + (end - first) / LANES * LANES;
-    vf acc[FEW_TOKENS];
-    memcpy(acc, sums, sizeof acc);
-    for (int64_t k = first; k < whole; k += LANES) {
-        const vf v = load_number(w, k, bits);
-        EACH(i) acc[i] = vf_fma(v, vf_load((const float *) (const void *) (x + i * stride) + k), acc[i]);
+INLINE void dot_floats_n(const int n_rows, const int n, const dots_part * p, const char * w,
+                         vf (*sums)[FEW_TOKENS], const int bits) {
+    const int64_t size = bits == 32 ? 4 : 2, whole = p->first + (p->end - p->first) / LANES * LANES;
+    for (int64_t k = p->first; k < whole; k += LANES) {
+        vf v[2];
+        EACH_ROW(r) v[r] = load_number(w + (size_t) r * p->row_size, k, bits);
+        EACH(i) {
+            const vf x = vf_load((const float *) (const void *) (p->x + i * p->stride) + k);
+            EACH_ROW(r) sums[r][i] = vf_fma(v[r], x, sums[r][i]);
+        }
     }
-    if (whole < end) {
+    if (whole == p->end) return;
+    EACH_ROW(r) {
         char left[4 * LANES] = { 0 };
-        memcpy(left, w + whole * size, (size_t) ((end - whole) * size));
+        memcpy(left, w + (size_t) r * p->row_size + whole * size, (size_t) ((p->end - whole) * size));
         const vf v = load_number(left, 0, bits);
         EACH(i) {
             float y[LANES] = { 0.0f };
-            memcpy(y, x + i * stride + 4 * whole, (size_t) (4 * (end - whole)));
-            acc[i] = vf_fma(v, vf_load(y), acc[i]);
+            memcpy(y, p->x + i * p->stride + 4 * whole, (size_t) (4 * (p->end - whole)));
+            sums[r][i] = vf_fma(v, vf_load(y), sums[r][i]);
         }
     }
-    EACH(i) sums[i] = acc[i];
 }
 
 BY_COUNT(dot_q4_k, dot_k_n, 4, sizeof(block_q4_k))

@@ -104,20 +104,23 @@ INLINE vi pairs(vi w, vi x) { return _mm256_maddubs_epi16(w, x); }       // w un
 INLINE vi dot_pairs(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 #endif
 
-// acc + a . x + b . x', 64 numbers: 32 for a, then 32 for b.
-INLINE vi dot2(vi acc, __m256i w, const int16_t * x) {
+// 64 activations, where they lie.
+typedef const int16_t * x64;
+INLINE x64 x64_load(const int16_t * x, const int n_rows) { return (void) n_rows, x; }
+INLINE vi add_dots(vi acc, __m256i w, const int16_t * x) {
 #if defined(__AVXVNNI__)
     return _mm256_dpwssd_avx_epi32(acc, w, vi_load(x));
 #else
     return _mm256_add_epi32(acc, _mm256_madd_epi16(w, vi_load(x)));
 #endif
 }
-INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
-    return dot2(dot2(dot2(dot2(acc, a.a, x), a.b, x + 16), b.a, x + 32), b.b, x + 48);
+INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) {
+    return add_dots(add_dots(add_dots(add_dots(acc, a.a, x), a.b, x + 16), b.a, x + 32), b.b, x + 48);
 }
-INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
-    acc = vf_fma(vf_of(dot2(dot2(vi_zero(), a.a, x), b.a, x + 32)), vf_set(first), acc);
-    return vf_fma(vf_of(dot2(dot2(vi_zero(), a.b, x + 16), b.b, x + 48)), vf_set(last), acc);
+// acc + first (products of the first 16s of each 32) + last (of the last).
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
+    acc = vf_fma(vf_of(add_dots(add_dots(vi_zero(), a.a, x), b.a, x + 32)), vf_set(first), acc);
+    return vf_fma(vf_of(add_dots(add_dots(vi_zero(), a.b, x + 16), b.b, x + 48)), vf_set(last), acc);
 }
 
 INLINE b32 b32_load(const void * p) { return _mm256_loadu_si256(p); }

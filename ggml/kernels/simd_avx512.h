@@ -73,17 +73,26 @@ INLINE void store_bf16(uint16_t * p, vf a, vf b) {                       // 32 n
 }
 #endif
 
-// acc + a . x (64 numbers, of which a has the first half of each 32), lanes of one 16 and of the other.
-INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
+// 64 activations; what is loaded for several rows stays in registers.
+typedef struct x64 { vi a, b; } x64;
+INLINE x64 x64_load(const int16_t * x, const int n_rows) {
+    x64 v = { vi_load(x), vi_load(x + 32) };
+    if (n_rows > 1) {
+        KEEP(v.a);
+        KEEP(v.b);
+    }
+    return v;
+}
+INLINE vi add_dots(vi acc, vi w, vi x) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(acc, a, vi_load(x)), b, vi_load(x + 32));
+    return _mm512_dpwssd_epi32(acc, w, x);
 #else
-    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a, vi_load(x)));
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(b, vi_load(x + 32)));
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(w, x));
 #endif
 }
-// acc + first (a . x of the first 16s) + last (of the last).
-INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
+INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) { return add_dots(add_dots(acc, a, x.a), b, x.b); }
+// acc + first (products of the first 16s of each 32) + last (of the last).
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
     const vf scale = _mm512_insertf32x8(vf_set(first), _mm256_set1_ps(last), 1);
     return vf_fma(vf_of(dot64(vi_zero(), a, b, x)), scale, acc);
 }

@@ -100,16 +100,19 @@ INLINE vi dot2_pairs(vi acc, vi w, vi x) { // the halves of w are separated once
 }
 #define DOT2(acc, w, x) acc = dot2_pairs(acc, w, x)
 
-// acc + a . x + b . x', 64 numbers: 32 for a, then 32 for b.
+// 64 activations, where they lie.
+typedef const int16_t * x64;
+INLINE x64 x64_load(const int16_t * x, const int n_rows) { return (void) n_rows, x; }
 INLINE vi dot8(vi acc, int16x8_t w, const int16_t * x) {
     const int16x8_t v = vld1q_s16(x);
     return vmlal_high_s16(vmlal_s16(acc, vget_low_s16(w), vget_low_s16(v)), w, v);
 }
-INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
+INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) {
     for (int i = 0; i < 4; i++) acc = dot8(dot8(acc, a.v[i], x + 8 * i), b.v[i], x + 32 + 8 * i);
     return acc;
 }
-INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
+// acc + first (products of the first 16s of each 32) + last (of the last).
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
     for (int h = 0; h < 2; h++) {
         vi sum = vi_zero();
         for (int i = 2 * h; i < 2 * h + 2; i++)

@@ -104,12 +104,15 @@ INLINE vi dot2_pairs(vi acc, vi w, vi x) {
 }
 #define DOT2(acc, w, x) acc = dot2_pairs(acc, w, x)
 
-// acc + a . x + b . x', 64 numbers: 32 for a, then 32 for b.
-INLINE vi dot64(vi acc, h32 a, h32 b, const int16_t * x) {
+// 64 activations, where they lie.
+typedef const int16_t * x64;
+INLINE x64 x64_load(const int16_t * x, const int n_rows) { return (void) n_rows, x; }
+INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) {
     for (int i = 0; i < 32; i++) acc[i / 2 % LANES] += a.v[i] * x[i] + b.v[i] * x[32 + i];
     return acc;
 }
-INLINE vf dot64_scaled(vf acc, h32 a, h32 b, const int16_t * x, float first, float last) {
+// acc + first (products of the first 16s of each 32) + last (of the last).
+INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
     vi sums[2] = { vi_zero(), vi_zero() };
     for (int i = 0; i < 32; i++) sums[i / 16][i / 2 % LANES] += a.v[i] * x[i] + b.v[i] * x[32 + i];
     return vf_fma(vf_of(sums[1]), vf_set(last), vf_fma(vf_of(sums[0]), vf_set(first), acc));
