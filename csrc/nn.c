@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #define LIGHT      8192                   // results of a cheap node that are worth a thread
+#define LINE       64                     // of a cache. ggml aligns to 32: no input shifts what follows it
 #define STREAM_MIN 32                     // tokens for which a matrix is worth the way to a device
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
@@ -55,9 +56,11 @@ void graph_free(graph * g) {
 }
 
 tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n, const char * name) {
-    tensor * x = ggml_new_tensor_2d(g->ctx, type, n, n_rows);
+    const int64_t line = LINE / (int64_t) ggml_type_size(type);
+    const bool pad = g->on_host && n_rows == 1 && n % line;
+    tensor * x = ggml_new_tensor_2d(g->ctx, type, pad ? (n + line - 1) / line * line : n, n_rows);
     ggml_set_input(x);
-    return ggml_set_name(x, name);
+    return ggml_set_name(pad ? ggml_view_1d(g->ctx, x, n, 0) : x, name);
 }
 
 tensor * nn_name(graph * g, tensor * x, const char * format, ...) {

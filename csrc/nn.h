@@ -27,6 +27,7 @@ typedef struct graph {
     node_call *           calls;          // [n_max_calls] of our kernels
     int32_t               n_calls, n_max_calls;
     bool                  on_engine;      // to be run by ggml's threads
+    bool                  on_host;        // nothing of it is on a device
     row_kind              rows;           // of the operations that follow, in the fast mode
     ggml_backend_dev_t    device;         // of the layer that is being built; NULL: the CPU computes it
     int32_t               n_views;        // attention stays within each; 1 for text

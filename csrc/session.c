@@ -124,6 +124,7 @@ static pyllava_status begin(pyllava_session * s, graph * g, int32_t n_nodes, int
     s->attention.head_dim = head_dim;
     g->flash = s->params.precision == PYLLAVA_EXACT ? FLASH_OFF : (flash_mode) s->params.flash_attn;
     g->stream = stream_of(s);
+    g->on_host = s->model->placement.devices.n == 0;
     return PYLLAVA_OK;
 }
 

@@ -35,9 +35,9 @@ static bool is_float(enum ggml_type type) {
 linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, row_kind rows, bool fine) {
     if (rows == ROWS_ANSWER && is_float(w->type)) return LINEAR_FLOAT_DOTS;
     if (w->ne[0] % GROUP) return LINEAR_EXACT;
-    if (rows == ROWS_ANSWER) return m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
-    if (rows == ROWS_VIEW || fine || is_float(w->type)) return LINEAR_INT16;
     const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
+    if (rows == ROWS_ANSWER) return k_type ? LINEAR_DOTS_K : m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
+    if (rows == ROWS_VIEW || fine || is_float(w->type)) return LINEAR_INT16;
     return k_type && m->direct_size ? LINEAR_DIRECT : LINEAR_INT8;
 }
 
@@ -45,6 +45,7 @@ int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in) {
     switch (plan) {
     case LINEAR_DIRECT: return (int64_t) rounded_direct_of(n_in).size;
     case LINEAR_INT8: return (int64_t) rounded8_of(n_in).size;
+    case LINEAR_DOTS_K: return (int64_t) rounded_k_of(n_in).size;
     case LINEAR_INT16:
     case LINEAR_DOTS16: return (int64_t) rounded16_of(n_in).size;
     default: return 0;
@@ -78,6 +79,7 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
             if (job->norm != NORM_NONE) from = s->y[0];
             if (job->plan == LINEAR_INT8) m->round8(from, n_in, to);
             else if (job->plan == LINEAR_DIRECT) m->round_direct(from, n_in, to);
+            else if (job->plan == LINEAR_DOTS_K) m->round_k(from, n_in, to);
             else if (job->plan == LINEAR_DOTS16) m->round_dots(from, n_in, to);
             else m->round16(from, n_in, to);
         }
@@ -268,6 +270,6 @@ void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * userd
     kernel_job * job = userdata;
     fast_scratch * s = (fast_scratch *) (void *) (job->env->scratch + (size_t) ith * job->env->scratch_size);
     const linear_plan plan = job->plan;
-    if (plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, s, dst, nth);
+    if (plan == LINEAR_DOTS_K || plan == LINEAR_DOTS16 || plan == LINEAR_FLOAT_DOTS) dots(job, s, dst, nth);
     else panels(job, s, dst, nth);
 }

@@ -25,7 +25,8 @@ typedef enum linear_plan {
     LINEAR_INT8,                          // int8 panels, rotated
     LINEAR_DIRECT,                        // K types: their own numbers, int8 activations
     LINEAR_INT16,                         // weights that need it: panels of about 12 bits
-    LINEAR_DOTS16,                        // quantised weights as they are, int16 activations
+    LINEAR_DOTS_K,                        // K types as they are, activations of 14 bits
+    LINEAR_DOTS16,                        // other quantised weights as they are, int16 activations
     LINEAR_FLOAT_DOTS,                    // float weights, f32 activations
 } linear_plan;
 

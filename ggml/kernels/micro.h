@@ -23,7 +23,8 @@
 
 // A token's activations, rounded, and where what lies behind the numbers begins, in bytes.
 //   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums f32 [blocks], times the scale
-//   rounded16: int16 [n, for dots a multiple of 64]; scales f32 [blocks]; sums f32 [n / 16], times the scale
+//   rounded16: int16 [n, for dots a multiple of 64]; scales f32 [blocks]
+//   rounded_k: int8 [blocks][2][256]; scales f32 [blocks]; sums f32 [n / 16], times the scale
 //   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][16 + 8], of 16 and of 32 numbers, times
 //   the scale
 typedef struct rounded { size_t scales, sums, size; } rounded;
@@ -40,7 +41,10 @@ static inline rounded rounded8_of(int64_t n) {
     return rounded_of(BLOCK * blocks_of(n), blocks_of(n), blocks_of(n));
 }
 static inline rounded rounded16_of(int64_t n) {
-    return rounded_of(2 * round_up((size_t) n, 64), blocks_of(n), (size_t) n / 16);
+    return rounded_of(2 * round_up((size_t) n, 64), blocks_of(n), 0);
+}
+static inline rounded rounded_k_of(int64_t n) {
+    return rounded_of(2 * (size_t) n, blocks_of(n), (size_t) n / 16);
 }
 static inline rounded rounded_direct_of(int64_t n) {
     return rounded_of((size_t) n, (size_t) n / GROUP, 24 * blocks_of(n));
@@ -78,7 +82,8 @@ typedef struct micro {
 
     void (*round8)(const float * x, int64_t n, char * out);
     void (*round16)(const float * x, int64_t n, char * out);
-    void (*round_dots)(const float * x, int64_t n, char * out);          // round16 as dots want it
+    void (*round_dots)(const float * x, int64_t n, char * out);          // round16 in the order of dots
+    void (*round_k)(const float * x, int64_t n, char * out);             // for dots of K types
 
     // x / sqrt(mean(x^2) + eps) * w;   (x - mean) / sqrt(var + eps) * w + b.   n: a multiple of GROUP
     void (*rms_norm)(const float * x, const float * w, float eps, int64_t n, float * out);
@@ -111,8 +116,8 @@ typedef struct micro {
 
     void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS, d <= MAX_HEAD
     void (*attend_many)(const attention_work * work);     // d <= MAX_HEAD, d % MAX_ROWS == 0
-    // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: what round_dots gives for quantised types, f32
-    // for floats. NULL: no such loop.
+    // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: what round_k gives for K types,
+    // round_dots for other quantised ones, f32 for floats. NULL: no such loop.
     void (*dot[GGML_TYPE_COUNT])(int n_rows, int n, int64_t n_in, const char * w, size_t row_size,
                                  const char * x, size_t stride, float * out);
 } micro;

@@ -10,6 +10,7 @@
 
 #define ROUND8_TOP  127.0f
 #define ROUND16_TOP 2000.0f // times the largest weight (q6_k: 32 * 127) times 256 inputs: below 2^31
+#define ROUND_K_TOP 16256.0f              // 128 times 127
 #define PANEL16_TOP 4190.0f               // likewise
 
 // As operands of C's own operators.
@@ -119,6 +120,7 @@ const micro MICRO = {
     .round8 = round8,
     .round16 = round16,
     .round_dots = round_dots,
+    .round_k = round_k,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .end_tile = end_tile,

@@ -6,11 +6,11 @@
 // that each load serves both. A row's sums lie in memory meanwhile: their order is that of one token alone.
 // The last are the loop's own arguments.
 #define SOME_ROWS 8
-#define PREFETCH  2048                    // bytes ahead: hardware stops at each page
+#define PREFETCH  4096                    // bytes ahead: hardware stops at each page
 #define ROWS_OF(loop, count, ...)                                                                            \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
-        const int64_t chunk = (count) < 3 ? n_in : X_CHUNK;                                                  \
+        const int64_t chunk = (count) < 2 ? n_in : X_CHUNK / (count) / BLOCK * BLOCK;                        \
         vf acc[SOME_ROWS][FEW_TOKENS] = { 0 };                                                               \
         for (int64_t k = 0; k < n_in; k += chunk) {                                                          \
             const size_t ahead = (count) < 3                        ? PREFETCH                               \
@@ -26,7 +26,7 @@
         for (int r = 0; r < n_here; r++)                                                                     \
             for (int i = 0; i < (count); i++) out[(r0 + r) * FEW_TOKENS + i] = vf_sum(acc[r][i]);            \
     }
-#define X_CHUNK 1024                      // a multiple of BLOCK
+#define X_CHUNK 12288                     // numbers of all tokens
 
 #if defined(COMPACT) // one loop for any number of tokens: small and quickly compiled
 #define BY_COUNT(name, loop, ...)                                                                            \
@@ -65,75 +65,128 @@ typedef struct dots_part {                // inputs first to end - 1 of n_in, to
     size_t       stride, ahead;           // ahead: bytes to what will be needed
 } dots_part;
 
-// Weights of a few bits lie two to a byte: their even ones are taken from the low bytes of words, their odd
-// ones from the high bytes, and activations are dealt likewise (round_dots): of each 64 the even ones of the
-// first 32, the even ones of the last 32, the odd ones of the first, the odd ones of the last.
-INLINE const int16_t * numbers16(const char * x, size_t stride, int i, int64_t k) {
-    return (const int16_t *) (const void *) (x + i * stride) + k;
-}
+// K types: a block's 256 weights q of at most 6 bits as four vectors of 64 bytes, dealt so that the lanes of
+// vectors 0 and 1 belong to the same groups of 16, and those of 2 and 3, so that their products can be added
+// before they are scaled. In each 16 bytes i of a vector lie 8 weights from 64 i + first and 8 from 64 i +
+// second (DEALT), as the rounded activations do. Those have 14 bits, in two bytes. With low_p the constant of group p,
+//   w . x = x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p .
+// q4_k and q5_k have one scale and constant for two groups of 16: all four vectors share theirs.
+#define PARTS (16 / LANES)                // vectors that 64 bytes take
 
-// K types: a block's numbers q times the scale of their group, both integers, fit into 16 bits, so that a
-// block's products are added before they are scaled:
-//   w . x = x_scale d sum_g scale_g q_g . x  -  sum_g low_g sum(x)_g
-// q6_k: low_g = 32 d scale_g.
+typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef struct weights_k {
-    h32   even[4], odd[4];                // of each 64, times their scales
-    float d;
-    _Alignas(64) float low[16];           // of each 16
+    vi q[4][PARTS];
+    scales_k s;
 } weights_k;
+
+static const uint32_t NIBBLE_45[16] = { 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4 };
+static const uint32_t NIBBLE_6[16]  = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
+static const uint32_t BIT_5[16]     = { 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7 };
+static const uint32_t BITS_6[16]    = { 0, 0, 2, 2, 4, 4, 6, 6, 0, 0, 2, 2, 4, 4, 6, 6 };
+
+INLINE vu vu_load(const void * p) { return *(const vu *) p; }
+INLINE vu each_byte(vu x, uint32_t mask) { return x & (mask * 0x01010101u); }
 
 INLINE void unpack_45(const char * w, const int bits, weights_k * out) {
     const block_q4_k * b4 = (const void *) w;
     const block_q5_k * b5 = (const void *) w;
-    const bytes_k bytes = bytes_of(w);
-    typedef int16_t i16x8 __attribute__((vector_size(16)));
-    const i16x8 wide = (i16x8) bytes.scale & 255;
-    int16_t scales[8];
-    memcpy(scales, &wide, sizeof wide);
-    out->d = half(b4->d);
-    bytes_times(bytes.min, half(b4->min), out->low);
-    const h32 high = bits == 5 ? h32_two(b32_load(b5->high), b32_load(b5->high)) : h32_each(0, 0);
-    const h32 fifth = h32_up(high, 4);
+    scales_of_45(w, &out->s);
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; u++) {
-        const b32 bytes_u = b32_load((bits == 4 ? b4->q : b5->q) + 32 * u);
-        const h32 q = h32_two(bytes_u, bytes_u), scale = h32_spread(scales + 2 * u, 2);
-        h32 even = h32_and(h32_down(q, h32_each(0, 4)), 15), odd = h32_and(h32_down(q, h32_each(8, 12)), 15);
-        if (bits == 5) {
-            even = h32_or(even, h32_and(h32_down(fifth, h32_each(2 * u, 2 * u + 1)), 16));
-            odd = h32_or(odd, h32_and(h32_down(high, h32_each(2 * u + 4, 2 * u + 5)), 16));
+    for (int p = 0; p < PARTS; p++) {
+        const vu nibble = vu_load(NIBBLE_45 + LANES * p), bit = vu_load(BIT_5 + LANES * p);
+        vi dealt[2];
+        deal((bits == 4 ? b4->q : b5->q) + 8 * LANES * p, &dealt[0], &dealt[1]);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            vu a = each_byte((vu) dealt[j] >> nibble, 15), b = each_byte((vu) swap(dealt[j]) >> nibble, 15);
+            if (bits == 5) {
+                const vi fifth = to_all(b5->high + 16 * j);
+                a |= each_byte((vu) fifth >> bit, 1) << 4;
+                b |= each_byte((vu) swap(fifth) >> bit, 1) << 4;
+            }
+            out->q[2 * j][p] = (vi) a;
+            out->q[2 * j + 1][p] = (vi) b;
         }
-        out->even[u] = h32_times(even, scale);
-        out->odd[u] = h32_times(odd, scale);
     }
 }
 
 INLINE void unpack_6(const char * w, weights_k * out) {
     const block_q6_k * b = (const void *) w;
-    int16_t scales[16];
-    for (int g = 0; g < 16; g++) scales[g] = b->scales[g];
-    out->d = half(b->d);
-    for (int g = 0; g < 16; g += LANES)
-        vf_store(out->low + g, vf_mul(vf_of_i8(b->scales + g), vf_set(32.0f * out->d)));
+    scales_of_6(b->scales, b->d, &out->s);
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; u++) {
-        const int part = u % 2 * 4;                                      // the low or the high 4 bits
-        const uint8_t * low = b->low + 64 * (u / 2);
-        const h32 q = h32_two(b32_load(low), b32_load(low + 32)), scale = h32_spread(scales + 4 * u, 4);
-        const b32 bytes_u = b32_load(b->high + 32 * (u / 2));
-        const h32 high = h32_two(bytes_u, bytes_u), up = h32_up(high, 4);
-        const h32 even = h32_or(h32_and(h32_down(q, h32_each(part, part)), 15),
-                                h32_and(h32_down(up, h32_each(part, part + 2)), 48));
-        const h32 odd = h32_or(h32_and(h32_down(q, h32_each(part + 8, part + 8)), 15),
-                               h32_and(h32_down(high, h32_each(part + 4, part + 6)), 48));
-        out->even[u] = h32_times(even, scale);
-        out->odd[u] = h32_times(odd, scale);
+    for (int p = 0; p < PARTS; p++) {
+        const vu nibble = vu_load(NIBBLE_6 + LANES * p), bits = vu_load(BITS_6 + LANES * p);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            const vi top = twice(b->high + 16 * j, 32, p);
+            const vi low = twice(b->low + 16 * j, 64, p), high = twice(b->low + 32 + 16 * j, 64, p);
+            out->q[2 * j][p] = (vi) (each_byte((vu) outer(low, high) >> nibble, 15) |
+                                     each_byte((vu) top >> bits, 3) << 4);
+            out->q[2 * j + 1][p] = (vi) (each_byte((vu) inner(low, high) >> nibble, 15) |
+                                         each_byte((vu) swap(top) >> bits, 3) << 4);
+        }
     }
 }
 
+// sum_p scale_p (q . x)_p of a block, spread over lanes: x is 128 times what lies at x, plus what lies BLOCK
+// bytes behind it.
+#if defined(DIRECT) // in integers up to the block's own scale: see micro_direct.h
+
+INLINE vi direct_products(const weights_k * k, const char * x, const int bits) {
+    vi sum = vi_zero();
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
+        const char * from = x + 4 * LANES * p;
+        vi a = pairs(k->q[0][p], vi_load(from));
+        ADD_PAIRS(a, k->q[1][p], vi_load(from + 64));
+        if (bits == 6) {                                                 // more would not fit into 16 bits
+            sum = dot_pairs(sum, a, k->s.scale[0][p]);
+            a = pairs(k->q[2][p], vi_load(from + 128));
+        } else {
+            ADD_PAIRS(a, k->q[2][p], vi_load(from + 128));
+        }
+        ADD_PAIRS(a, k->q[3][p], vi_load(from + 192));
+        sum = dot_pairs(sum, a, k->s.scale[1][p]);
+    }
+    return sum;
+}
+
+INLINE void scaled_products(const int n_rows, const weights_k * k, const char * x, const int bits, vf * out) {
+    EACH_ROW(r) {
+        const vf high = vf_of(direct_products(&k[r], x, bits)), low = vf_of(direct_products(&k[r], x + BLOCK, bits));
+        out[r] = vf_mul(vf_fma(high, vf_set(128.0f), low), vf_set(k[r].s.d));
+    }
+}
+
+#else
+
+INLINE void scaled_products(const int n_rows, const weights_k * k, const char * x, const int bits, vf * out) {
+    EACH_ROW(r) out[r] = vf_set(0.0f);
+    const int together = bits == 6 ? 2 : 4;
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; p++) {
+        const char * from = x + 4 * LANES * p;
+#pragma GCC unroll 2
+        for (int first = 0; first < 4; first += together) {
+            vi high[2] = { vi_zero(), vi_zero() }, low[2] = { vi_zero(), vi_zero() };
+#pragma GCC unroll 4
+            for (int j = first; j < first + together; j++) {
+                const vi v = vi_shared(from + 64 * j, n_rows), u = vi_shared(from + BLOCK + 64 * j, n_rows);
+                EACH_ROW(r) high[r] = dot_small(high[r], k[r].q[j][p], v);
+                EACH_ROW(r) low[r] = dot_small(low[r], k[r].q[j][p], u);
+            }
+            vi dots[2];
+            EACH_ROW(r) dots[r] = vi_add((vi) ((vl) high[r] << 7), low[r]);
+            EACH_ROW(r) out[r] = vf_fma(vf_of(dots[r]), k[r].s.scale[first / 2][p], out[r]);
+        }
+    }
+}
+
+#endif
+
 INLINE void dot_k_n(const int n_rows, const int n, const dots_part * p, const char * w,
                     vf (*sums)[FEW_TOKENS], const int bits, const size_t size) {
-    const rounded at = rounded16_of(p->n_in);
+    const rounded at = rounded_k_of(p->n_in);
     w += p->first / BLOCK * (int64_t) size;
     for (int64_t b = p->first / BLOCK; b < p->end / BLOCK; b++, w += size) {
         weights_k k[2];
@@ -146,20 +199,15 @@ INLINE void dot_k_n(const int n_rows, const int n, const dots_part * p, const ch
         }
         EACH(i) {
             const char * x = p->x + i * p->stride;
-            const int16_t * numbers = numbers16(p->x, p->stride, i, b * BLOCK);
-            const float scale = float_at(x + at.scales + 4 * b);
-            vi dots[2] = { vi_zero(), vi_zero() };
-#pragma GCC unroll 4
-            for (int u = 0; u < 4; u++) {
-                const x64 v = x64_load(numbers + 64 * u, n_rows);
-                EACH_ROW(r) dots[r] = dot64(dots[r], k[r].even[u], k[r].odd[u], v);
-            }
+            const vf scale = vf_set(float_at(x + at.scales + 4 * b));
+            vf dots[2];
+            scaled_products(n_rows, k, x + 2 * BLOCK * b, bits, dots);
             EACH_ROW(r) {
-                vf acc = vf_fma(vf_of(dots[r]), vf_set(k[r].d * scale), sums[r][i]);
+                vf acc = vf_fma(dots[r], scale, sums[r][i]);
 #pragma GCC unroll 4
-                for (int q = 0; q < 16; q += LANES) {
-                    const float * parts = (const float *) (const void *) (x + at.sums + 64 * b) + q;
-                    acc = vf_fnma(vf_load(k[r].low + q), vf_load(parts), acc);
+                for (int q = 0; q < PARTS; q++) {
+                    const float * parts = (const float *) (const void *) (x + at.sums + 64 * b) + LANES * q;
+                    acc = vf_fnma(k[r].s.low[q], vf_load(parts), acc);
                 }
                 sums[r][i] = acc;
             }
@@ -167,13 +215,16 @@ INLINE void dot_k_n(const int n_rows, const int n, const dots_part * p, const ch
     }
 }
 
+// q8_0 and q4_0: two groups of 32 bytes as words, even bytes apart from odd ones. Activations are dealt
+// likewise (round_dots): of each 64 the even ones of the first 32, the even ones of the last 32, the odd ones
+// of the first, the odd ones of the last.
 INLINE b32 group_of_0(const char * block, const int bits) {
     if (bits == 8) return b32_load(((const block_q8_0 *) (const void *) block)->q);
     const b32 two = b32_two(((const block_q4_0 *) (const void *) block)->q);
     return b32_less(b32_halves(b32_low(two), b32_high(two)), 8);
 }
 
-// q8_0 and q4_0: blocks of a group begin with their scale.
+// Their blocks begin with their scale.
 INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const char * w,
                     vf (*sums)[FEW_TOKENS], const int bits, const size_t size) {
     const rounded at = rounded16_of(p->n_in);
@@ -195,7 +246,7 @@ INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const ch
                 __builtin_prefetch(row + p->ahead + size);
             }
             EACH(i) {
-                const x64 v = x64_load(numbers16(p->x, p->stride, i, k), n_rows);
+                const x64 v = x64_load((const int16_t *) (const void *) (p->x + i * p->stride) + k, n_rows);
                 EACH_ROW(r) parts[r][i] = dot64_scaled(parts[r][i], even[r], odd[r], v, d[r][0], d[r][1]);
             }
         }

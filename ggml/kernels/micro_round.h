@@ -146,7 +146,7 @@ static void round16(const float * x, int64_t n_in, char * out) {
     }
 }
 
-// In the order of dots (micro_dots.h), with the sums of each 16.
+// In the order of the dots of q8_0 and q4_0.
 static void round_dots(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded16_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
@@ -157,11 +157,30 @@ static void round_dots(const float * x, int64_t n_in, char * out) {
         for (int u = 0; u < n; u += 64) {
             for (int i = 0; i < 32; i++) to[u + i] = q[u + 2 * i], to[u + 32 + i] = q[u + 2 * i + 1];
         }
-        for (int g = 0; g < n / 16; g++) {
+    }
+}
+
+// For the dots of K types: of each 64, 8 from here, 8 from there; of 256 the high bytes, then the low ones.
+static const uint8_t DEALT[4][2] = { { 0, 40 }, { 8, 32 }, { 16, 56 }, { 24, 48 } };
+
+static void round_k(const float * x, int64_t n_in, char * out) {
+    const rounded at = rounded_k_of(n_in);
+    for (int64_t b = 0; b < n_in / BLOCK; b++) {
+        int16_t q[BLOCK];
+        int8_t * to = (int8_t *) out + 2 * BLOCK * b;
+        const float scale = round_words(x + b * BLOCK, BLOCK, ROUND_K_TOP, (char *) q);
+        memcpy(out + at.scales + 4 * b, &scale, 4);
+        for (int i = 0; i < BLOCK; i++) {
+            const int16_t v = q[64 * (i / 16 % 4) + DEALT[i / 64][i / 8 % 2] + i % 8];
+            const int high = (v + 64) >> 7;
+            to[i] = (int8_t) high;
+            to[BLOCK + i] = (int8_t) (v - 128 * high);
+        }
+        for (int g = 0; g < 16; g++) {
             int32_t sum = 0;
             for (int i = 0; i < 16; i++) sum += q[16 * g + i];
             const float total = (float) sum * scale;
-            memcpy(out + at.sums + (k0 / 16 + g) * 4, &total, 4);
+            memcpy(out + at.sums + (16 * b + g) * 4, &total, 4);
         }
     }
 }

@@ -106,6 +106,7 @@ INLINE vi dot_pairs(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_ma
 
 // 64 activations, where they lie.
 typedef const int16_t * x64;
+INLINE vi vi_shared(const void * x, const int n_rows) { return (void) n_rows, vi_load(x); }
 INLINE x64 x64_load(const int16_t * x, const int n_rows) { return (void) n_rows, x; }
 INLINE vi add_dots(vi acc, __m256i w, const int16_t * x) {
 #if defined(__AVXVNNI__)
@@ -113,9 +114,6 @@ INLINE vi add_dots(vi acc, __m256i w, const int16_t * x) {
 #else
     return _mm256_add_epi32(acc, _mm256_madd_epi16(w, vi_load(x)));
 #endif
-}
-INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) {
-    return add_dots(add_dots(add_dots(add_dots(acc, a.a, x), a.b, x + 16), b.a, x + 32), b.b, x + 48);
 }
 // acc + first (products of the first 16s of each 32) + last (of the last).
 INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
@@ -141,41 +139,81 @@ INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {
 }
 INLINE void vi_store(void * p, vi x) { _mm256_storeu_si256(p, x); }
 
-// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+// 32 numbers of 16 bits: the words of a, then of b.
 INLINE h32 h32_two(b32 a, b32 b) { return (h32) { a, b }; }
-INLINE h32 h32_each(int first, int last) {
-    return (h32) { _mm256_set1_epi16((short) first), _mm256_set1_epi16((short) last) };
-}
-INLINE h32 h32_and(h32 x, int mask) {
-    const __m256i m = _mm256_set1_epi16((short) mask);
-    return (h32) { _mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m) };
-}
-INLINE h32 h32_or(h32 x, h32 y) {
-    return (h32) { _mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b) };
-}
 INLINE h32 h32_up(h32 x, int n) { return (h32) { _mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n) }; }
-INLINE h32 h32_down(h32 x, h32 n) { // by constants, known when this is compiled
-    typedef uint16_t words __attribute__((vector_size(32)));
-    return (h32) { (__m256i) ((words) x.a >> (words) n.a), (__m256i) ((words) x.b >> (words) n.b) };
-}
 INLINE h32 h32_down_signed(h32 x, int n) {
     return (h32) { _mm256_srai_epi16(x.a, n), _mm256_srai_epi16(x.b, n) };
-}
-// n = 2 or 4 numbers, each 32 / n times.
-INLINE h32 h32_spread(const int16_t * p, int n) {
-    if (n == 2) return h32_each(p[0], p[1]);
-    return (h32) { _mm256_set_m128i(_mm_set1_epi16(p[1]), _mm_set1_epi16(p[0])),
-                   _mm256_set_m128i(_mm_set1_epi16(p[3]), _mm_set1_epi16(p[2])) };
-}
-INLINE h32 h32_times(h32 x, h32 y) {
-    return (h32) { _mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b) };
 }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     __m128i half = i < 2 ? _mm256_castsi256_si128(x) : _mm256_extracti128_si256(x, 1);
     if (i % 2) half = _mm_srli_si128(half, 8);
     return vf_of(_mm256_cvtepi8_epi32(half));
 }
+// For blocks of K types (micro_code.h).
+#if defined(DIRECT)
+typedef vi scales_2;                      // int16, each of a pair, to be multiplied with d
+#else
+typedef vf scales_2;
+#endif
+typedef struct scales_k {
+    scales_2 scale[2][2];
+    vf       low[2];
+    float    d;
+} scales_k;
+
+INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4 times 16 bytes
+    const vi a = vi_load(p), b = vi_load((const char *) p + 32);
+    *even = _mm256_permute2x128_si256(a, b, 0x20);
+    *odd = _mm256_permute2x128_si256(a, b, 0x31);
+}
 INLINE void vf_stream(float * p, vf x) { _mm256_stream_ps(p, x); }
+INLINE vi to_all(const void * p) { return b32_two(p); }
+INLINE vi twice(const void * p, int stride, int part) { return b32_two((const char *) p + stride * part); }
+INLINE vi swap(vi x) { return _mm256_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
+INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
+    return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 10));
+}
+INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
+    return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 5));
+}
+INLINE vi pair_lanes(int first, int step) { // first, first, first + step, first + step, ...
+    const __m256i each = _mm256_mullo_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), vi_set(step));
+    return vi_add(each, vi_set(first));
+}
+INLINE vf pairs_of(vf x, int first, int step) { return _mm256_permutevar8x32_ps(x, pair_lanes(first, step)); }
+#if defined(DIRECT)
+INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
+    const vi low = _mm256_and_si256(_mm256_permutevar8x32_epi32(x, pair_lanes(first, step)), vi_set(0xFFFF));
+    (void) d;
+    return _mm256_or_si256(low, _mm256_slli_epi32(low, 16));
+}
+#else
+INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
+    return pairs_of(vf_mul(vf_of(x), vf_set(d)), first, step);
+}
+INLINE vi dot_small(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }   // w: 0 .. 63
+#endif
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
+    const __m128 d = _mm_cvtph_ps(v);
+    const vi scale = _mm256_cvtepu8_epi32(bytes);
+    const vf min = vf_mul(vf_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))),
+                          _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
+    out->d = _mm_cvtss_f32(d);
+    for (int p = 0; p < 2; p++) {
+        out->scale[0][p] = out->scale[1][p] = scale_pairs(scale, out->d, 4 * p, 1);
+        out->low[p] = pairs_of(min, 4 * p, 1);
+    }
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    out->d = _cvtsh_ss(d);
+    for (int p = 0; p < 2; p++) {
+        const vi s = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *) (scales + 8 * p)));
+        for (int j = 0; j < 2; j++) out->scale[j][p] = scale_pairs(s, out->d, j, 2);
+        out->low[p] = vf_mul(vf_of(s), vf_set(32.0f * out->d));
+    }
+}
 
 INLINE void transpose8(const char * rows, size_t stride, char * out) {
     vi a[8], b[8];

@@ -75,26 +75,23 @@ INLINE void store_bf16(uint16_t * p, vf a, vf b) {                       // 32 n
 
 // 64 activations; what is loaded for several rows stays in registers.
 typedef struct x64 { vi a, b; } x64;
-INLINE x64 x64_load(const int16_t * x, const int n_rows) {
-    x64 v = { vi_load(x), vi_load(x + 32) };
-    if (n_rows > 1) {
-        KEEP(v.a);
-        KEEP(v.b);
-    }
+INLINE vi vi_shared(const void * x, const int n_rows) {
+    vi v = vi_load(x);
+    if (n_rows > 1) KEEP(v);
     return v;
 }
-INLINE vi add_dots(vi acc, vi w, vi x) {
-#if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(acc, w, x);
-#else
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(w, x));
-#endif
+INLINE x64 x64_load(const int16_t * x, const int n_rows) {
+    return (x64) { vi_shared(x, n_rows), vi_shared(x + 32, n_rows) };
 }
-INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) { return add_dots(add_dots(acc, a, x.a), b, x.b); }
 // acc + first (products of the first 16s of each 32) + last (of the last).
 INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
     const vf scale = _mm512_insertf32x8(vf_set(first), _mm256_set1_ps(last), 1);
-    return vf_fma(vf_of(dot64(vi_zero(), a, b, x)), scale, acc);
+#if defined(__AVX512VNNI__)
+    const vi sum = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(vi_zero(), a, x.a), b, x.b);
+#else
+    const vi sum = _mm512_add_epi32(_mm512_madd_epi16(a, x.a), _mm512_madd_epi16(b, x.b));
+#endif
+    return vf_fma(vf_of(sum), scale, acc);
 }
 
 INLINE b32 b32_load(const void * p) { return _mm256_loadu_si256(p); }
@@ -117,31 +114,58 @@ INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {
 }
 INLINE void vi_store(void * p, vi x) { _mm512_storeu_si512(p, x); }
 
-// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+// 32 numbers of 16 bits: the words of a, then of b.
 INLINE h32 h32_two(b32 a, b32 b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
-INLINE h32 h32_each(int first, int last) {
-    const __m512i a = _mm512_set1_epi16((short) first);
-    return first == last ? a : _mm512_inserti64x4(a, _mm256_set1_epi16((short) last), 1);
-}
-INLINE h32 h32_and(h32 x, int mask) { return _mm512_and_si512(x, _mm512_set1_epi16((short) mask)); }
-INLINE h32 h32_or(h32 x, h32 y) { return _mm512_or_si512(x, y); }
 INLINE h32 h32_up(h32 x, int n) { return _mm512_sllv_epi16(x, _mm512_set1_epi16((short) n)); }
-INLINE h32 h32_down(h32 x, h32 n) { return _mm512_srlv_epi16(x, n); }
 INLINE h32 h32_down_signed(h32 x, int n) { return _mm512_srav_epi16(x, _mm512_set1_epi16((short) n)); }
-INLINE h32 h32_times(h32 x, h32 y) { return _mm512_mullo_epi16(x, y); }
-// n = 2 or 4 numbers, each 32 / n times.
-INLINE h32 h32_spread(const int16_t * p, int n) {
-    static const int16_t HALVES[32] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
-    static const int16_t QUARTERS[32] = { 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,
-                                          2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3 };
-    const __m512i numbers = _mm512_castsi128_si512(n == 2 ? _mm_loadu_si32(p) : _mm_loadl_epi64((const void *) p));
-    return _mm512_permutexvar_epi16(vi_load(n == 2 ? HALVES : QUARTERS), numbers);
-}
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     return vf_of(_mm512_cvtepi8_epi32(i ? _mm256_extracti128_si256(x, 1) : _mm256_castsi256_si128(x)));
 }
+// For blocks of K types (micro_code.h).
+typedef struct scales_k { vf scale[2][1], low[1]; } scales_k;
+
+INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 8 times 16 bytes
+    const vi a = vi_load(p), b = vi_load((const char *) p + 64);
+    *even = _mm512_shuffle_i64x2(a, b, 0x88);
+    *odd = _mm512_shuffle_i64x2(a, b, 0xDD);
+}
 INLINE void vf_stream(float * p, vf x) { _mm512_stream_ps(p, x); }
+INLINE vi to_all(const void * p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
+INLINE vi twice(const void * p, int stride, int part) {                  // p p q q, q = p + stride
+    (void) part;
+    const void * q = (const char *) p + stride;
+    return _mm512_mask_broadcast_i32x4(to_all(p), 0xFF00, _mm_loadu_si128(q));
+}
+INLINE vi swap(vi x) { return _mm512_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
+INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
+    return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0xAA));
+}
+INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
+    return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0x55));
+}
+INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
+#if defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(acc, w, x);
+#else
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+#endif
+}
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
+    const vi which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const vf unit = _mm512_permutexvar_ps(which, _mm512_castps128_ps512(_mm_cvtph_ps(v)));
+    const vf all = vf_mul(vf_of(_mm512_cvtepu8_epi32(bytes)), unit);                // 8 scales, 8 minima
+    const vi each = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    out->scale[0][0] = out->scale[1][0] = _mm512_permutexvar_ps(each, all);
+    out->low[0] = _mm512_permutexvar_ps(_mm512_add_epi32(each, vi_set(8)), all);
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    const vf all = vf_mul(vf_of_i8(scales), vf_set(_cvtsh_ss(d)));
+    const vi first = _mm512_setr_epi32(0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
+    for (int j = 0; j < 2; j++)
+        out->scale[j][0] = _mm512_permutexvar_ps(_mm512_add_epi32(first, vi_set(j)), all);
+    out->low[0] = vf_mul(all, vf_set(32.0f));
+}
 
 // rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS].
 INLINE void transpose16(const char * rows, size_t stride, char * out) {

@@ -70,12 +70,15 @@ INLINE void vi_store8(void * p, vi x) {
 #if defined(__ARM_FEATURE_DOTPROD)
 #define DOT4(acc, w, x)                                                                                      \
     acc = vdotq_lane_s32(acc, vreinterpretq_s8_s32(w), vreinterpret_s8_u64(group_of(x)), 0)
+INLINE vi dot_small(vi acc, vi w, vi x) {
+    return vdotq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+}
 #else
-INLINE vi dot4(vi acc, vi w, vi x) { // two products, at most 2 * 128 * 127, fit into 16 bits
+INLINE vi dot_small(vi acc, vi w, vi x) { // two products, at most 2 * 128 * 127, fit into 16 bits
     const int8x16_t a = vreinterpretq_s8_s32(w), b = vreinterpretq_s8_s32(x);
     return vpadalq_s16(acc, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
 }
-#define DOT4(acc, w, x) acc = dot4(acc, w, vdupq_lane_s32(vreinterpret_s32_u64(group_of(x)), 0))
+#define DOT4(acc, w, x) acc = dot_small(acc, w, vdupq_lane_s32(vreinterpret_s32_u64(group_of(x)), 0))
 #endif
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
@@ -102,14 +105,11 @@ INLINE vi dot2_pairs(vi acc, vi w, vi x) { // the halves of w are separated once
 
 // 64 activations, where they lie.
 typedef const int16_t * x64;
+INLINE vi vi_shared(const void * x, const int n_rows) { return (void) n_rows, vi_load(x); }
 INLINE x64 x64_load(const int16_t * x, const int n_rows) { return (void) n_rows, x; }
 INLINE vi dot8(vi acc, int16x8_t w, const int16_t * x) {
     const int16x8_t v = vld1q_s16(x);
     return vmlal_high_s16(vmlal_s16(acc, vget_low_s16(w), vget_low_s16(v)), w, v);
-}
-INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) {
-    for (int i = 0; i < 4; i++) acc = dot8(dot8(acc, a.v[i], x + 8 * i), b.v[i], x + 32 + 8 * i);
-    return acc;
 }
 // acc + first (products of the first 16s of each 32) + last (of the last).
 INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
@@ -149,45 +149,18 @@ INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {                             // 4 LA
 }
 INLINE void vi_store(void * p, vi x) { vst1q_u8(p, vreinterpretq_u8_s32(x)); }
 
-// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+// 32 numbers of 16 bits: the words of a, then of b.
 #define EACH_EIGHT for (int i = 0; i < 4; i++)
 INLINE h32 h32_two(b32 a, b32 b) {
     return (h32) { { vreinterpretq_s16_u8(a.a), vreinterpretq_s16_u8(a.b), vreinterpretq_s16_u8(b.a),
                      vreinterpretq_s16_u8(b.b) } };
 }
-INLINE h32 h32_each(int first, int last) {
-    const int16x8_t a = vdupq_n_s16((int16_t) first), b = vdupq_n_s16((int16_t) last);
-    return (h32) { { a, a, b, b } };
-}
-INLINE h32 h32_and(h32 x, int mask) {
-    EACH_EIGHT x.v[i] = vandq_s16(x.v[i], vdupq_n_s16((int16_t) mask));
-    return x;
-}
-INLINE h32 h32_or(h32 x, h32 y) {
-    EACH_EIGHT x.v[i] = vorrq_s16(x.v[i], y.v[i]);
-    return x;
-}
 INLINE h32 h32_up(h32 x, int n) {
     EACH_EIGHT x.v[i] = vshlq_s16(x.v[i], vdupq_n_s16((int16_t) n));
     return x;
 }
-INLINE h32 h32_down(h32 x, h32 n) {
-    EACH_EIGHT x.v[i] =
-        vreinterpretq_s16_u16(vshlq_u16(vreinterpretq_u16_s16(x.v[i]), vnegq_s16(n.v[i])));
-    return x;
-}
 INLINE h32 h32_down_signed(h32 x, int n) {
     EACH_EIGHT x.v[i] = vshlq_s16(x.v[i], vdupq_n_s16((int16_t) -n));
-    return x;
-}
-// n = 2 or 4 numbers, each 32 / n times.
-INLINE h32 h32_spread(const int16_t * p, int n) {
-    h32 x;
-    EACH_EIGHT x.v[i] = vdupq_n_s16(p[i * n / 4]);
-    return x;
-}
-INLINE h32 h32_times(h32 x, h32 y) {
-    EACH_EIGHT x.v[i] = vmulq_s16(x.v[i], y.v[i]);
     return x;
 }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
@@ -195,8 +168,47 @@ INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     b32_store(q, x);
     return vf_of_i8(q + LANES * i);
 }
-INLINE vi swap(vi x) { return vextq_s32(x, x, 2); }                       // halves of 16 bytes
+// For blocks of K types (micro_code.h).
+typedef struct scales_k { vf scale[2][4], low[4]; } scales_k;
+
+INLINE void deal(const void * p, vi * even, vi * odd) {
+    *even = vi_load(p);
+    *odd = vi_load((const char *) p + 16);
+}
 INLINE void vf_stream(float * p, vf x) { vf_store(p, x); }
+INLINE vi to_all(const void * p) { return vi_load(p); }
+INLINE vi twice(const void * p, int stride, int part) {
+    return vi_load((const char *) p + part / 2 * stride);
+}
+INLINE vi swap(vi x) { return vextq_s32(x, x, 2); }
+INLINE vi outer(vi a, vi b) { return vcombine_s32(vget_low_s32(a), vget_high_s32(b)); }
+INLINE vi inner(vi a, vi b) { return vextq_s32(a, b, 2); }
+
+// 8 bytes times d, each twice.
+INLINE void pairs_of(uint32_t low, uint32_t high, float d, vf * out) {
+    const uint16x8_t words = vmovl_u8(vcreate_u8((uint64_t) high << 32 | low));
+    const vf a = vmulq_n_f32(vcvtq_f32_u32(vmovl_u16(vget_low_u16(words))), d);
+    const vf b = vmulq_n_f32(vcvtq_f32_u32(vmovl_high_u16(words)), d);
+    out[0] = vzip1q_f32(a, a), out[1] = vzip2q_f32(a, a);
+    out[2] = vzip1q_f32(b, b), out[3] = vzip2q_f32(b, b);
+}
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    uint32_t w[4];                        // d, min, 12 bytes of 6-bit numbers
+    memcpy(w, block, 16);
+    const uint32_t six = 0x3F3F3F3F, four = 0x0F0F0F0F, two = 0x30303030;
+    pairs_of(w[1] & six, (w[3] & four) | (w[1] >> 2 & two), _cvtsh_ss((uint16_t) w[0]), out->scale[0]);
+    pairs_of(w[2] & six, (w[3] >> 4 & four) | (w[2] >> 2 & two), _cvtsh_ss((uint16_t) (w[0] >> 16)),
+             out->low);
+    for (int p = 0; p < 4; p++) out->scale[1][p] = out->scale[0][p];
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    for (int p = 0; p < 4; p++) {
+        const vf s = vmulq_n_f32(vf_of_i8(scales + 4 * p), _cvtsh_ss(d));
+        out->scale[0][p] = vtrn1q_f32(s, s);
+        out->scale[1][p] = vtrn2q_f32(s, s);
+        out->low[p] = vmulq_n_f32(s, 32.0f);
+    }
+}
 
 // rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS], four by four.
 INLINE void transpose4(const char * rows, size_t stride, char * out) {

@@ -106,11 +106,8 @@ INLINE vi dot2_pairs(vi acc, vi w, vi x) {
 
 // 64 activations, where they lie.
 typedef const int16_t * x64;
+INLINE vi vi_shared(const void * x, const int n_rows) { return (void) n_rows, vi_load(x); }
 INLINE x64 x64_load(const int16_t * x, const int n_rows) { return (void) n_rows, x; }
-INLINE vi dot64(vi acc, h32 a, h32 b, x64 x) {
-    for (int i = 0; i < 32; i++) acc[i / 2 % LANES] += a.v[i] * x[i] + b.v[i] * x[32 + i];
-    return acc;
-}
 // acc + first (products of the first 16s of each 32) + last (of the last).
 INLINE vf dot64_scaled(vf acc, h32 a, h32 b, x64 x, float first, float last) {
     vi sums[2] = { vi_zero(), vi_zero() };
@@ -149,7 +146,7 @@ INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {                             // 4 LA
 }
 INLINE void vi_store(void * p, vi x) { memcpy(p, &x, sizeof x); }
 
-// 32 numbers of 16 bits: the words of a, then of b. Where halves differ: the first and the last 16.
+// 32 numbers of 16 bits: the words of a, then of b.
 #define EACH_WORD for (int i = 0; i < 32; i++)
 INLINE h32 h32_two(b32 a, b32 b) {
     h32 x;
@@ -157,39 +154,12 @@ INLINE h32 h32_two(b32 a, b32 b) {
     memcpy(x.v + 16, &b, 32);
     return x;
 }
-INLINE h32 h32_each(int first, int last) {
-    h32 x;
-    EACH_WORD x.v[i] = (int16_t) (i < 16 ? first : last);
-    return x;
-}
-INLINE h32 h32_and(h32 x, int mask) {
-    EACH_WORD x.v[i] = (int16_t) (x.v[i] & mask);
-    return x;
-}
-INLINE h32 h32_or(h32 x, h32 y) {
-    EACH_WORD x.v[i] = (int16_t) (x.v[i] | y.v[i]);
-    return x;
-}
 INLINE h32 h32_up(h32 x, int n) {
     EACH_WORD x.v[i] = (int16_t) ((uint16_t) x.v[i] << n);
     return x;
 }
-INLINE h32 h32_down(h32 x, h32 n) {
-    EACH_WORD x.v[i] = (int16_t) ((uint16_t) x.v[i] >> n.v[i]);
-    return x;
-}
 INLINE h32 h32_down_signed(h32 x, int n) {
     EACH_WORD x.v[i] = (int16_t) (x.v[i] >> n);
-    return x;
-}
-// n = 2 or 4 numbers, each 32 / n times.
-INLINE h32 h32_spread(const int16_t * p, int n) {
-    h32 x;
-    EACH_WORD x.v[i] = p[i * n / 32];
-    return x;
-}
-INLINE h32 h32_times(h32 x, h32 y) {
-    EACH_WORD x.v[i] = (int16_t) (x.v[i] * y.v[i]);
     return x;
 }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
@@ -197,7 +167,53 @@ INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     memcpy(q, &x, sizeof q);
     return vf_of_i8(q + LANES * i);
 }
+// For blocks of K types (micro_code.h).
+typedef struct scales_k { vf scale[2][16 / LANES], low[16 / LANES]; } scales_k;
+
+INLINE void gather(const char * p, int stride, int repeat, vi * out) { // LANES / 4 times 16 bytes
+    for (int i = 0; i < LANES / 4; i++) memcpy((char *) out + 16 * i, p + i / repeat * stride, 16);
+}
+INLINE void deal(const void * p, vi * even, vi * odd) {
+    gather(p, 32, 1, even);
+    gather((const char *) p + 16, 32, 1, odd);
+}
 INLINE void vf_stream(float * p, vf x) { vf_store(p, x); }
+INLINE vi to_all(const void * p) {
+    vi x;
+    gather(p, 0, 1, &x);
+    return x;
+}
+INLINE vi twice(const void * p, int stride, int part) {
+    vi x;
+    gather((const char *) p + part * (LANES / 8) * stride, stride, 2, &x);
+    return x;
+}
+INLINE vi swap(vi x) { return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5); } // halves of 16 bytes
+INLINE vi outer(vi a, vi b) { return __builtin_shufflevector(a, b, 0, 1, 10, 11, 4, 5, 14, 15); }
+INLINE vi inner(vi a, vi b) { return __builtin_shufflevector(a, b, 2, 3, 8, 9, 6, 7, 12, 13); }
+INLINE vi dot_small(vi acc, vi w, vi x) { return dot4(acc, w, x); }
+INLINE void scales_of_45(const void * block, scales_k * out) {
+    const uint8_t * s = (const uint8_t *) block + 4;
+    uint16_t d[2];
+    memcpy(d, block, 4);
+    const float step = ggml_fp16_to_fp32(d[0]), min = ggml_fp16_to_fp32(d[1]);
+    for (int g = 0; g < 8; g++) {
+        const int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
+        const int low = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
+        for (int i = 2 * g; i < 2 * g + 2; i++) {
+            for (int j = 0; j < 2; j++) out->scale[j][i / LANES][i % LANES] = step * (float) scale;
+            out->low[i / LANES][i % LANES] = min * (float) low;
+        }
+    }
+}
+INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
+    const float step = ggml_fp16_to_fp32(d);
+    for (int g = 0; g < 16; g++) {
+        for (int i = g / 2 * 2; i < g / 2 * 2 + 2; i++)
+            out->scale[g % 2][i / LANES][i % LANES] = step * (float) scales[g];
+        out->low[g / LANES][g % LANES] = 32.0f * step * (float) scales[g];
+    }
+}
 
 INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
     for (int k = 0; k < n; k++) {

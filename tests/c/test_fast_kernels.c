@@ -103,11 +103,13 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
     const char * names[] = { [LINEAR_INT8] = "int8",
                              [LINEAR_DIRECT] = "they are",
                              [LINEAR_INT16] = "int16",
+                             [LINEAR_DOTS_K] = "dots of 14 bits",
                              [LINEAR_DOTS16] = "dots of int16",
                              [LINEAR_FLOAT_DOTS] = "float dots" };
     const double gates[] = { [LINEAR_INT8] = GATE_INT8,
                              [LINEAR_DIRECT] = GATE_INT8,
                              [LINEAR_INT16] = GATE_INT16,
+                             [LINEAR_DOTS_K] = GATE_INT16,
                              [LINEAR_DOTS16] = GATE_INT16,
                              [LINEAR_FLOAT_DOTS] = GATE_FLOAT };
     if (plan != LINEAR_EXACT && plan != LINEAR_ENGINE) {
