@@ -200,7 +200,8 @@ static void drop_graph(pyllava_session * s) {
 static pyllava_status build(void * session) {
     pyllava_session * s = session;
     built_graph * b = &s->built;
-    if (b->kind == GRAPH_TEXT) TRY(build_text(s, &b->g, b->rows, b->n, b->n_out, b->n_cells, &b->in, &b->out));
+    if (b->kind == GRAPH_TEXT)
+        TRY(build_text(s, &b->g, b->rows, b->n, b->n_out, b->n_cells, &b->in, &b->out));
     else TRY(build_vision(s, &b->g, b->n, &b->patches, &b->out));
     return engine_load(&s->engine, &b->g);
 }

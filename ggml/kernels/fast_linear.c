@@ -6,11 +6,11 @@
 
 #include <string.h>
 
-#define PANEL     (512 << 10)             // bytes of packed weights
-#define CHUNK     768                     // tokens of a task whose weights are packed in parts
-#define STREAM    (1 << 20)               // bytes of results that would only push others out of the caches
-#define STEP      24                      // tokens that pass a block together
-#define DOT_ROWS  128                     // weight rows of a task, at most
+#define PANEL (512 << 10)             // bytes of packed weights
+#define CHUNK 768                     // tokens of a task whose weights are packed in parts
+#define STREAM (1 << 20)               // bytes of results that would only push others out of the caches
+#define STEP 24                      // tokens that pass a block together
+#define DOT_ROWS 128                     // weight rows of a task, at most
 #define DOT_BYTES (96 << 10)              // and about so many bytes: one thread reads them in a row
 #define ROUND_TOKENS 4                    // tokens of a rounding task
 
@@ -22,7 +22,7 @@ typedef struct packed {
 
 typedef struct fast_scratch {
     packed panel[2];                      // of W and of the second matrix
-    float  y[2][CHUNK * MAX_ROWS];        // their sums
+    float y[2][CHUNK * MAX_ROWS];        // their sums
 } fast_scratch;
 
 size_t fast_linear_scratch_size(void) { return sizeof(fast_scratch); }
@@ -88,7 +88,7 @@ void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
 
 static tile_end end_of(const kernel_job * job, const struct ggml_tensor * dst, int64_t row, int64_t token) {
     const int64_t n_out = dst->ne[0], at = token * n_out + row;
-    const float * bias = floats(dst, job->bias), * residual = floats(dst, job->residual);
+    const float *bias = floats(dst, job->bias), *residual = floats(dst, job->residual);
     return (tile_end) { .end = job->end,
                         .bias = bias ? bias + row : NULL,
                         .residual = residual ? residual + at : NULL,
@@ -102,12 +102,12 @@ static tile_end end_of(const kernel_job * job, const struct ggml_tensor * dst, i
 // packed at once: they stay in the second cache while STEP tokens at a time go through them.
 typedef struct panel_work {
     const micro * m;
-    linear_plan   plan;
-    const struct ggml_tensor * w[2], * x;
-    int           n_w;
-    int64_t       r0, t0, k0, k1;
-    int           n_rows, n;
-    int64_t       next;                   // bytes into the weights; 0: unknown
+    linear_plan plan;
+    const struct ggml_tensor *w[2], *x;
+    int n_w;
+    int64_t r0, t0, k0, k1;
+    int n_rows, n;
+    int64_t next;                   // bytes into the weights; 0: unknown
 } panel_work;
 
 // Bytes of one block of a panel.
@@ -205,7 +205,7 @@ static void run_panel(panel_work * p, fast_scratch * s, const tile_end * e, int6
 
 static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst, int nth) {
     const micro * m = job->env->micro;
-    const struct ggml_tensor * w = dst->src[0], * up = job->up ? dst->src[job->up] : NULL;
+    const struct ggml_tensor *w = dst->src[0], *up = job->up ? dst->src[job->up] : NULL;
     const int64_t n_out = w->ne[1], n_tokens = dst->ne[1], n_panels = (n_out + m->rows - 1) / m->rows;
     const int64_t segment = (int64_t) (PANEL / block_size(m, job->plan)) * BLOCK;
     const int64_t most = segment < w->ne[0] ? CHUNK : n_tokens;
@@ -215,7 +215,7 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst,
     const bool stream = ggml_nbytes(dst) >= STREAM && (uintptr_t) dst->data % 64 == 0 && n_out % 16 == 0;
     panel_work p = { .m = m, .plan = job->plan, .w = { w, up }, .x = dst->src[1], .n_w = up ? 2 : 1 };
     for (int64_t task; take(job, n_panels * n_chunks, &task);) {
-        const int64_t r_next = (task + nth) % n_panels * m->rows;        // when all threads are equally fast
+        const int64_t r_next = (task + nth) % n_panels * m->rows; // when all threads are equally fast
         p.r0 = task % n_panels * m->rows, p.t0 = task / n_panels * chunk;
         p.n_rows = (int) (n_out - p.r0 < m->rows ? n_out - p.r0 : m->rows);
         p.n = (int) (n_tokens - p.t0 < chunk ? n_tokens - p.t0 : chunk);
@@ -231,7 +231,8 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst,
 
 // Rows of a task: long runs are read faster, but every thread should have a few.
 static int64_t dot_rows(const struct ggml_tensor * w, int64_t n_tokens, int nth) {
-    const int64_t long_run = (n_tokens < 3 ? 1 : 2) * DOT_BYTES / (int64_t) w->nb[1], share = w->ne[1] / (4 * nth);
+    const int64_t long_run = (n_tokens < 3 ? 1 : 2) * DOT_BYTES / (int64_t) w->nb[1],
+                  share = w->ne[1] / (4 * nth);
     const int64_t n = long_run < share ? long_run : share;
     return n < 4 ? 4 : n < DOT_ROWS ? n : DOT_ROWS;
 }
@@ -249,7 +250,7 @@ static void dot_run(const micro * m, const struct ggml_tensor * w, int64_t r0, i
 
 static void dots(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst, int nth) {
     const micro * m = job->env->micro;
-    const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * up = job->up ? dst->src[job->up] : NULL;
+    const struct ggml_tensor *w = dst->src[0], *x = dst->src[1], *up = job->up ? dst->src[job->up] : NULL;
     const int64_t n_out = w->ne[1], step = dot_rows(w, dst->ne[1], nth);
     const int n_tokens = (int) dst->ne[1];
     for (int64_t task; take(job, (n_out + step - 1) / step, &task);) {

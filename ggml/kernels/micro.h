@@ -12,14 +12,14 @@
 
 #include <stdint.h>
 
-#define BLOCK       256                   // inputs that share one scale
-#define GROUP       32                    // every quantised type has groups of 32 or divides them
-#define MAX_ROWS    32                    // weight rows of a panel, at most
+#define BLOCK 256                   // inputs that share one scale
+#define GROUP 32                    // every quantised type has groups of 32 or divides them
+#define MAX_ROWS 32                    // weight rows of a panel, at most
 #define MAX_QUERIES 288                   // rows of queries that attend_many takes
-#define TILE_KEYS   64
-#define MAX_HEAD    256                   // numbers of a head, for the fast attention
+#define TILE_KEYS 64
+#define MAX_HEAD 256                   // numbers of a head, for the fast attention
 #define ATTEND_SCRATCH (704 << 10)        // bytes
-#define FEW_TOKENS  8                     // tokens that one pass over a weight row serves
+#define FEW_TOKENS 8                     // tokens that one pass over a weight row serves
 
 // A token's activations, rounded, and where what lies behind the numbers begins, in bytes.
 //   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums f32 [blocks], times the scale
@@ -27,7 +27,9 @@
 //   rounded_k: int8 [blocks][2][256]; scales f32 [blocks]; sums f32 [n / 16], times the scale
 //   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][16 + 8], of 16 and of 32 numbers, times
 //   the scale
-typedef struct rounded { size_t scales, sums, size; } rounded;
+typedef struct rounded {
+    size_t scales, sums, size;
+} rounded;
 
 static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static inline size_t blocks_of(int64_t n) { return (size_t) ((n + BLOCK - 1) / BLOCK); }
@@ -52,28 +54,28 @@ static inline rounded rounded_direct_of(int64_t n) {
 
 // Attention of one key/value head for n consecutive query tokens; `group` query heads share it.
 typedef struct attention_work {
-    const float *   q;                    // [n][group][d], tokens q_stride floats apart
-    float *         y;
-    size_t          q_stride;
-    int             n, group, d;
+    const float * q;                    // [n][group][d], tokens q_stride floats apart
+    float * y;
+    size_t q_stride;
+    int n, group, d;
     const int32_t * n_visible;            // [n]
-    const char *    k, * v;               // row 0 of the head
-    size_t          k_stride, v_stride;
-    enum ggml_type  k_type, v_type;
+    const char *k, *v;               // row 0 of the head
+    size_t k_stride, v_stride;
+    enum ggml_type k_type, v_type;
     const int32_t * cells;                // row of each position; NULL: first_row on
-    int32_t         first_row;
-    char *          scratch;
+    int32_t first_row;
+    char * scratch;
 } attention_work;
 
 // Where sums of some rows and n tokens go, and what happens to them on the way (linear_end). Pointers are to
 // the first row of the first token; bias, residual and up may be NULL.
 typedef struct tile_end {
-    linear_end    end;
+    linear_end end;
     const float * bias;
     const float * residual;               // [n] like to
-    float *       to;
-    size_t        stride;                 // floats from token to token, of to and residual
-    bool          stream;                 // past the caches: to and stride are multiples of 64 bytes
+    float * to;
+    size_t stride;                 // floats from token to token, of to and residual
+    bool stream;                 // past the caches: to and stride are multiples of 64 bytes
 } tile_end;
 
 typedef struct micro {
@@ -114,8 +116,8 @@ typedef struct micro {
     void (*multiply_direct)(enum ggml_type type, int n, const char * panel, const char * x,
                             const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    void (*attend_few)(const attention_work * work);      // n * group <= FEW_TOKENS, d <= MAX_HEAD
-    void (*attend_many)(const attention_work * work);     // d <= MAX_HEAD, d % MAX_ROWS == 0
+    void (*attend_few)(const attention_work * work); // n * group <= FEW_TOKENS, d <= MAX_HEAD
+    void (*attend_many)(const attention_work * work); // d <= MAX_HEAD, d % MAX_ROWS == 0
     // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: what round_k gives for K types,
     // round_dots for other quantised ones, f32 for floats. NULL: no such loop.
     void (*dot[GGML_TYPE_COUNT])(int n_rows, int n, int64_t n_in, const char * w, size_t row_size,

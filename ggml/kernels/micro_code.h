@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#define ROUND8_TOP  127.0f
+#define ROUND8_TOP 127.0f
 #define ROUND16_TOP 2000.0f // times the largest weight (q6_k: 32 * 127) times 256 inputs: below 2^31
 #define ROUND_K_TOP 16256.0f              // 128 times 127
 #define PANEL16_TOP 4190.0f               // likewise
@@ -22,11 +22,27 @@ INLINE vf vf_choose(vl where, vf a, vf b) { return (vf) ((where & (vl) a) | (~wh
 typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 
 // What the file has in a block.
-typedef struct block_q4_0 { uint16_t d; uint8_t q[16]; } block_q4_0;
-typedef struct block_q8_0 { uint16_t d; int8_t q[32]; } block_q8_0;
-typedef struct block_q4_k { uint16_t d, min; uint8_t scales[12], q[128]; } block_q4_k;
-typedef struct block_q5_k { uint16_t d, min; uint8_t scales[12], high[32], q[128]; } block_q5_k;
-typedef struct block_q6_k { uint8_t low[128], high[64]; int8_t scales[16]; uint16_t d; } block_q6_k;
+typedef struct block_q4_0 {
+    uint16_t d;
+    uint8_t q[16];
+} block_q4_0;
+typedef struct block_q8_0 {
+    uint16_t d;
+    int8_t q[32];
+} block_q8_0;
+typedef struct block_q4_k {
+    uint16_t d, min;
+    uint8_t scales[12], q[128];
+} block_q4_k;
+typedef struct block_q5_k {
+    uint16_t d, min;
+    uint8_t scales[12], high[32], q[128];
+} block_q5_k;
+typedef struct block_q6_k {
+    uint8_t low[128], high[64];
+    int8_t scales[16];
+    uint16_t d;
+} block_q6_k;
 
 INLINE float half(uint16_t h) {
 #if defined(HAS_F16C)
@@ -53,9 +69,11 @@ INLINE float float_at(const char * p) {
 INLINE float inverse_of(float top, float most) { return top >= 0x1p-100f ? most / top : 0.0f; }
 
 // The 8 scales and 8 minima of 6 bits each in a q4_k or q5_k block, which begins with d, min and 12 bytes.
-typedef uint8_t  u8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
-typedef struct bytes_k { u8x16 scale, min; } bytes_k;                    // each twice
+typedef struct bytes_k {
+    u8x16 scale, min;
+} bytes_k;                    // each twice
 
 INLINE bytes_k bytes_of(const void * block) {
     u32x4 v;
@@ -64,10 +82,9 @@ INLINE bytes_k bytes_of(const void * block) {
     const u32x4 top = { 0, 0x30303030, 0, 0x30303030 };
     const u32x4 low = __builtin_shufflevector(v, v, 1, 3, 2, 3) >> (u32x4) { 0, 0, 0, 4 };
     const u8x16 all = (u8x16) ((low & first) | (__builtin_shufflevector(v, v, 1, 1, 2, 2) >> 2 & top));
-    return (bytes_k) {
-        __builtin_shufflevector(all, all, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
-        __builtin_shufflevector(all, all, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)
-    };
+    return (bytes_k) { __builtin_shufflevector(all, all, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                       __builtin_shufflevector(all, all, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14,
+                                               15, 15) };
 }
 
 INLINE void bytes_times(u8x16 bytes, float d, float * out) {

@@ -9,13 +9,13 @@
 
 #if defined(DIRECT)
 
-#define DIRECT_TOKENS 4                   // of a tile
+#define DIRECT_TOKENS 4 // of a tile
 
 typedef struct direct_panel {
     uint8_t q[BLOCK / 4][ROWS][4];
-    int16_t scales[16][ROWS][2];          // of the groups, each twice; 8 for q4_k and q5_k
-    float   lows[16][ROWS];               // likewise
-    float   d[ROWS];
+    int16_t scales[16][ROWS][2]; // of the groups, each twice; 8 for q4_k and q5_k
+    float lows[16][ROWS]; // likewise
+    float d[ROWS];
 } direct_panel;
 
 INLINE void unpack_row_4(const block_q4_k * w, char * to) {
@@ -44,7 +44,7 @@ INLINE void scales_direct(enum ggml_type type, const char * block, int r, direct
         }
         return;
     }
-    const block_q4_k * w = (const void *) block;                         // q5_k begins alike
+    const block_q4_k * w = (const void *) block; // q5_k begins alike
     const bytes_k bytes = bytes_of(w);
     const float min = -half(w->min);
     p->d[r] = half(w->d);
@@ -124,7 +124,7 @@ INLINE void direct_tile(const int n, const int bits, const direct_panel * p, con
         a[i] = vf_fma(sums[2 * i], d0, vf_load(y + i * ROWS));
         b[i] = vf_fma(sums[2 * i + 1], d1, vf_load(y + i * ROWS + LANES));
     }
-    if (bits != 6) x_sums += 64;                                         // see round_direct
+    if (bits != 6) x_sums += 64; // see round_direct
     for (int g = 0; g < n_groups; g++) {
         const vf l0 = vf_load(p->lows[g]), l1 = vf_load(p->lows[g] + LANES);
 #pragma GCC unroll 8
@@ -142,9 +142,9 @@ INLINE void direct_tile(const int n, const int bits, const direct_panel * p, con
 }
 
 #define DEFINE_DIRECT_TILE(bits, name, n)                                                                    \
-    static __attribute__((noinline)) void direct_##bits##_##name(                                            \
-        const direct_panel * p, const char * x, const char * x_scales, const char * x_sums, size_t stride,   \
-        float * y) {                                                                                         \
+    static __attribute__((noinline)) void direct_##bits##_##name(const direct_panel * p, const char * x,     \
+                                                                 const char * x_scales, const char * x_sums, \
+                                                                 size_t stride, float * y) {                 \
         direct_tile(n, bits, p, x, x_scales, x_sums, stride, y);                                             \
     }
 #define DEFINE_MULTIPLY_DIRECT(bits)                                                                         \
@@ -154,9 +154,9 @@ INLINE void direct_tile(const int n, const int bits, const direct_panel * p, con
                                        const char * x_sums, size_t stride, float * y) {                      \
         int i = 0;                                                                                           \
         size_t at = 0;                                                                                       \
-        for (; i + DIRECT_TOKENS <= n; i += DIRECT_TOKENS, at = (size_t)i * stride)                          \
+        for (; i + DIRECT_TOKENS <= n; i += DIRECT_TOKENS, at = (size_t) i * stride)                         \
             direct_##bits##_tile(p, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS);               \
-        for (; i < n; i++, at = (size_t)i * stride)                                                          \
+        for (; i < n; i++, at = (size_t) i * stride)                                                         \
             direct_##bits##_one(p, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS);                \
     }
 DEFINE_MULTIPLY_DIRECT(4)

@@ -6,18 +6,20 @@
 // that each load serves both. A row's sums lie in memory meanwhile: their order is that of one token alone.
 // The last are the loop's own arguments.
 #define SOME_ROWS 8
-#define PREFETCH  4096                    // bytes ahead: hardware stops at each page
+#define PREFETCH 4096 // bytes ahead: hardware stops at each page
 #define ROWS_OF(loop, count, ...)                                                                            \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
         const int64_t chunk = (count) < 2 ? n_in : X_CHUNK / (count) / BLOCK * BLOCK;                        \
         vf acc[SOME_ROWS][FEW_TOKENS] = { 0 };                                                               \
         for (int64_t k = 0; k < n_in; k += chunk) {                                                          \
-            const size_t ahead = (count) < 3                        ? PREFETCH                               \
+            const size_t ahead = (count) < 3                         ? PREFETCH                              \
                                  : r0 + n_here + SOME_ROWS <= n_rows ? SOME_ROWS * row_size                  \
                                                                      : 0;                                    \
-            const dots_part p = { k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, ahead }; \
-            const char * row = w + (size_t)r0 * row_size;                                                    \
+            const dots_part p = {                                                                            \
+                k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, ahead                     \
+            };                                                                                               \
+            const char * row = w + (size_t) r0 * row_size;                                                   \
             int r = 0;                                                                                       \
             for (; (count) > 2 && r + 2 <= n_here; r += 2, row += 2 * row_size)                              \
                 loop(2, count, &p, row, acc + r, __VA_ARGS__);                                               \
@@ -26,7 +28,7 @@
         for (int r = 0; r < n_here; r++)                                                                     \
             for (int i = 0; i < (count); i++) out[(r0 + r) * FEW_TOKENS + i] = vf_sum(acc[r][i]);            \
     }
-#define X_CHUNK 12288                     // numbers of all tokens
+#define X_CHUNK 12288 // numbers of all tokens
 
 #if defined(COMPACT) // one loop for any number of tokens: small and quickly compiled
 #define BY_COUNT(name, loop, ...)                                                                            \
@@ -58,20 +60,21 @@
 #define EACH_ROW(r) _Pragma("GCC unroll 2") for (int r = 0; r < n_rows; r++)
 #define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n && i < FEW_TOKENS; i++)
 
-typedef struct dots_part {                // inputs first to end - 1 of n_in, tokens of stride bytes
-    int64_t      first, end, n_in;
-    size_t       row_size;
+typedef struct dots_part { // inputs first to end - 1 of n_in, tokens of stride bytes
+    int64_t first, end, n_in;
+    size_t row_size;
     const char * x;
-    size_t       stride, ahead;           // ahead: bytes to what will be needed
+    size_t stride, ahead; // ahead: bytes to what will be needed
 } dots_part;
 
 // K types: a block's 256 weights q of at most 6 bits as four vectors of 64 bytes, dealt so that the lanes of
 // vectors 0 and 1 belong to the same groups of 16, and those of 2 and 3, so that their products can be added
 // before they are scaled. In each 16 bytes i of a vector lie 8 weights from 64 i + first and 8 from 64 i +
-// second (DEALT), as the rounded activations do. Those have 14 bits, in two bytes. With low_p the constant of group p,
+// second (DEALT), as the rounded activations do. Those have 14 bits, in two bytes. With low_p the constant of
+// group p,
 //   w . x = x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p .
 // q4_k and q5_k have one scale and constant for two groups of 16: all four vectors share theirs.
-#define PARTS (16 / LANES)                // vectors that 64 bytes take
+#define PARTS (16 / LANES) // vectors that 64 bytes take
 
 typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef struct weights_k {
@@ -80,9 +83,9 @@ typedef struct weights_k {
 } weights_k;
 
 static const uint32_t NIBBLE_45[16] = { 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4 };
-static const uint32_t NIBBLE_6[16]  = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
-static const uint32_t BIT_5[16]     = { 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7 };
-static const uint32_t BITS_6[16]    = { 0, 0, 2, 2, 4, 4, 6, 6, 0, 0, 2, 2, 4, 4, 6, 6 };
+static const uint32_t NIBBLE_6[16] = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
+static const uint32_t BIT_5[16] = { 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7 };
+static const uint32_t BITS_6[16] = { 0, 0, 2, 2, 4, 4, 6, 6, 0, 0, 2, 2, 4, 4, 6, 6 };
 
 INLINE vu vu_load(const void * p) { return *(const vu *) p; }
 INLINE vu each_byte(vu x, uint32_t mask) { return x & (mask * 0x01010101u); }
@@ -120,8 +123,8 @@ INLINE void unpack_6(const char * w, weights_k * out) {
         for (int j = 0; j < 2; j++) {
             const vi top = twice(b->high + 16 * j, 32, p);
             const vi low = twice(b->low + 16 * j, 64, p), high = twice(b->low + 32 + 16 * j, 64, p);
-            out->q[2 * j][p] = (vi) (each_byte((vu) outer(low, high) >> nibble, 15) |
-                                     each_byte((vu) top >> bits, 3) << 4);
+            out->q[2 * j][p] =
+                (vi) (each_byte((vu) outer(low, high) >> nibble, 15) | each_byte((vu) top >> bits, 3) << 4);
             out->q[2 * j + 1][p] = (vi) (each_byte((vu) inner(low, high) >> nibble, 15) |
                                          each_byte((vu) swap(top) >> bits, 3) << 4);
         }
@@ -139,7 +142,7 @@ INLINE vi direct_products(const weights_k * k, const char * x, const int bits) {
         const char * from = x + 4 * LANES * p;
         vi a = pairs(k->q[0][p], vi_load(from));
         ADD_PAIRS(a, k->q[1][p], vi_load(from + 64));
-        if (bits == 6) {                                                 // more would not fit into 16 bits
+        if (bits == 6) { // more would not fit into 16 bits
             sum = dot_pairs(sum, a, k->s.scale[0][p]);
             a = pairs(k->q[2][p], vi_load(from + 128));
         } else {
@@ -153,7 +156,8 @@ INLINE vi direct_products(const weights_k * k, const char * x, const int bits) {
 
 INLINE void scaled_products(const int n_rows, const weights_k * k, const char * x, const int bits, vf * out) {
     EACH_ROW(r) {
-        const vf high = vf_of(direct_products(&k[r], x, bits)), low = vf_of(direct_products(&k[r], x + BLOCK, bits));
+        const vf high = vf_of(direct_products(&k[r], x, bits)),
+                 low = vf_of(direct_products(&k[r], x + BLOCK, bits));
         out[r] = vf_mul(vf_fma(high, vf_set(128.0f), low), vf_set(k[r].s.d));
     }
 }
@@ -237,7 +241,7 @@ INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const ch
             float d[2][2];
             EACH_ROW(r) {
                 const char * row = w + (size_t) r * p->row_size;
-                const char * other = last - k > GROUP ? row + size : row;            // or none
+                const char * other = last - k > GROUP ? row + size : row; // or none
                 const h32 q = h32_two(group_of_0(row, bits), group_of_0(other, bits));
                 even[r] = h32_down_signed(h32_up(q, 8), 8), odd[r] = h32_down_signed(q, 8);
                 d[r][0] = half(((const block_q8_0 *) (const void *) row)->d);
@@ -257,7 +261,7 @@ INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const ch
     }
 }
 
-INLINE vf load_number(const char * w, int64_t k, const int bits) {       // LANES of them
+INLINE vf load_number(const char * w, int64_t k, const int bits) { // LANES of them
     return bits == 32   ? vf_load((const float *) (const void *) w + k)
            : bits == 16 ? vf_of_f16(w + 2 * k)
                         : vf_of_bf16(w + 2 * k);

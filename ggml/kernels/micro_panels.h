@@ -86,7 +86,7 @@ INLINE void block_floats(enum ggml_type type, const char * w, int n, block_vf * 
     }
 }
 
-#if !defined(TRANSPOSE8)                  // the order of multiply8's panels
+#if !defined(TRANSPOSE8) // the order of multiply8's panels
 #define TRANSPOSE8 transpose
 #endif
 
@@ -108,7 +108,7 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
         for (int j = 0; j < TOGETHER; j++) {
             const float top = top_lane(ranges[j].top), bottom = -vf_top(vf_set(0.0f) - ranges[j].bottom);
             const float inverse = inverse_of(top - bottom, 255.0f), scale = (top - bottom) / 255.0f;
-            scales[i + j] = scale / TURN;                                // from bottom to top: -128 to 127
+            scales[i + j] = scale / TURN; // from bottom to top: -128 to 127
             scales[ROWS + i + j] = (bottom + (128.0f - W_OFFSET) * scale) / TURN;
             put_bytes(&x[j], inverse, -128.0f - bottom * inverse, W_OFFSET, rows + (i + j) * BLOCK);
         }
@@ -119,7 +119,8 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
 // A row's block as int16; its scale.
 static float put16(enum ggml_type type, const char * w, int n, char * out) {
     float x[BLOCK];
-    if (type == GGML_TYPE_F16 || type == GGML_TYPE_F32) return round_words(floats_of(w, type, n, x), n, PANEL16_TOP, out);
+    if (type == GGML_TYPE_F16 || type == GGML_TYPE_F32)
+        return round_words(floats_of(w, type, n, x), n, PANEL16_TOP, out);
     block_vf row;
     block_floats(type, w, n, &row);
     return round_words((const float *) (const void *) &row, n, PANEL16_TOP, out);
@@ -148,12 +149,12 @@ INLINE void add_lows(const float * lows, const char * x_sum, float * y) {
 }
 
 #define BYTES_START(j, i) vi a##i = vi_zero(), b##i = a##i;
-#define BYTES_STEP(j, i)  DOTS(DOT4, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
+#define BYTES_STEP(j, i) DOTS(DOT4, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
 #define BYTES_END(j, i)                                                                                      \
     add_lows(w_scales + ROWS, x_sums + i * stride, y + i * ROWS);                                            \
     WORDS_END(j, i)
 
-#define WORDS_START      BYTES_START
+#define WORDS_START BYTES_START
 #define WORDS_STEP(j, i) DOTS2(a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
 #define WORDS_END(j, i)                                                                                      \
     add_sums(a##i, s0, x_scales + i * stride, y + i * ROWS);                                                 \
@@ -170,25 +171,25 @@ INLINE void add_lows(const float * lows, const char * x_sum, float * y) {
 #endif
 
 #define FOUR_TOKENS(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
-#define ONE_TOKEN(F)   F(0, 0)
+#define ONE_TOKEN(F) F(0, 0)
 
 // A step takes step_size bytes of every row and token.
 #define DEFINE_TILE(name, EACH, product, step_size)                                                          \
-    static __attribute__((noinline)) void name(                                                              \
-        int n_steps, const char * panel, const float * w_scales, const char * x, const char * x_scales,      \
-        const char * x_sums, size_t stride, float * y) {                                                     \
+    static __attribute__((noinline)) void name(int n_steps, const char * panel, const float * w_scales,      \
+                                               const char * x, const char * x_scales, const char * x_sums,   \
+                                               size_t stride, float * y) {                                   \
         const char *base0 = x, *base1 = x + 3 * stride, *base2 = x + 6 * stride, *base3 = x + 9 * stride;    \
-        (void)base1, (void)base2, (void)base3, (void)x_sums, (void)x_scales;                                 \
+        (void) base1, (void) base2, (void) base3, (void) x_sums, (void) x_scales;                            \
         EACH(product##_START)                                                                                \
         for (int k = 0; k < n_steps; k++) {                                                                  \
             const vi w0 = vi_load(panel), w1 = vi_load(panel + 4 * LANES);                                   \
-            (void)w0, (void)w1;                                                                              \
+            (void) w0, (void) w1;                                                                            \
             EACH(product##_STEP)                                                                             \
             panel += step_size * ROWS;                                                                       \
             base0 += step_size, base1 += step_size, base2 += step_size, base3 += step_size;                  \
         }                                                                                                    \
         const vf s0 = vf_load(w_scales), s1 = vf_load(w_scales + LANES);                                     \
-        (void)s0, (void)s1;                                                                                  \
+        (void) s0, (void) s1;                                                                                \
         EACH(product##_END)                                                                                  \
     }
 
@@ -202,11 +203,11 @@ INLINE void add_lows(const float * lows, const char * x_sum, float * y) {
         const int n_steps = n_k * number_size / step_size;                                                   \
         int i = 0;                                                                                           \
         size_t at = 0;                                                                                       \
-        for (; i + TOKENS <= n; i += TOKENS, at = (size_t)i * stride)                                        \
+        for (; i + TOKENS <= n; i += TOKENS, at = (size_t) i * stride)                                       \
             name##_tile(n_steps, panel, w_scales, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS); \
-        for (; i + 4 <= n; i += 4, at = (size_t)i * stride)                                                  \
+        for (; i + 4 <= n; i += 4, at = (size_t) i * stride)                                                 \
             name##_four(n_steps, panel, w_scales, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS); \
-        for (; i < n; i++, at = (size_t)i * stride)                                                          \
+        for (; i < n; i++, at = (size_t) i * stride)                                                         \
             name##_one(n_steps, panel, w_scales, x + at, x_scales + at, x_sums + at, stride, y + i * ROWS);  \
     }
 
@@ -222,7 +223,7 @@ INLINE void add_pair(vi a, vi b, vf w_scale, const char * x_scale, size_t stride
 #define PAIRS_START WORDS_START
 #define PAIRS_STEP(j, i)                                                                                     \
     {                                                                                                        \
-        const char * from = base0 + i / 2 * 2 * stride, * rows = panel + i % 2 * 8 * LANES;                  \
+        const char *from = base0 + i / 2 * 2 * stride, *rows = panel + i % 2 * 8 * LANES;                    \
         const vi v = two_eights(from, from + stride);                                                        \
         a##i = dots_2x2(a##i, v, vi_load(rows));                                                             \
         b##i = dots_2x2(b##i, v, vi_load(rows + 4 * LANES));                                                 \
@@ -259,8 +260,8 @@ static void round_bf16(const float * x, int64_t n, uint16_t * out) {
 }
 
 #define BF16_START(j, i) vf a##i = vf_load(y + i * ROWS), b##i = vf_load(y + i * ROWS + LANES);
-#define BF16_STEP(j, i)  DOTS(DOT_BF16, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
-#define BF16_END(j, i)   vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
+#define BF16_STEP(j, i) DOTS(DOT_BF16, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
+#define BF16_END(j, i) vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
 DEFINE_MULTIPLY(multiply_bf16, BF16, BF16, 4, 2)
 
 #endif
@@ -326,7 +327,7 @@ INLINE void end_row(const tile_end * e, const linear_end end, int n_rows, const 
 static void end_tile(const tile_end * e, int n, int n_rows, const float * y, const float * up,
                      size_t y_stride) {
     for (int t = 0; t < n; t++) {
-        const float * sums = y + t * y_stride, * others = up ? up + t * y_stride : NULL;
+        const float *sums = y + t * y_stride, *others = up ? up + t * y_stride : NULL;
         switch (e->end) {
         case END_SILU: end_row(e, END_SILU, n_rows, sums, NULL, t * e->stride); break;
         case END_GELU: end_row(e, END_GELU, n_rows, sums, NULL, t * e->stride); break;

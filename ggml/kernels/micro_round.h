@@ -12,16 +12,16 @@ INLINE float top_of(const float * x, int n) {
 }
 
 // Real activations have a few channels tens of times larger than the rest: rounded with one scale, the rest
-// would lose most of its bits. So a block of 256 inputs is rotated first, and weights with it: input
-// k = 64 a + 16 b + 4 c + d becomes a sum with signs over all a, b and d, a Hadamard matrix of 64 (times 8),
-// orthogonal, so that no product changes. (4 sets of 64 rather than one of 256: c would cost shuffles and gain
-// nothing, bench/RESULTS.md.) Gives each lane's largest and smallest number, NaN where one was not finite.
-#define TURN 64.0f                        // what such a product is too large by
+// would lose most of its bits. So a block of 256 inputs k = 16 i + 4 c + d is rotated first, and weights with
+// it: for each c the 64 inputs with any i and d become 64 sums of them with signs, a Hadamard matrix (times
+// 8), which is orthogonal, so that no product changes. One matrix of 256 would cost more shuffles and is no
+// better (bench/RESULTS.md). Gives each lane's largest and smallest number, NaN where one was not finite.
+#define TURN 64.0f // what such a product is too large by
 
 #if LANES == 16
 #define EACH_LANE(x, a, b, c, d)                                                                             \
-    __builtin_shufflevector(x, x, a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, \
-                            b + 12, c + 12, d + 12)
+    __builtin_shufflevector(x, x, a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8,        \
+                            a + 12, b + 12, c + 12, d + 12)
 #elif LANES == 8
 #define EACH_LANE(x, a, b, c, d) __builtin_shufflevector(x, x, a, b, c, d, a + 4, b + 4, c + 4, d + 4)
 #else
@@ -31,12 +31,16 @@ INLINE float top_of(const float * x, int n) {
 static const float SIGNS[2][16] = { { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1 },
                                     { 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1 } };
 
-typedef struct block_vf { vf v[BLOCK / LANES]; } block_vf;
-typedef struct range { vf top, bottom; } range;
+typedef struct block_vf {
+    vf v[BLOCK / LANES];
+} block_vf;
+typedef struct range {
+    vf top, bottom;
+} range;
 
 INLINE range rotate(block_vf * x) {
     const vf signs = vf_load(SIGNS[0]), signs_2 = vf_load(SIGNS[1]);
-    const int line = 16 / LANES;          // vectors from one line of 16 numbers to the next
+    const int line = 16 / LANES; // vectors from one line of 16 numbers to the next
     vf top = vf_set(-INFINITY), bottom = vf_set(INFINITY), wrong = vf_set(0.0f);
 #pragma GCC unroll 4
     for (int first = 0; first < line; first++) {
@@ -59,7 +63,7 @@ INLINE range rotate(block_vf * x) {
             bottom = vf_min(bottom, u);
             v[line * i] = u;
         }
-        wrong = vf_fma(v[0], vf_set(0.0f), wrong);                       // all of the set is in each
+        wrong = vf_fma(v[0], vf_set(0.0f), wrong); // all of the set is in each
     }
     return (range) { top + wrong, bottom + wrong };
 }
@@ -151,7 +155,7 @@ static void round_dots(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded16_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
         const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
-        int16_t q[BLOCK] = { 0 }, * to = (int16_t *) (void *) (out + 2 * k0);
+        int16_t q[BLOCK] = { 0 }, *to = (int16_t *) (void *) (out + 2 * k0);
         const float scale = round_words(x + k0, n, ROUND16_TOP, (char *) q);
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
         for (int u = 0; u < n; u += 64) {

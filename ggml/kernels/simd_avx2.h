@@ -4,15 +4,17 @@
 
 #include "simd_x86.h"
 
-#define ROWS   16
-#define LANES  8
+#define ROWS 16
+#define LANES 8
 #define TOKENS 6
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
 #define HAS_F16C
 
-typedef __m256  vf;                       // 8 floats
+typedef __m256 vf;                       // 8 floats
 typedef __m256i vi;                       // 8 int32, or their bytes
-typedef struct h32 { __m256i a, b; } h32; // 32 int16
+typedef struct h32 {
+    __m256i a, b;
+} h32; // 32 int16
 typedef __m256i b32;                      // 32 bytes
 
 INLINE vf vf_load(const float * p) { return _mm256_loadu_ps(p); }
@@ -67,7 +69,7 @@ INLINE void vi_store8(void * p, vi x) {
 // acc += w . x in groups of 2 int16 and of 4 bytes. In asm, since compilers reorder sums of integers and then
 // have more of them at once than there are registers (half the speed).
 #if defined(__AVXVNNI__)
-#define W_OFFSET 128                      // weights are unsigned
+#define W_OFFSET 128 // weights are unsigned
 #define DOT2(acc, w, x) ADD_DOT("%{vex%} vpdpwssd", _mm256_dpwssd_avx_epi32, acc, w, x)
 #define DOT4(acc, w, x) ADD_DOT("%{vex%} vpdpbusd", _mm256_dpbusd_avx_epi32, acc, w, x)
 #else
@@ -94,7 +96,7 @@ INLINE void vi_store8(void * p, vi x) {
                 : "+x"(a), "+x"(b), "=&x"(t_), "=&x"(v_)                                                     \
                 : "x"(w0), "x"(w1), "m"(*(const int32_t *) (const void *) (p)));                             \
     }
-#define DIRECT                            // byte products are added in 16 bits: micro_direct.h
+#define DIRECT // byte products are added in 16 bits: micro_direct.h
 #define ADD_PAIRS(acc, w, x)                                                                                 \
     {                                                                                                        \
         vi t_;                                                                                               \
@@ -152,17 +154,17 @@ INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
 }
 // For blocks of K types (micro_code.h).
 #if defined(DIRECT)
-typedef vi scales_2;                      // int16, each of a pair, to be multiplied with d
+typedef vi scales_2; // int16, each of a pair, to be multiplied with d
 #else
 typedef vf scales_2;
 #endif
 typedef struct scales_k {
     scales_2 scale[2][2];
-    vf       low[2];
-    float    d;
+    vf low[2];
+    float d;
 } scales_k;
 
-INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4 times 16 bytes
+INLINE void deal(const void * p, vi * even, vi * odd) { // of 4 times 16 bytes
     const vi a = vi_load(p), b = vi_load((const char *) p + 32);
     *even = _mm256_permute2x128_si256(a, b, 0x20);
     *odd = _mm256_permute2x128_si256(a, b, 0x31);
@@ -170,7 +172,7 @@ INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 4
 INLINE void vf_stream(float * p, vf x) { _mm256_stream_ps(p, x); }
 INLINE vi to_all(const void * p) { return b32_two(p); }
 INLINE vi twice(const void * p, int stride, int part) { return b32_two((const char *) p + stride * part); }
-INLINE vi swap(vi x) { return _mm256_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
+INLINE vi swap(vi x) { return _mm256_shuffle_epi32(x, 0x4E); } // halves of each 16 bytes
 INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
     return _mm256_castpd_si256(_mm256_shuffle_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), 10));
 }
@@ -233,7 +235,7 @@ INLINE void transpose8(const char * rows, size_t stride, char * out) {
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        _mm256_storeu_si256((__m256i *)(out + (size_t)i * 4 * ROWS),
+        _mm256_storeu_si256((__m256i *) (out + (size_t) i * 4 * ROWS),
                             _mm256_permute2x128_si256(a[i], a[4 + i], 0x20));
         _mm256_storeu_si256((__m256i *) (out + (size_t) (i + 4) * 4 * ROWS),
                             _mm256_permute2x128_si256(a[i], a[4 + i], 0x31));

@@ -4,12 +4,12 @@
 
 #include "simd_x86.h"
 
-#define ROWS   32
+#define ROWS 32
 #define TOKENS 12
 #define EACH_TOKEN(F)                                                                                        \
     F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5) F(2, 6) F(2, 7) F(2, 8) F(3, 9) F(3, 10) F(3, 11)
 
-typedef __m512  vf;                       // 16 floats
+typedef __m512 vf;                       // 16 floats
 typedef __m512i vi;                       // 16 int32, or their bytes
 typedef __m512i h32;                      // 32 int16
 typedef __m256i b32;                      // 32 bytes
@@ -55,14 +55,18 @@ INLINE vi dot4(vi acc, vi w, vi x) {
     vi pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_x);
     return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
-#define DOT4(acc, w, x) acc = dot4(acc, w, x); KEEP(acc)
+#define DOT4(acc, w, x)                                                                                      \
+    acc = dot4(acc, w, x);                                                                                   \
+    KEEP(acc)
 #endif
 
 // In groups of 2 int16.
 #if defined(__AVX512VNNI__)
 #define DOT2(acc, w, x) ADD_DOT("vpdpwssd", _mm512_dpwssd_epi32, acc, w, x)
 #else
-#define DOT2(acc, w, x) acc = _mm512_add_epi32(acc, _mm512_madd_epi16(w, x)); KEEP(acc)
+#define DOT2(acc, w, x)                                                                                      \
+    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(w, x));                                                    \
+    KEEP(acc)
 #endif
 
 #if defined(__AVX512BF16__)
@@ -74,7 +78,9 @@ INLINE void store_bf16(uint16_t * p, vf a, vf b) {                       // 32 n
 #endif
 
 // 64 activations; what is loaded for several rows stays in registers.
-typedef struct x64 { vi a, b; } x64;
+typedef struct x64 {
+    vi a, b;
+} x64;
 INLINE vi vi_shared(const void * x, const int n_rows) {
     vi v = vi_load(x);
     if (n_rows > 1) KEEP(v);
@@ -122,7 +128,9 @@ INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     return vf_of(_mm512_cvtepi8_epi32(i ? _mm256_extracti128_si256(x, 1) : _mm256_castsi256_si128(x)));
 }
 // For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[2][1], low[1]; } scales_k;
+typedef struct scales_k {
+    vf scale[2][1], low[1];
+} scales_k;
 
 INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 8 times 16 bytes
     const vi a = vi_load(p), b = vi_load((const char *) p + 64);

@@ -17,10 +17,14 @@
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
 #endif
 
-typedef float32x4_t vf;                   // 4 floats
-typedef int32x4_t   vi;                   // 4 int32, or their bytes
-typedef struct h32 { int16x8_t v[4]; } h32;                              // 32 int16
-typedef struct b32 { uint8x16_t a, b; } b32;                             // 32 bytes
+typedef float32x4_t vf; // 4 floats
+typedef int32x4_t vi; // 4 int32, or their bytes
+typedef struct h32 {
+    int16x8_t v[4];
+} h32; // 32 int16
+typedef struct b32 {
+    uint8x16_t a, b;
+} b32; // 32 bytes
 
 // micro_code.h knows this conversion by its name on x86. ggml's is a call, for which registers are given up.
 #define HAS_F16C
@@ -33,7 +37,7 @@ INLINE void vf_store(float * p, vf x) { vst1q_f32(p, x); }
 INLINE vf vf_set(float x) { return vdupq_n_f32(x); }
 INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
-INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }       // c - a b
+INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); } // c - a b
 INLINE vf vf_of(vi x) { return vcvtq_f32_s32(x); }
 INLINE vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
 INLINE vf vf_min(vf a, vf b) { return vminq_f32(a, b); }
@@ -142,7 +146,7 @@ INLINE b32 b32_less(b32 x, int y) {
 }
 INLINE b32 b32_two(const void * p) { return (b32) { vld1q_u8(p), vld1q_u8(p) }; }
 INLINE b32 b32_halves(b32 low, b32 high) { return (b32) { low.a, high.b }; }
-INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {                             // 4 LANES numbers
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) { // 4 LANES numbers
     const int16x8_t first = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
     const int16x8_t last = vcombine_s16(vqmovn_s32(c), vqmovn_s32(d));
     return vreinterpretq_s32_s8(vcombine_s8(vqmovn_s16(first), vqmovn_s16(last)));
@@ -169,7 +173,9 @@ INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     return vf_of_i8(q + LANES * i);
 }
 // For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[2][4], low[4]; } scales_k;
+typedef struct scales_k {
+    vf scale[2][4], low[4];
+} scales_k;
 
 INLINE void deal(const void * p, vi * even, vi * odd) {
     *even = vi_load(p);
@@ -193,7 +199,7 @@ INLINE void pairs_of(uint32_t low, uint32_t high, float d, vf * out) {
     out[2] = vzip1q_f32(b, b), out[3] = vzip2q_f32(b, b);
 }
 INLINE void scales_of_45(const void * block, scales_k * out) {
-    uint32_t w[4];                        // d, min, 12 bytes of 6-bit numbers
+    uint32_t w[4]; // d, min, 12 bytes of 6-bit numbers
     memcpy(w, block, 16);
     const uint32_t six = 0x3F3F3F3F, four = 0x0F0F0F0F, two = 0x30303030;
     pairs_of(w[1] & six, (w[3] & four) | (w[1] >> 2 & two), _cvtsh_ss((uint16_t) w[0]), out->scale[0]);

@@ -4,17 +4,19 @@
 
 #include <math.h>
 
-#define ROWS   16
-#define LANES  8
+#define ROWS 16
+#define LANES 8
 #define COMPACT
 #define TOKENS 4
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
 #define W_OFFSET 0
 
-typedef float   vf __attribute__((vector_size(32)));
+typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
-typedef int8_t  vb __attribute__((vector_size(32)));
-typedef struct h32 { int16_t v[32]; } h32;
+typedef int8_t vb __attribute__((vector_size(32)));
+typedef struct h32 {
+    int16_t v[32];
+} h32;
 typedef uint8_t b32 __attribute__((vector_size(32)));
 
 INLINE vf vf_load(const float * p) {
@@ -168,7 +170,9 @@ INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     return vf_of_i8(q + LANES * i);
 }
 // For blocks of K types (micro_code.h).
-typedef struct scales_k { vf scale[2][16 / LANES], low[16 / LANES]; } scales_k;
+typedef struct scales_k {
+    vf scale[2][16 / LANES], low[16 / LANES];
+} scales_k;
 
 INLINE void gather(const char * p, int stride, int repeat, vi * out) { // LANES / 4 times 16 bytes
     for (int i = 0; i < LANES / 4; i++) memcpy((char *) out + 16 * i, p + i / repeat * stride, 16);
@@ -217,6 +221,7 @@ INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
 
 INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
     for (int k = 0; k < n; k++) {
-        for (int r = 0; r < ROWS; r++) memcpy(out + 4 * (k * ROWS + r), rows + (size_t)r * stride + 4 * k, 4);
+        for (int r = 0; r < ROWS; r++)
+            memcpy(out + 4 * (k * ROWS + r), rows + (size_t) r * stride + 4 * k, 4);
     }
 }
