@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, overload
 
@@ -497,13 +498,16 @@ class Llava:
     # ------------------------------------------------------------------------------------------ answers
 
     def _prepare(
-        self, run: _Run, parts: Sequence[Part], images: Sequence[ImageSource | ImageEmbedding], most: int
+        self,
+        run: _Run,
+        texts: Sequence[list[int] | ImageMark],
+        images: Sequence[ImageSource | ImageEmbedding],
+        most: int,
     ) -> _Prompt:
-        """Encodes the images and tokenises the text; more than `most` positions are refused."""
-        marks = sum(isinstance(part, ImageMark) for part in parts)
-        if marks != len(images):
-            raise ValueError(f"{len(images)} images for {marks} places in the prompt")
-        texts = self._tokenized(parts)
+        """Encodes the images and puts them in their places; more than `most` positions are refused."""
+        marks = [text.index for text in texts if isinstance(text, ImageMark)]
+        if sorted(marks) != list(range(len(images))):
+            raise ValueError(f"{len(images)} images for {len(marks)} places in the prompt: {marks}")
         n_text = sum(len(item) for item in texts if isinstance(item, list))
         pictures = [self._look_at(image) for image in images]
         self._check_room(n_text, sum(map(len, pictures)), most)
@@ -594,7 +598,7 @@ class Llava:
         remember: Callable[[_Prompt, Answer], None] | None = None,
     ) -> Answer | Stream:
         run = self._begin()
-        prompt = self._prepare(run, parts, images, self.n_ctx - 1)
+        prompt = self._prepare(run, self._tokenized(parts), images, self.n_ctx - 1)
         result: list[Answer] = []
         pieces = self._generate(run, prompt, (*stop, *sampling.stop), sampling, result)
         if remember is not None:
@@ -653,15 +657,34 @@ class Llava:
         return logits
 
     def logits(
-        self, images: Images, prompt: str, *, raw: bool = False, system: str | None = None
+        self,
+        images: Images,
+        prompt: str | Sequence[int | ImageMark],
+        *,
+        answer: Sequence[int] = (),
+        raw: bool = False,
+        system: str | None = None,
     ) -> FloatArray:
-        """Logits of every position of the whole prompt (BOS, text, image rows): float32 [n_positions, n_vocab]."""
-        given = _as_list(images)
+        """Logits of every position, for evaluation: float32 [n_positions, n_vocab].
+
+        prompt: a question as in ask(), or what the model is to get as it stands, token ids and ImageMarks, as
+        prompt_tokens() gives them (no BOS is added); the positions are those of BOS, text and image rows.
+        answer: token ids that follow, computed one at a time as an answer's are while it is generated; their
+        positions come last.
+        """
+        given, ids = _as_list(images), [int(token) for token in answer]
         run = self._begin()
-        prepared = self._prepare(run, self._parts(prompt, len(given), raw, system), given, self.n_ctx)
+        if isinstance(prompt, str):
+            texts = self._tokenized(self._parts(prompt, len(given), raw, system))
+        else:
+            texts = _stretches(prompt)
+        prepared = self._prepare(run, texts, given, self.n_ctx - len(ids))
         with self._lock:
             self._owner = None
-            return self._compute(run, lambda: self._session.logits(prepared.spans))
+            rows = [self._compute(run, lambda: self._session.logits(prepared.spans))]
+            for token in ids:
+                rows.append(self._compute(run, partial(self._session.decode, [token], seqs=[0])))
+        return np.concatenate(rows) if ids else rows[0]
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
@@ -725,6 +748,19 @@ class Chat:
     def clear(self) -> None:
         """Forgets the conversation."""
         self.messages, self._images = [], []
+
+
+def _stretches(prompt: Sequence[int | ImageMark]) -> list[list[int] | ImageMark]:
+    """Consecutive ids together."""
+    found: list[list[int] | ImageMark] = []
+    for item in prompt:
+        if isinstance(item, ImageMark):
+            found.append(item)
+        elif found and isinstance(found[-1], list):
+            found[-1].append(int(item))
+        else:
+            found.append([int(item)])
+    return found
 
 
 def _question(prompt: str, n_images: int) -> Message:
