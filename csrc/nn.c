@@ -57,7 +57,7 @@ void graph_free(graph * g) {
 
 tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n, const char * name) {
     const int64_t line = LINE / (int64_t) ggml_type_size(type);
-    const bool pad = g->on_host && n_rows == 1 && n % line;
+    const bool pad = g->on_host && type == GGML_TYPE_I32 && n % line;
     tensor * x = ggml_new_tensor_2d(g->ctx, type, pad ? (n + line - 1) / line * line : n, n_rows);
     ggml_set_input(x);
     return ggml_set_name(pad ? ggml_view_1d(g->ctx, x, n, 0) : x, name);

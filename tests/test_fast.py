@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 F16 = Path(__file__).parent / "data" / "demo"
 PICTURES = ["scene.png", "sign.png", "bread.png"]
 QUESTION = "What is in the picture?"
-SETS = ["plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot", "neoni8mm"]
+SETS = ["plain", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"]
 Open = Callable[..., pyllava.Llava]
 
 

@@ -17,7 +17,7 @@ from pyllava.quantize import quantize
 pytestmark = pytest.mark.slow
 
 PREFILL, DECODING = 2.5e-3, 1e-3  # nats; of f16 weights 1e-4
-SETS = ["avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot", "neoni8mm"]
+SETS = ["avx2", "avxvnni", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"]
 KINDS = ["f16", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0"]
 
 

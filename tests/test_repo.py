@@ -39,7 +39,7 @@ RANKS = {
     "simd_plain": 6,
     "micro_code": 6,
     **{f"micro_{part}": 5 for part in ("round", "panels", "direct", "dots", "attention")},
-    **{f"micro_{name}": 7 for name in ("plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")},
+    **{f"micro_{name}": 7 for name in ("plain", "avx2", "avxvnni", "avx512", "avx512vnni")},
     "simd_neon": 6,
     "micro_neon": 7,
     "micro_neondot": 7,

@@ -24,10 +24,6 @@ static bool has_avx512(void) {
 
 static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
-static bool has_avx512bf16(void) {
-    unsigned a, b, c, d;
-    return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-}
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 
@@ -59,7 +55,6 @@ typedef struct candidate {
 const micro * micro_choose(const char * wanted) {
     const candidate candidates[] = { // the best first
 #if defined(__x86_64__)
-        { &micro_avx512bf16, has_avx512bf16 },
         { &micro_avx512vnni, has_avx512vnni },
         { &micro_avx512, has_avx512 },
         { &micro_avxvnni, has_avxvnni },

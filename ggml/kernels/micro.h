@@ -126,7 +126,7 @@ typedef struct micro {
 
 extern const micro micro_plain;
 #if defined(__x86_64__)
-extern const micro micro_avx2, micro_avxvnni, micro_avx512, micro_avx512vnni, micro_avx512bf16;
+extern const micro micro_avx2, micro_avxvnni, micro_avx512, micro_avx512vnni;
 #elif defined(__aarch64__)
 extern const micro micro_neon, micro_neondot, micro_neoni8mm;
 #endif

@@ -109,40 +109,26 @@ static void attend_few(const attention_work * a) {
 #endif
 }
 
-// Many rows of queries: both products over TILE_KEYS keys at a time, of numbers of 16 bits. bfloat16 where
-// the CPU multiplies it; else int16 with a scale for each row of queries, keys, values and weights (those
-// of the values are put on the weights, since a sum runs over values).
+// Many rows of queries: both products over TILE_KEYS keys at a time, of int16 with a scale for each row of
+// queries, keys, values and weights (those of the values are put on the weights, since a sum runs over
+// values). Products of bfloat16, where the CPU has them, are as fast at best, four times slower on some
+// processors that have them, and lose more.
 #define ROW_SCALE 64                      // bytes behind a row of queries or weights, for its scale
 
 typedef struct many_scratch {
     _Alignas(64) char q[MAX_QUERIES * (2 * MAX_HEAD + ROW_SCALE)];
-    char     weights[MAX_QUERIES * (2 * TILE_KEYS + ROW_SCALE)];
+    char weights[MAX_QUERIES * (2 * TILE_KEYS + ROW_SCALE)];
     uint16_t rows[TILE_KEYS * MAX_HEAD];                                 // keys or values, and their scales
-    float    row_scales[TILE_KEYS], ones[MAX_ROWS];
-    char     panel[2 * TILE_KEYS * MAX_ROWS > 2 * MAX_HEAD * MAX_ROWS ? 2 * TILE_KEYS * MAX_ROWS
-                                                                      : 2 * MAX_HEAD * MAX_ROWS];
-    float    s[TILE_KEYS / ROWS][MAX_QUERIES * ROWS], out[MAX_HEAD / ROWS][MAX_QUERIES * ROWS];
-    float    row[MAX_HEAD > TILE_KEYS ? MAX_HEAD : TILE_KEYS], max[MAX_QUERIES], sum[MAX_QUERIES];
+    float row_scales[TILE_KEYS], ones[MAX_ROWS];
+    char panel[2 * TILE_KEYS * MAX_ROWS > 2 * MAX_HEAD * MAX_ROWS ? 2 * TILE_KEYS * MAX_ROWS
+                                                                  : 2 * MAX_HEAD * MAX_ROWS];
+    float s[TILE_KEYS / ROWS][MAX_QUERIES * ROWS], out[MAX_HEAD / ROWS][MAX_QUERIES * ROWS];
+    float row[MAX_HEAD > TILE_KEYS ? MAX_HEAD : TILE_KEYS], max[MAX_QUERIES], sum[MAX_QUERIES];
 } many_scratch;
 
 _Static_assert(sizeof(many_scratch) <= ATTEND_SCRATCH, "scratch of attend_many");
 
 static size_t row_size(int n) { return 2 * (size_t) n + ROW_SCALE; }
-
-#if defined(HAS_BF16)
-
-INLINE void round_row(const float * x, int n, char * to) { round_bf16(x, n, (uint16_t *) (void *) to); }
-INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * to) {
-    float row[MAX_HEAD];
-    round_bf16(floats_of(from, type, d, row), d, to);
-    return 1.0f;
-}
-INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x,
-                          float * y) {
-    multiply_bf16(n, n_k, panel, scales, x, x + 2 * n_k, NULL, row_size(n_k), y);
-}
-
-#else
 
 INLINE void round_row(const float * x, int n, char * to) {
     const float scale = round_words(x, n, ROUND16_TOP, to);
@@ -155,8 +141,6 @@ INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scal
                           float * y) {
     multiply16(n, n_k, panel, scales, x, x + 2 * n_k, NULL, row_size(n_k), y);
 }
-
-#endif
 
 // TILE_KEYS rows of the cache; rows beyond n_keys are zero.
 INLINE void load_rows(const attention_work * a, const char * from, size_t stride, enum ggml_type type, int p0,
@@ -194,7 +178,7 @@ INLINE void fold_rows(const attention_work * a, int first, int n_rows, int p0, i
 // panel[k / 2][ROWS][2] of columns c .. c + ROWS - 1 of TILE_KEYS rows: neighbouring rows interleaved.
 INLINE void value_panel(const many_scratch * s, int d, int c, char * panel) {
     for (int k = 0; k < TILE_KEYS; k += 2) {
-        const uint16_t * a = s->rows + k * d + c, * b = a + d;
+        const uint16_t *a = s->rows + k * d + c, *b = a + d;
         uint16_t * out = (uint16_t *) (void *) panel + k * ROWS;
         for (int j = 0; j < ROWS; j++) out[2 * j] = a[j], out[2 * j + 1] = b[j];
     }
@@ -228,8 +212,8 @@ static void attend_many(const attention_work * a) {
         fold_rows(a, first, n_rows, p0, n_here, s);
         for (int c = 0; c < d / ROWS; c++) {
             value_panel(s, d, c * ROWS, s->panel);
-            multiply_rows(n, TILE_KEYS, s->panel, s->ones,
-                          s->weights + (size_t) first * row_size(TILE_KEYS), s->out[c] + first * ROWS);
+            multiply_rows(n, TILE_KEYS, s->panel, s->ones, s->weights + (size_t) first * row_size(TILE_KEYS),
+                          s->out[c] + first * ROWS);
         }
     }
     for (int r = 0; r < n_rows; r++) {

@@ -253,19 +253,6 @@ DEFINE_MULTIPLY(multiply8, BYTES, BYTES, 4, 1)
 
 DEFINE_MULTIPLY(multiply16, WORDS, WORDS, 4, 2)
 
-#if defined(HAS_BF16)
-
-static void round_bf16(const float * x, int64_t n, uint16_t * out) {
-    for (int64_t k = 0; k < n; k += 32) store_bf16(out + k, vf_load(x + k), vf_load(x + k + 16));
-}
-
-#define BF16_START(j, i) vf a##i = vf_load(y + i * ROWS), b##i = vf_load(y + i * ROWS + LANES);
-#define BF16_STEP(j, i) DOTS(DOT_BF16, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
-#define BF16_END(j, i) vf_store(y + i * ROWS, a##i), vf_store(y + i * ROWS + LANES, b##i);
-DEFINE_MULTIPLY(multiply_bf16, BF16, BF16, 4, 2)
-
-#endif
-
 // ---------------------------------------------------------------------------------- ends of tiles
 
 INLINE vf sigmoid(vf x) { // 1 / (1 + e^-x)

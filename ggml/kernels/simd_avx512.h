@@ -26,7 +26,7 @@ INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }       
 INLINE vf vf_of(vi x) { return _mm512_cvtepi32_ps(x); }
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }             // b where one is NaN
 INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-INLINE vf vf_max_abs(vf m, vf x) { return _mm512_range_ps(m, x, 0x0B); } // the larger size
+INLINE vf vf_max_abs(vf m, vf x) { return _mm512_max_ps(m, _mm512_abs_ps(x)); }
 INLINE float vf_top(vf x) { return _mm512_reduce_max_ps(x); }
 INLINE float vf_sum(vf x) { return _mm512_reduce_add_ps(x); }
 INLINE vf vf_of_f16(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
@@ -67,14 +67,6 @@ INLINE vi dot4(vi acc, vi w, vi x) {
 #define DOT2(acc, w, x)                                                                                      \
     acc = _mm512_add_epi32(acc, _mm512_madd_epi16(w, x));                                                    \
     KEEP(acc)
-#endif
-
-#if defined(__AVX512BF16__)
-#define HAS_BF16 true
-#define DOT_BF16(acc, w, x) ADD_DOT("vdpbf16ps", _mm512_dpbf16_ps, acc, w, x)
-INLINE void store_bf16(uint16_t * p, vf a, vf b) {                       // 32 numbers
-    _mm512_storeu_si512(p, (__m512i) _mm512_cvtne2ps_pbh(b, a));
-}
 #endif
 
 // 64 activations; what is loaded for several rows stays in registers.
@@ -122,8 +114,8 @@ INLINE void vi_store(void * p, vi x) { _mm512_storeu_si512(p, x); }
 
 // 32 numbers of 16 bits: the words of a, then of b.
 INLINE h32 h32_two(b32 a, b32 b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
-INLINE h32 h32_up(h32 x, int n) { return _mm512_sllv_epi16(x, _mm512_set1_epi16((short) n)); }
-INLINE h32 h32_down_signed(h32 x, int n) { return _mm512_srav_epi16(x, _mm512_set1_epi16((short) n)); }
+INLINE h32 h32_up(h32 x, int n) { return _mm512_slli_epi16(x, (unsigned) n); }
+INLINE h32 h32_down_signed(h32 x, int n) { return _mm512_srai_epi16(x, (unsigned) n); }
 INLINE vf vf_of_part(b32 x, int i) { // numbers LANES i to LANES (i + 1) - 1
     return vf_of(_mm512_cvtepi8_epi32(i ? _mm256_extracti128_si256(x, 1) : _mm256_castsi256_si128(x)));
 }

@@ -1,7 +1,7 @@
 // immintrin.h - the AVX-512 and AVX-VNNI operations that ggml/kernels use, by means of AVX2: for
 // `make test-avx512`, on machines without them. Found before the compiler's own header, which has the types
-// and everything of 256 bits. After Intel's instruction reference; most work on two halves. EMULATE_VNNI,
-// EMULATE_BF16 and EMULATE_AVXVNNI say what the file that includes this is compiled for.
+// and everything of 256 bits. After Intel's instruction reference; most work on two halves. EMULATE_VNNI
+// and EMULATE_AVXVNNI say what the file that includes this is compiled for.
 #pragma once
 
 #include_next <immintrin.h>
@@ -16,9 +16,6 @@
 #define KEEP(acc) (void) (acc)
 #if defined(EMULATE_VNNI)
 #define __AVX512VNNI__ 1
-#endif
-#if defined(EMULATE_BF16)
-#define __AVX512BF16__ 1
 #endif
 #if defined(EMULATE_AVXVNNI)
 #define __AVXVNNI__ 1
@@ -44,9 +41,9 @@ typedef union emulated {
 } emulated;
 
 // The compiler's header declares functions of these names, or macros; neither can be used here.
+#undef _mm512_insertf32x8
 #undef _mm512_inserti64x4
 #undef _mm512_setr_epi32
-#undef _mm512_setr_ps
 #undef _mm512_shuffle_epi32
 #undef _mm512_shuffle_i32x4
 #undef _mm512_shuffle_i64x2
@@ -60,25 +57,23 @@ typedef union emulated {
 #define _mm512_add_epi32            emulated_add_epi32
 #define _mm512_broadcast_i32x4      emulated_broadcast_i32x4
 #define _mm512_castpd_si512         emulated_castpd_si512
+#define _mm512_castsi256_si512      emulated_castsi256_si512
 #define _mm512_castps128_ps512      emulated_castps128_ps512
 #define _mm512_castsi512_pd         emulated_castsi512_pd
 #define _mm512_castsi512_ps         emulated_castsi512_ps
-#define _mm512_cvtepi16_epi8        emulated_cvtepi16_epi8
 #define _mm512_cvtepi32_epi16       emulated_cvtepi32_epi16
 #define _mm512_cvtepi32_epi8        emulated_cvtepi32_epi8
 #define _mm512_cvtepi32_ps          emulated_cvtepi32_ps
-#define _mm512_cvtepi8_epi16        emulated_cvtepi8_epi16
 #define _mm512_cvtepi8_epi32        emulated_cvtepi8_epi32
 #define _mm512_cvtepu16_epi32       emulated_cvtepu16_epi32
 #define _mm512_cvtepu8_epi32        emulated_cvtepu8_epi32
-#define _mm512_cvtne2ps_pbh         emulated_cvtne2ps_pbh
 #define _mm512_cvtph_ps             emulated_cvtph_ps
 #define _mm512_cvtps_epi32          emulated_cvtps_epi32
-#define _mm512_dpbf16_ps            emulated_dpbf16_ps
 #define _mm512_dpbusd_epi32         emulated_dpbusd_epi32
 #define _mm512_dpwssd_epi32         emulated_dpwssd_epi32
 #define _mm512_fmadd_ps             emulated_fmadd_ps
 #define _mm512_fnmadd_ps            emulated_fnmadd_ps
+#define _mm512_insertf32x8          emulated_insertf32x8
 #define _mm512_inserti64x4          emulated_inserti64x4
 #define _mm512_loadu_ps             emulated_loadu_ps
 #define _mm512_loadu_si512          emulated_loadu_si512
@@ -87,9 +82,11 @@ typedef union emulated {
 #define _mm512_mask_broadcast_i32x4 emulated_mask_broadcast_i32x4
 #define _mm512_mask_sub_epi8        emulated_mask_sub_epi8
 #define _mm512_max_ps               emulated_max_ps
+#define _mm512_min_ps               emulated_min_ps
 #define _mm512_movepi8_mask         emulated_movepi8_mask
 #define _mm512_mul_ps               emulated_mul_ps
-#define _mm512_mulhrs_epi16         emulated_mulhrs_epi16
+#define _mm512_packs_epi16          emulated_packs_epi16
+#define _mm512_packs_epi32          emulated_packs_epi32
 #define _mm512_permutexvar_ps       emulated_permutexvar_ps
 #define _mm512_reduce_add_epi32     emulated_reduce_add_epi32
 #define _mm512_reduce_add_ps        emulated_reduce_add_ps
@@ -98,7 +95,6 @@ typedef union emulated {
 #define _mm512_set1_epi32           emulated_set1_epi32
 #define _mm512_set1_ps              emulated_set1_ps
 #define _mm512_setr_epi32           emulated_setr_epi32
-#define _mm512_setr_ps              emulated_setr_ps
 #define _mm512_setzero_si512        emulated_setzero_si512
 #define _mm512_shuffle_epi32        emulated_shuffle_epi32
 #define _mm512_shuffle_i32x4        emulated_shuffle_i32x4
@@ -110,7 +106,6 @@ typedef union emulated {
 #define _mm512_storeu_ps            emulated_storeu_ps
 #define _mm512_storeu_si512         emulated_storeu_si512
 #define _mm512_stream_ps            emulated_stream_ps
-#define _mm512_sub_epi16            emulated_sub_epi16
 #define _mm512_unpackhi_epi32       emulated_unpackhi_epi32
 #define _mm512_unpackhi_epi64       emulated_unpackhi_epi64
 #define _mm512_unpacklo_epi32       emulated_unpacklo_epi32
@@ -159,6 +154,7 @@ typedef union emulated {
 #define EIGHT_BYTES(a, i) _mm_srli_si128(a, 8 * (i))
 
 FLOATS_2(_mm512_max_ps, _mm256_max_ps)
+FLOATS_2(_mm512_min_ps, _mm256_min_ps)
 FLOATS_2(_mm512_mul_ps, _mm256_mul_ps)
 FLOATS_3(_mm512_fmadd_ps, _mm256_fmadd_ps)
 FLOATS_3(_mm512_fnmadd_ps, _mm256_fnmadd_ps)
@@ -167,8 +163,8 @@ INTS_2(_mm512_add_epi16, _mm256_add_epi16)
 INTS_2(_mm512_add_epi32, _mm256_add_epi32)
 INTS_2(_mm512_madd_epi16, _mm256_madd_epi16)
 INTS_2(_mm512_maddubs_epi16, _mm256_maddubs_epi16)
-INTS_2(_mm512_mulhrs_epi16, _mm256_mulhrs_epi16)
-INTS_2(_mm512_sub_epi16, _mm256_sub_epi16)
+INTS_2(_mm512_packs_epi16, _mm256_packs_epi16)
+INTS_2(_mm512_packs_epi32, _mm256_packs_epi32)
 INTS_2(_mm512_unpackhi_epi32, _mm256_unpackhi_epi32)
 INTS_2(_mm512_unpackhi_epi64, _mm256_unpackhi_epi64)
 INTS_2(_mm512_unpacklo_epi32, _mm256_unpacklo_epi32)
@@ -176,7 +172,6 @@ INTS_2(_mm512_unpacklo_epi64, _mm256_unpacklo_epi64)
 INTS_BY(_mm512_slli_epi16, _mm256_slli_epi16)
 INTS_BY(_mm512_slli_epi32, _mm256_slli_epi32)
 INTS_BY(_mm512_srai_epi16, _mm256_srai_epi16)
-WIDEN(_mm512_cvtepi8_epi16, _mm256_cvtepi8_epi16, __m256i, _mm256_extracti128_si256)
 WIDEN(_mm512_cvtepu16_epi32, _mm256_cvtepu16_epi32, __m256i, _mm256_extracti128_si256)
 WIDEN(_mm512_cvtepi8_epi32, _mm256_cvtepi8_epi32, __m128i, EIGHT_BYTES)
 WIDEN(_mm512_cvtepu8_epi32, _mm256_cvtepu8_epi32, __m128i, EIGHT_BYTES)
@@ -269,6 +264,12 @@ EMULATED __m512i _mm512_inserti64x4(__m512i a, __m256i b, int at) {
     x.i256[at & 1] = b;
     return x.i;
 }
+EMULATED __m512 _mm512_insertf32x8(__m512 a, __m256 b, int at) {
+    emulated x = { .f = a };
+    x.f256[at & 1] = b;
+    return x.f;
+}
+EMULATED __m512i _mm512_castsi256_si512(__m256i a) { return (emulated) { .i256 = { a, a } }.i; }
 EMULATED __m512 _mm512_permutexvar_ps(__m512i which, __m512 a) {
     const emulated w = { .i = which }, x = { .f = a };
     emulated y;
@@ -311,12 +312,6 @@ EMULATED __m256i _mm512_cvtepi32_epi16(__m512i a) {
     for (int i = 0; i < 16; i++) y.i16[i] = (int16_t) x.i32[i];
     return y.i256[0];
 }
-EMULATED __m256i _mm512_cvtepi16_epi8(__m512i a) {
-    const emulated x = { .i = a };
-    emulated y;
-    for (int i = 0; i < 32; i++) y.i8[i] = (int8_t) x.i16[i];
-    return y.i256[0];
-}
 EMULATED int32_t _mm512_reduce_add_epi32(__m512i a) {
     const emulated x = { .i = a };
     uint32_t sum = 0;
@@ -350,43 +345,6 @@ EMULATED __m256i _mm256_dpwssd_avx_epi32(__m256i acc, __m256i w, __m256i x) {
 }
 INTS_3(_mm512_dpbusd_epi32, _mm256_dpbusd_avx_epi32)
 INTS_3(_mm512_dpwssd_epi32, _mm256_dpwssd_avx_epi32)
-
-EMULATED __m256 emulated_flush(__m256 x) { // denormal numbers to zero of the same sign
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    const __m256 tiny = _mm256_cmp_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(0x1p-126f), _CMP_LT_OQ);
-    return _mm256_blendv_ps(x, _mm256_and_ps(x, sign), tiny);
-}
-// acc + w . x in groups of 2 bfloat16: the upper one first, each rounded to f32 once.
-EMULATED __m256 emulated_dpbf16(__m256 acc, __m256i w, __m256i x) {
-    const __m256i upper = _mm256_set1_epi32((int32_t) 0xFFFF0000u);
-    const __m256 w1 = _mm256_castsi256_ps(_mm256_and_si256(w, upper));
-    const __m256 x1 = _mm256_castsi256_ps(_mm256_and_si256(x, upper));
-    const __m256 w0 = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
-    const __m256 x0 = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-    acc = emulated_flush(_mm256_fmadd_ps(emulated_flush(w1), emulated_flush(x1), emulated_flush(acc)));
-    return emulated_flush(_mm256_fmadd_ps(emulated_flush(w0), emulated_flush(x0), acc));
-}
-EMULATED __m512 _mm512_dpbf16_ps(__m512 acc, __m512i w, __m512i x) {
-    const emulated a = { .f = acc }, b = { .i = w }, c = { .i = x };
-    return (emulated) { .f256 = { emulated_dpbf16(a.f256[0], b.i256[0], c.i256[0]),
-                                  emulated_dpbf16(a.f256[1], b.i256[1], c.i256[1]) } }.f;
-}
-
-EMULATED uint16_t emulated_bf16(int32_t x) {
-    const uint32_t bits = (uint32_t) x, exponent = bits >> 23 & 255, rest = bits & 0x7FFFFF;
-    if (exponent == 0) return (uint16_t) (bits >> 16 & 0x8000);
-    if (exponent == 255) return (uint16_t) (bits >> 16 | (rest ? 0x40 : 0));
-    return (uint16_t) ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-EMULATED __m512i _mm512_cvtne2ps_pbh(__m512 upper, __m512 lower) {
-    const emulated x = { .f = lower }, y = { .f = upper };
-    emulated z;
-    for (int i = 0; i < 16; i++) {
-        z.u16[i] = emulated_bf16(x.i32[i]);
-        z.u16[16 + i] = emulated_bf16(y.i32[i]);
-    }
-    return z.i;
-}
 
 #undef FLOATS_2
 #undef FLOATS_3
