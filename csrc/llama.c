@@ -97,10 +97,17 @@ typedef struct llama_step {
     tensor * cells;
 } llama_step;
 
+// Values are what attention gives: where heads share them, their matrix is small and more bits cost little.
+static tensor * llama_values(graph * g, const llama_layer * l, tensor * x) {
+    const bool shared = l->attn_v && l->attn_q && l->attn_v->ne[1] < l->attn_q->ne[1];
+    if (!shared) return nn_linear(g, l->attn_v, l->attn_v_b, x);
+    return nn_linear_fine(g, l->attn_v, l->attn_v_b, x);
+}
+
 static tensor * llama_attention(graph * g, const llama_layer * l, const llama_step * s, int i, tensor * x) {
     tensor * q = nn_name(g, nn_linear(g, l->attn_q, l->attn_q_b, x), "blk.%d.attn_q", i);
     tensor * k = nn_name(g, nn_linear(g, l->attn_k, l->attn_k_b, x), "blk.%d.attn_k", i);
-    tensor * v = nn_name(g, nn_linear_fine(g, l->attn_v, l->attn_v_b, x), "blk.%d.attn_v", i);
+    tensor * v = nn_name(g, llama_values(g, l, x), "blk.%d.attn_v", i);
     q = nn_name(g, nn_rope(g, q, s->turns), "blk.%d.attn_q_rope", i);
     k = nn_name(g, nn_rope(g, k, s->turns), "blk.%d.attn_k_rope", i);
     k = nn_store_rows(g, s->kv->k[i], k, s->cells);
