@@ -149,13 +149,12 @@ static void multiply(const panel_work * p, const packed * from, int t, int n, fl
     const char * block = from->blocks;
     const float * scales = from->scales;
     for (int64_t k = p->k0; k < p->k1; k += BLOCK) {
-        const int n_k = (int) (p->k1 - k < BLOCK ? p->k1 - k : BLOCK);
         const size_t at = (size_t) (k / BLOCK * 4);
         if (p->plan == LINEAR_DIRECT)
             p->m->multiply_direct(p->w[0]->type, n, block, tokens + k, tokens + direct.scales + k / GROUP * 4,
                                   tokens + direct.sums + k / BLOCK * 96, p->x->nb[1], y);
         else if (p->plan == LINEAR_INT16)
-            p->m->multiply16(n, n_k, block, scales, tokens + 2 * k, tokens + at16.scales + at,
+            p->m->multiply16(n, BLOCK, block, scales, tokens + 2 * k, tokens + at16.scales + at,
                              tokens + at16.sums + at, p->x->nb[1], y);
         else
             p->m->multiply8(n, BLOCK, block, scales, tokens + k, tokens + at8.scales + at,

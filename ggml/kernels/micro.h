@@ -2,28 +2,28 @@
 // written once (micro_code.h) over a few vector operations (simd_*.h) and compiled once per set, each file
 // with its own flags, so that one library runs everywhere.
 //
-// Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Rows of a prompt: weights and
-// activations to int8 in a rotated basis (micro_round.h), or, where that would lose too much (weights that
-// are floats, the vision tower), to about 12 bits in int16. Rows of an answer: weights stay as the file has
-// them, activations are int16, so that reading the weights is what takes the time.
+// Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Rows of prompts and pictures: weights
+// and activations in a rotated basis (micro_round.h), as int8, or, where that would lose too much (weights that
+// are floats, the vision tower), with about 12 bits as int16. Rows of an answer: weights stay as the file has
+// them, activations have 12 to 14 bits, so that reading the weights is what takes the time.
 #pragma once
 
 #include "kernels.h"
 
 #include <stdint.h>
 
-#define BLOCK 256                   // inputs that share one scale
-#define GROUP 32                    // every quantised type has groups of 32 or divides them
-#define MAX_ROWS 32                    // weight rows of a panel, at most
-#define MAX_QUERIES 288                   // rows of queries that attend_many takes
+#define BLOCK 256 // inputs that share one scale
+#define GROUP 32 // every quantised type has groups of 32 or divides them
+#define MAX_ROWS 32 // weight rows of a panel, at most
+#define MAX_QUERIES 288 // rows of queries that attend_many takes
 #define TILE_KEYS 64
-#define MAX_HEAD 256                   // numbers of a head, for the fast attention
-#define ATTEND_SCRATCH (704 << 10)        // bytes
-#define FEW_TOKENS 8                     // tokens that one pass over a weight row serves
+#define MAX_HEAD 256 // numbers of a head, for the fast attention
+#define ATTEND_SCRATCH (704 << 10) // bytes
+#define FEW_TOKENS 8 // tokens that one pass over a weight row serves
 
 // A token's activations, rounded, and where what lies behind the numbers begins, in bytes.
 //   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums f32 [blocks], times the scale
-//   rounded16: int16 [n, for dots a multiple of 64]; scales f32 [blocks]
+//   rounded16: int16 [blocks * 256], rotated but for dots; scales f32 [blocks]
 //   rounded_k: int8 [blocks][2][256]; scales f32 [blocks]; sums f32 [n / 16], times the scale
 //   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][16 + 8], of 16 and of 32 numbers, times
 //   the scale
@@ -43,7 +43,7 @@ static inline rounded rounded8_of(int64_t n) {
     return rounded_of(BLOCK * blocks_of(n), blocks_of(n), blocks_of(n));
 }
 static inline rounded rounded16_of(int64_t n) {
-    return rounded_of(2 * round_up((size_t) n, 64), blocks_of(n), 0);
+    return rounded_of(2 * BLOCK * blocks_of(n), blocks_of(n), 0);
 }
 static inline rounded rounded_k_of(int64_t n) {
     return rounded_of(2 * (size_t) n, blocks_of(n), (size_t) n / 16);
@@ -54,15 +54,15 @@ static inline rounded rounded_direct_of(int64_t n) {
 
 // Attention of one key/value head for n consecutive query tokens; `group` query heads share it.
 typedef struct attention_work {
-    const float * q;                    // [n][group][d], tokens q_stride floats apart
+    const float * q; // [n][group][d], tokens q_stride floats apart
     float * y;
     size_t q_stride;
     int n, group, d;
-    const int32_t * n_visible;            // [n]
-    const char *k, *v;               // row 0 of the head
+    const int32_t * n_visible; // [n]
+    const char *k, *v; // row 0 of the head
     size_t k_stride, v_stride;
     enum ggml_type k_type, v_type;
-    const int32_t * cells;                // row of each position; NULL: first_row on
+    const int32_t * cells; // row of each position; NULL: first_row on
     int32_t first_row;
     char * scratch;
 } attention_work;
@@ -72,20 +72,20 @@ typedef struct attention_work {
 typedef struct tile_end {
     linear_end end;
     const float * bias;
-    const float * residual;               // [n] like to
+    const float * residual; // [n] like to
     float * to;
-    size_t stride;                 // floats from token to token, of to and residual
-    bool stream;                 // past the caches: to and stride are multiples of 64 bytes
+    size_t stride; // floats from token to token, of to and residual
+    bool stream; // past the caches: to and stride are multiples of 64 bytes
 } tile_end;
 
 typedef struct micro {
     const char * name;
-    int rows, tokens;                     // of a tile of multiply8 and multiply16
+    int rows, tokens; // of a tile of multiply8 and multiply16
 
     void (*round8)(const float * x, int64_t n, char * out);
     void (*round16)(const float * x, int64_t n, char * out);
-    void (*round_dots)(const float * x, int64_t n, char * out);          // round16 in the order of dots
-    void (*round_k)(const float * x, int64_t n, char * out);             // for dots of K types
+    void (*round_dots)(const float * x, int64_t n, char * out); // round16 in the order of dots
+    void (*round_k)(const float * x, int64_t n, char * out); // for dots of K types
 
     // x / sqrt(mean(x^2) + eps) * w;   (x - mean) / sqrt(var + eps) * w + b.   n: a multiple of GROUP
     void (*rms_norm)(const float * x, const float * w, float eps, int64_t n, float * out);
@@ -96,7 +96,7 @@ typedef struct micro {
                      size_t y_stride);
 
     // One block (n_k <= BLOCK inputs) of `rows` weight rows as a panel; rows beyond n_rows repeat the first.
-    // Of pack8 always BLOCK inputs, those beyond n_k zero.
+    // Always BLOCK inputs, those beyond n_k zero.
     void (*pack8)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales);
     void (*pack16)(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,

@@ -135,7 +135,8 @@ INLINE void round_row(const float * x, int n, char * to) {
     memcpy(to + 2 * n, &scale, sizeof scale);
 }
 INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * to) {
-    return put16(type, from, d, (char *) to);
+    float row[MAX_HEAD];
+    return round_words(floats_of(from, type, d, row), d, PANEL16_TOP, (char *) to);
 }
 INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x,
                           float * y) {

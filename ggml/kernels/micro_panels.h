@@ -77,6 +77,10 @@ INLINE void block_floats(enum ggml_type type, const char * w, int n, block_vf * 
     case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, out); return;
     case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, out); return;
     case GGML_TYPE_Q8_0: floats_q8_0((const void *) w, out); return;
+    case GGML_TYPE_F16:
+#pragma GCC unroll 16
+        for (int i = 0; i < BLOCK / LANES; i++) out->v[i] = vf_of_f16(w + 2 * LANES * i);
+        return;
     default: {
         float x[BLOCK];
         const float * from = floats_of(w, type, n, x);
@@ -90,48 +94,55 @@ INLINE void block_floats(enum ggml_type type, const char * w, int n, block_vf * 
 #define TRANSPOSE8 transpose
 #endif
 
-// A few rows at a time: what one waits for, the next ones fill.
+// Rotated blocks of a few rows at a time: what one waits for, the next ones fill.
 #define TOGETHER 4
+typedef struct some_rows {
+    block_vf x[TOGETHER];
+    range ranges[TOGETHER];
+} some_rows;
+
+// Rows first to first + TOGETHER - 1; those beyond n_rows repeat row 0.
+INLINE void rotate_rows(enum ggml_type type, const char * w, size_t row_size, int first, int n_rows, int n_k,
+                        some_rows * out) {
+    for (int j = 0; j < TOGETHER; j++) {
+        block_vf row;
+        block_floats(type, w + (first + j < n_rows ? (size_t) (first + j) * row_size : 0), n_k, &row);
+        out->ranges[j] = rotate(&row);
+        out->x[j] = row;
+    }
+}
 
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
     _Alignas(64) char rows[ROWS * BLOCK];
-    block_vf x[TOGETHER];
+    some_rows some;
     for (int i = 0; i < ROWS; i += TOGETHER) {
-        range ranges[TOGETHER];
+        rotate_rows(type, w, row_size, i, n_rows, n_k, &some);
         for (int j = 0; j < TOGETHER; j++) {
-            block_vf row;
-            block_floats(type, w + (i + j < n_rows ? (size_t) (i + j) * row_size : 0), n_k, &row);
-            ranges[j] = rotate(&row);
-            x[j] = row;
-        }
-        for (int j = 0; j < TOGETHER; j++) {
-            const float top = top_lane(ranges[j].top), bottom = -vf_top(vf_set(0.0f) - ranges[j].bottom);
+            const range r = some.ranges[j];
+            const float top = top_lane(r.top), bottom = -vf_top(vf_set(0.0f) - r.bottom);
             const float inverse = inverse_of(top - bottom, 255.0f), scale = (top - bottom) / 255.0f;
             scales[i + j] = scale / TURN; // from bottom to top: -128 to 127
             scales[ROWS + i + j] = (bottom + (128.0f - W_OFFSET) * scale) / TURN;
-            put_bytes(&x[j], inverse, -128.0f - bottom * inverse, W_OFFSET, rows + (i + j) * BLOCK);
+            put_bytes(&some.x[j], inverse, -128.0f - bottom * inverse, W_OFFSET, rows + (i + j) * BLOCK);
         }
     }
     TRANSPOSE8(rows, BLOCK, BLOCK / 4, panel);
 }
 
-// A row's block as int16; its scale.
-static float put16(enum ggml_type type, const char * w, int n, char * out) {
-    float x[BLOCK];
-    if (type == GGML_TYPE_F16 || type == GGML_TYPE_F32)
-        return round_words(floats_of(w, type, n, x), n, PANEL16_TOP, out);
-    block_vf row;
-    block_floats(type, w, n, &row);
-    return round_words((const float *) (const void *) &row, n, PANEL16_TOP, out);
-}
-
 static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                    float * scales) {
     _Alignas(64) char rows[2 * ROWS * BLOCK];
-    for (int r = 0; r < ROWS; r++)
-        scales[r] = put16(type, w + (r < n_rows ? (size_t) r * row_size : 0), n_k, rows + 2 * r * BLOCK);
-    transpose(rows, 2 * BLOCK, n_k / 2, panel);
+    some_rows some;
+    for (int i = 0; i < ROWS; i += TOGETHER) {
+        rotate_rows(type, w, row_size, i, n_rows, n_k, &some);
+        for (int j = 0; j < TOGETHER; j++) {
+            const float top = size_of(some.ranges[j]);
+            scales[i + j] = top / (PANEL16_TOP * TURN);
+            put_words(&some.x[j], top, PANEL16_TOP, rows + 2 * (i + j) * BLOCK);
+        }
+    }
+    transpose(rows, 2 * BLOCK, BLOCK / 2, panel);
 }
 
 // ------------------------------------------------------------------------------------ many tokens

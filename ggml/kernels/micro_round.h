@@ -90,13 +90,21 @@ INLINE vi put_bytes(const block_vf * x, float factor_, float offset_, int flip, 
 // NaN stays NaN.
 INLINE float top_lane(vf x) { return vf_top(x) + vf_sum(x) * 0.0f; }
 
+// The largest size.
+INLINE float size_of(range r) { return top_lane(vf_max_abs(vf_max_abs(vf_set(0.0f), r.top), r.bottom)); }
+
+// What is beyond n is 0.
+INLINE block_vf load_block(const float * x, int64_t n) {
+    block_vf block = { 0 };
+    memcpy(&block, x, (size_t) (n < BLOCK ? n : BLOCK) * sizeof *x);
+    return block;
+}
+
 static void round8(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded8_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
-        block_vf block = { 0 };
-        memcpy(&block, x + k0, (size_t) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK) * sizeof *x);
-        const range r = rotate(&block);
-        const float top = top_lane(vf_max_abs(vf_max_abs(vf_set(0.0f), r.top), r.bottom));
+        block_vf block = load_block(x + k0, n_in - k0);
+        const float top = size_of(rotate(&block));
         const float scale = top / ROUND8_TOP;
         const vi sums = put_bytes(&block, inverse_of(top, ROUND8_TOP), 0.0f, 0, out + k0);
         const float total = (float) vi_sum(sums) * scale;
@@ -141,11 +149,20 @@ INLINE float round_words(const float * x, int n, float most, char * out) {
     return top / most;
 }
 
+// A rotated block as int16 up to most.
+INLINE void put_words(const block_vf * x, float top, float most, char * out) {
+    const vf factor = vf_set(inverse_of(top, most));
+#pragma GCC unroll 16
+    for (int i = 0; i < BLOCK / LANES; i++)
+        vi_store16(out + 2 * LANES * i, vi_round(vf_mul(x->v[i], factor)));
+}
+
 static void round16(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded16_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
-        const int n = (int) (n_in - k0 < BLOCK ? n_in - k0 : BLOCK);
-        const float scale = round_words(x + k0, n, ROUND16_TOP, out + 2 * k0);
+        block_vf block = load_block(x + k0, n_in - k0);
+        const float top = size_of(rotate(&block)), scale = top / ROUND16_TOP;
+        put_words(&block, top, ROUND16_TOP, out + 2 * k0);
         memcpy(out + at.scales + k0 / BLOCK * 4, &scale, 4);
     }
 }
