@@ -678,6 +678,8 @@ class Llava:
             texts = self._tokenized(self._parts(prompt, len(given), raw, system))
         else:
             texts = _stretches(prompt)
+        if not texts:
+            raise ValueError("empty prompt")
         prepared = self._prepare(run, texts, given, self.n_ctx - len(ids))
         with self._lock:
             self._owner = None

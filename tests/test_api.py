@@ -499,3 +499,32 @@ def test_transcript_replaces_broken_utf8_at_the_end() -> None:
     t = Transcript([])
     assert t.push(b"ok \xe2\x82") == "ok"
     assert t.finish() == " \ufffd"
+
+
+def test_logits_of_token_ids(m: pyllava.Llava) -> None:
+    """What prompt_tokens() gives is what a text becomes; rows of an answer come last and are those of decoding."""
+    image = picture(1)
+    ids = m.prompt_tokens(image, QUESTION)
+    expected = m.logits(image, QUESTION)
+    assert np.array_equal(m.logits(image, ids), expected)
+    answer = m.ask(image, QUESTION, max_tokens=5)
+    rows = m.logits(image, ids, answer=answer.tokens)
+    assert len(rows) == len(expected) + len(answer.tokens)
+    assert np.array_equal(rows[: len(expected)], expected)
+    assert rows[len(expected) - 1 : -1].argmax(-1).tolist() == list(answer.tokens)
+
+
+def test_token_ids_that_do_not_fit(m: pyllava.Llava) -> None:
+    mark = templates.ImageMark(0)
+    with pytest.raises(ValueError, match="1 images for 0 places"):
+        m.logits(picture(1), [1, 2, 3])
+    with pytest.raises(ValueError, match="1 images for 2 places"):
+        m.logits(picture(1), [1, mark, 5, mark])
+    with pytest.raises(ValueError, match="token"):
+        m.logits(None, [1, 10**6])
+    with pytest.raises(ValueError, match="token"):
+        m.logits(None, [1, 2], answer=[10**6])
+    with pytest.raises(pyllava.ContextOverflowError):
+        m.logits(None, [1] * (m.n_ctx - 2), answer=[1] * 3)
+    with pytest.raises(ValueError, match="empty prompt"):
+        m.logits(None, [])
