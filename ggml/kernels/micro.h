@@ -4,8 +4,8 @@
 //
 // Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Rows of prompts and pictures:
 // weights and activations in a rotated basis (micro_round.h), as int8, or, where that would lose too much
-// (weights that are floats, the vision tower), with about 12 bits as int16. Rows of an answer: weights stay as
-// the file has them, activations have 12 to 14 bits, so that reading the weights is what takes the time.
+// (weights that are floats, the vision tower), with about 12 bits as int16. Rows of an answer: weights stay
+// as the file has them, activations have 12 to 14 bits, so that reading the weights is what takes the time.
 #pragma once
 
 #include "kernels.h"
