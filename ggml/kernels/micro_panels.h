@@ -240,7 +240,8 @@ INLINE void add_pair(vi a, vi b, vf w_scale, const char * x_scale, size_t stride
         b##i = dots_2x2(b##i, v, vi_load(rows + 4 * LANES));                                                 \
     }
 #define PAIRS_END(j, i)                                                                                      \
-    add_lows(w_scales + ROWS, x_sums + i * stride, y + i * ROWS);                                            \
+    for (int t = i; i % 2 == 0 && t < i + 2; t++) /* of both, before their sums: as of a token alone */      \
+        add_lows(w_scales + ROWS, x_sums + t * stride, y + t * ROWS);                                        \
     add_pair(a##i, b##i, i % 2 ? s1 : s0, x_scales + i / 2 * 2 * stride, stride,                             \
              y + i / 2 * 2 * ROWS + i % 2 * LANES);
 
