@@ -142,7 +142,7 @@ static void pack(const panel_work * p, int which, packed * to) {
 }
 
 // y [n][m->rows] += W x for tokens [t, t + n).
-static void multiply(const panel_work * p, const packed * from, int t, int n, float * y) {
+static void multiply(const panel_work * p, int which, const packed * from, int t, int n, float * y) {
     const char * tokens = (const char *) p->x->data + (size_t) (p->t0 + t) * p->x->nb[1];
     const int64_t n_in = p->w[0]->ne[0];
     const rounded at8 = rounded8_of(n_in), at16 = rounded16_of(n_in), direct = rounded_direct_of(n_in);
@@ -151,7 +151,8 @@ static void multiply(const panel_work * p, const packed * from, int t, int n, fl
     for (int64_t k = p->k0; k < p->k1; k += BLOCK) {
         const size_t at = (size_t) (k / BLOCK * 4);
         if (p->plan == LINEAR_DIRECT)
-            p->m->multiply_direct(p->w[0]->type, n, block, tokens + k, tokens + direct.scales + k / GROUP * 4,
+            p->m->multiply_direct(p->w[which]->type, n, block, tokens + k,
+                                  tokens + direct.scales + k / GROUP * 4,
                                   tokens + direct.sums + k / BLOCK * 96, p->x->nb[1], y);
         else if (p->plan == LINEAR_INT16)
             p->m->multiply16(n, BLOCK, block, scales, tokens + 2 * k, tokens + at16.scales + at,
@@ -193,7 +194,7 @@ static void run_panel(panel_work * p, fast_scratch * s, const tile_end * e, int6
             prefetch(p, &here, t, n);
             for (int i = 0; i < p->n_w; i++) {
                 if (p->k0 == 0) memset(s->y[i] + at, 0, (size_t) (n * rows) * sizeof(float));
-                multiply(p, &s->panel[i], t, n, s->y[i] + at);
+                multiply(p, i, &s->panel[i], t, n, s->y[i] + at);
             }
             if (p->k1 < n_in) continue;
             p->m->end_tile(&here, n, p->n_rows, s->y[0] + at, p->n_w > 1 ? s->y[1] + at : NULL,

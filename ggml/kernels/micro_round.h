@@ -72,7 +72,7 @@ INLINE range rotate(block_vf * x) {
 // flip: these bits of each byte. Gives their sum, spread over lanes, before that.
 INLINE vi put_bytes(const block_vf * x, float factor_, float offset_, int flip, char * out) {
     const vf factor = vf_set(factor_), offset = vf_set(offset_);
-    const vi flips = vi_set(flip * 0x01010101);
+    const vi flips = vi_set((int32_t) ((uint32_t) flip * 0x01010101u));
     vi sum = vi_zero();
 #pragma GCC unroll 4
     for (int k = 0; k < BLOCK; k += 4 * LANES) {

@@ -39,7 +39,7 @@ INLINE vf vf_min(vf a, vf b) {
     return b;
 }
 INLINE vf vf_max_abs(vf m, vf x) {
-    for (int i = 0; i < LANES; i++) m[i] = fabsf(x[i]) > m[i] ? fabsf(x[i]) : m[i];
+    for (int i = 0; i < LANES; i++) m[i] = m[i] > fabsf(x[i]) ? m[i] : fabsf(x[i]); // NaN where x is
     return m;
 }
 INLINE float vf_top(vf x) {

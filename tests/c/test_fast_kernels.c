@@ -147,10 +147,13 @@ static void test_ends(const micro * m, enum ggml_type type, round_norm norm, lin
     for (int i = 0; i < 2; i++) {
         w[i] = normals(n_w);
         for (size_t k = 0; k < n_w; k++) w[i][k] *= 0.1f;
-        wt[i] = rows_of(type, take(ggml_row_size(type, n_in) * (size_t) n_out), n_out, n_in);
-        ggml_quantize_chunk(type, w[i], wt[i].data, 0, n_out, n_in, NULL);
+        // SwiGLU's matrices may be of two types
+        const enum ggml_type kind =
+            i == 1 && end == END_SWIGLU && type == GGML_TYPE_Q4_K ? GGML_TYPE_Q6_K : type;
+        wt[i] = rows_of(kind, take(ggml_row_size(kind, n_in) * (size_t) n_out), n_out, n_in);
+        ggml_quantize_chunk(kind, w[i], wt[i].data, 0, n_out, n_in, NULL);
         for (int64_t r = 0; r < n_out; r++)
-            ggml_get_type_traits(type)->to_float((char *) wt[i].data + r * wt[i].nb[1], w[i] + r * n_in,
+            ggml_get_type_traits(kind)->to_float((char *) wt[i].data + r * wt[i].nb[1], w[i] + r * n_in,
                                                  n_in);
     }
     double *expected = take(n_y * sizeof *expected), *row = take((size_t) n_in * sizeof *row);
@@ -202,6 +205,29 @@ static void test_ends(const micro * m, enum ggml_type type, round_norm norm, lin
     free(expected);
     free(row);
     free(env.scratch);
+}
+
+// What is not finite is not rounded away: its block's scale is NaN.
+static void test_not_finite(const micro * m) {
+    const float wrong[] = { NAN, INFINITY, -INFINITY };
+    for (int i = 0; i < 3; i++) {
+        float *x = normals(BLOCK * (size_t) m->rows), scale[2 * MAX_ROWS];
+        char * out = take(4 * BLOCK * (size_t) m->rows);
+        x[77] = wrong[i];
+        m->round8(x, BLOCK, out);
+        memcpy(scale, out + rounded8_of(BLOCK).scales, 4);
+        if (!isnan(scale[0])) fail("%s: round8 of %g: scale %g", m->name, wrong[i], scale[0]);
+        m->round16(x, BLOCK, out);
+        memcpy(scale, out + rounded16_of(BLOCK).scales, 4);
+        if (!isnan(scale[0])) fail("%s: round16 of %g: scale %g", m->name, wrong[i], scale[0]);
+        m->pack8(GGML_TYPE_F32, (const char *) x, 4 * BLOCK, m->rows, BLOCK, out, scale);
+        if (!isnan(scale[0])) fail("%s: pack8 of %g: scale %g", m->name, wrong[i], scale[0]);
+        m->pack16(GGML_TYPE_F32, (const char *) x, 4 * BLOCK, m->rows, BLOCK, out, scale);
+        if (!isnan(scale[0])) fail("%s: pack16 of %g: scale %g", m->name, wrong[i], scale[0]);
+        n_checks += 4;
+        free(out);
+        free(x);
+    }
 }
 
 static void test_all_ends(const micro * m) {
@@ -346,6 +372,7 @@ int main(int argc, char ** argv) { // arguments: the sets to test, which have to
         random_state = 1; // all sets get the same numbers
         test_linears(m);
         test_all_ends(m);
+        test_not_finite(m);
         test_attentions(m);
     }
     if (micro_choose("no such set")) fail("a set that does not exist was chosen");
