@@ -111,8 +111,8 @@ static void attend_few(const attention_work * a) {
 
 // Many rows of queries: both products over TILE_KEYS keys at a time, of int16 with a scale for each row of
 // queries, keys, values and weights (those of the values are put on the weights, since a sum runs over
-// values). Products of bfloat16, where the CPU has them, are as fast at best, four times slower on some
-// processors that have them, and lose more.
+// values). Products of bfloat16 lose more; where the CPU has them, attention is a few percent faster at best,
+// and on some processors they are four times slower.
 #define ROW_SCALE 64                      // bytes behind a row of queries or weights, for its scale
 
 typedef struct many_scratch {
