@@ -153,7 +153,7 @@ static void multiply(const panel_work * p, int which, const packed * from, int t
         if (p->plan == LINEAR_DIRECT)
             p->m->multiply_direct(p->w[which]->type, n, block, tokens + k,
                                   tokens + direct.scales + k / GROUP * 4,
-                                  tokens + direct.sums + k / BLOCK * 96, p->x->nb[1], y);
+                                  tokens + direct.sums + k / BLOCK * 4 * DIRECT_SUMS, p->x->nb[1], y);
         else if (p->plan == LINEAR_INT16)
             p->m->multiply16(n, BLOCK, block, scales, tokens + 2 * k, tokens + at16.scales + at,
                              tokens + at16.sums + at, p->x->nb[1], y);

@@ -25,8 +25,10 @@
 //   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums f32 [blocks], times the scale
 //   rounded16: int16 [blocks * 256], rotated but for dots; scales f32 [blocks]
 //   rounded_k: int8 [blocks][2][256]; scales f32 [blocks]; sums f32 [n / 16], times the scale
-//   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][16 + 8], of 16 and of 32 numbers, times
-//   the scale
+//   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][DIRECT_SUMS]: of 16 numbers, from
+//   DIRECT_PAIRS on of 32, times the scale
+#define DIRECT_PAIRS (BLOCK / 16)
+#define DIRECT_SUMS (DIRECT_PAIRS + BLOCK / GROUP)
 typedef struct rounded {
     size_t scales, sums, size;
 } rounded;
@@ -49,7 +51,7 @@ static inline rounded rounded_k_of(int64_t n) {
     return rounded_of(2 * (size_t) n, blocks_of(n), (size_t) n / 16);
 }
 static inline rounded rounded_direct_of(int64_t n) {
-    return rounded_of((size_t) n, (size_t) n / GROUP, 24 * blocks_of(n));
+    return rounded_of((size_t) n, (size_t) n / GROUP, DIRECT_SUMS * blocks_of(n));
 }
 
 // Attention of one key/value head for n consecutive query tokens; `group` query heads share it.

@@ -124,7 +124,7 @@ INLINE void direct_tile(const int n, const int bits, const direct_panel * p, con
         a[i] = vf_fma(sums[2 * i], d0, vf_load(y + i * ROWS));
         b[i] = vf_fma(sums[2 * i + 1], d1, vf_load(y + i * ROWS + LANES));
     }
-    if (bits != 6) x_sums += 64; // see round_direct
+    if (bits != 6) x_sums += 4 * DIRECT_PAIRS;
     for (int g = 0; g < n_groups; g++) {
         const vf l0 = vf_load(p->lows[g]), l1 = vf_load(p->lows[g] + LANES);
 #pragma GCC unroll 8

@@ -132,9 +132,9 @@ static void round_direct(const float * x, int64_t n_in, char * out) {
             sums[h] = (float) vi_sum(sum) * scale;
         }
         const float both = sums[0] + sums[1];
-        char * block = out + at.sums + 96 * (k0 / BLOCK);
+        char * block = out + at.sums + 4 * DIRECT_SUMS * (k0 / BLOCK);
         memcpy(block + k0 % BLOCK / 16 * 4, sums, sizeof sums);
-        memcpy(block + 64 + k0 % BLOCK / GROUP * 4, &both, sizeof both);
+        memcpy(block + 4 * DIRECT_PAIRS + k0 % BLOCK / GROUP * 4, &both, sizeof both);
         memcpy(out + at.scales + k0 / GROUP * 4, &scale, sizeof scale);
     }
 }
