@@ -363,7 +363,7 @@ def begin(options: argparse.Namespace, name: str) -> Report:
     report = Report(options.out / f"{name}.json", options.seconds, environment(options), facts)
     if not options.library:
         build = [sys.executable, Path(__file__), options.kit, options.work]
-        report.run(Check("build", build, 120 * patience(options.device), built, needed=True))
+        report.run(Check("build", build, 150 * patience(options.device), built, needed=True))
     listing = [sys.executable, "-m", "pyllava", "--list-devices"]
     report.run(
         Check(
