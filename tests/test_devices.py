@@ -40,7 +40,8 @@ from pyllava import _lib, cli, images
 from pyllava._lib import Placement, Rows, Span, Tokens
 from pyllava.quantize import quantize
 
-SPEC = TinySpec(seed=60, n_layer=4, n_ctx=4096)
+# Heads of 64, in both models: CUDA's flash attention has no smaller ones but 40.
+SPEC = TinySpec(seed=60, n_layer=4, n_ctx=4096, n_embd=256, n_ff=320, v_embd=128, v_ff=192)
 
 
 def found_devices() -> list[str]:
@@ -167,7 +168,9 @@ def test_info_says_where_a_model_would_go(
 # --- on a device ---
 
 # Products with bf16 weights have activations of 8 bits of mantissa on devices.
-BF16 = gates.Gate(nmse=1e-4, kld=1e-4)
+BF16 = gates.Gate(nmse=1e-4, kld=2e-4)
+# Some layers by the CPU in its fast mode: activations of 12 bits.
+PARTLY_FAST = gates.Gate(nmse=5e-5, kld=1e-4)
 
 PLACES: dict[str, dict[str, Any]] = {
     "all": {},
@@ -227,7 +230,7 @@ def expected(files: tiny_gguf.Files) -> list[Array]:
 def near(expected: list[Array], found: list[Array]) -> None:
     gates.check("embeddings", gates.EMBEDDINGS_F16, expected[0], found[0])
     for i, (a, b) in enumerate(zip(expected[1:], found[1:], strict=True)):
-        gates.check(f"logits {i}", gates.LOGITS_F16, a, b)
+        gates.check(f"logits {i}", PARTLY_FAST, a, b)
 
 
 @on_a_device
@@ -352,9 +355,9 @@ def test_what_is_not_a_number_stays_alone(files: tiny_gguf.Files) -> None:
 def test_weight_types(kind: str, tmp_path: Path) -> None:
     """Near what the CPU computes exactly with the same weights.
 
-    Where activations are rounded to 8 bits, as in the CPU's fast mode and in CUDA, this narrow model shows 1e-3.
+    Where activations are rounded to 8 bits, as in the CPU's fast mode and in CUDA, this narrow model shows 1e-3, 2e-3 on CUDA.
     """
-    gate = gates.Gate(kld=2e-3)
+    gate = gates.Gate(kld=3e-3)
     spec = TinySpec(seed=62, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_ctx=512)
     files = tiny_gguf.convert(tmp_path, spec)
     small = tmp_path / f"{kind}.gguf"

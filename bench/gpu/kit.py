@@ -350,6 +350,7 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
         "PYLLAVA_LIBRARY": str(options.library or library_of(options.work)),
         "PYLLAVA_TEST_DEVICES": options.device,
         "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",  # else transformers waits for a network that is not there
     }
 
 
