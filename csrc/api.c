@@ -82,7 +82,7 @@ pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64
 // ----------------------------------------------------------------------------------------- devices
 
 int32_t pyllava_device_count(void) {
-    devices_quiet();
+    devices_set_up();
     return devices_count();
 }
 

@@ -1,18 +1,38 @@
 // devices.c - see devices.h.
+#if !defined(_WIN32)
+#define _GNU_SOURCE
+#endif
 #include "devices.h"
 
 #include "guard.h"
 
 #include <ggml.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void keep_quiet(enum ggml_log_level level, const char * text, void * user) {
     (void) level, (void) text, (void) user;
 }
 
-// The engine would print to stderr, from the first look at its devices on.
-void devices_quiet(void) { ggml_log_set(keep_quiet, NULL); }
+static void set_unset(const char * name, const char * value) {
+#if defined(_WIN32)
+    if (!getenv(name)) _putenv_s(name, value);
+#else
+    setenv(name, value, 0);
+#endif
+}
+
+// The engine would print to stderr, from the first look at its devices on. What to sum in where 16 bits may do,
+// CUDA's back end reads from the environment, once.
+void devices_set_up(void) {
+    ggml_log_set(keep_quiet, NULL);
+    set_unset("GGML_CUDA_FORCE_CUBLAS_COMPUTE_32F", "1");
+}
+
+bool device_sums_floats(ggml_backend_dev_t d) {
+    return !strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(d)), "CUDA");
+}
 
 int32_t devices_count(void) { return (int32_t) ggml_backend_dev_count(); }
 

@@ -12,7 +12,7 @@ typedef struct device_list {
     ggml_backend_dev_t items[MAX_DEVICES];
 } device_list;
 
-void               devices_quiet(void);   // the engine prints nothing; before anything else
+void               devices_set_up(void);  // ggml prints nothing, CUDA sums in float32; before anything else
 int32_t            devices_count(void);
 void               device_describe(ggml_backend_dev_t device, pyllava_device * out);
 ggml_backend_dev_t device_of(const struct ggml_tensor * t); // that holds its data; NULL: host memory, or none
@@ -28,6 +28,8 @@ pyllava_status     devices_check(const device_list * devices);
 // what: the parameter, for messages.
 pyllava_status devices_choose(const char * what, const char * names, device_list * out);
 bool           device_is_named(const char * name, const char * other);   // in any case
+// Whether products of 16-bit numbers are summed in float32 there, without being told for each.
+bool device_sums_floats(ggml_backend_dev_t device);
 // Whether attention with keys and values of such types is one operation there.
 bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
                       enum ggml_type k, enum ggml_type v);

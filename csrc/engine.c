@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define STAGING_SIZE ((size_t) 1 << 20)
+
 // ------------------------------------------------------------------------------------------- start
 
 static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, void * user) {
@@ -46,6 +48,15 @@ static pyllava_status start(void * starting_) {
     return PYLLAVA_OK;
 }
 
+// Results come through it in pieces: a device copies to ordinary memory several times slower.
+static pyllava_status take_staging(void * engine_) {
+    engine * e = engine_;
+    ggml_backend_dev_t device = ggml_backend_get_device(e->backends[0]);
+    ggml_backend_buffer_type_t memory = ggml_backend_dev_host_buffer_type(device);
+    e->staging = memory ? ggml_backend_buft_alloc_buffer(memory, STAGING_SIZE) : NULL;
+    return PYLLAVA_OK;
+}
+
 pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback has_to_stop, void * user) {
     TRY(devices_check(&p->devices));
     for (int32_t i = 0; i < p->devices.n; i++) {
@@ -55,6 +66,7 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
         e->memory[e->n] = ggml_backend_dev_buffer_type(device);
         e->backends[e->n++] = s.backend;
     }
+    if (e->n) TRY(guarded(take_staging, e));
     // Not in memory that a device reads by itself: the scheduler lets the CPU write there again too early.
     return start_cpu(e, has_to_stop, user);
 }
@@ -62,6 +74,7 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
 static pyllava_status stop(void * engine_) {
     engine * e = engine_;
     if (e->sched) ggml_backend_sched_free(e->sched);
+    ggml_backend_buffer_free(e->staging);
     for (int32_t i = 0; i < e->n; i++) ggml_backend_free(e->backends[i]);
     if (e->threads) e->threads_free(e->threads);
     return PYLLAVA_OK;
@@ -193,15 +206,27 @@ pyllava_status engine_run(engine * e, graph * g, int32_t n_threads) {
 // ------------------------------------------------------------------------------------------ memory
 
 typedef struct memory_call {
-    tensor * t;
-    void *   out;                         // NULL: zero
-    size_t   offset, size;
+    const engine * e;
+    tensor *       t;
+    void *         out;                   // NULL: zero
+    size_t         offset, size;
 } memory_call;
+
+static void get_staged(const memory_call * c) {
+    void * staging = ggml_backend_buffer_get_base(c->e->staging);
+    for (size_t i = 0; i < c->size; i += STAGING_SIZE) {
+        const size_t n = c->size - i < STAGING_SIZE ? c->size - i : STAGING_SIZE;
+        ggml_backend_tensor_get(c->t, staging, c->offset + i, n);
+        memcpy((char *) c->out + i, staging, n);
+    }
+}
 
 static pyllava_status touch(void * call_) {
     memory_call * c = call_;
-    if (c->out) ggml_backend_tensor_get(c->t, c->out, c->offset, c->size);
-    else ggml_backend_tensor_memset(c->t, 0, c->offset, c->size);
+    const bool staged = c->e->staging && device_of(c->t) == ggml_backend_get_device(c->e->backends[0]);
+    if (!c->out) ggml_backend_tensor_memset(c->t, 0, c->offset, c->size);
+    else if (staged) get_staged(c);
+    else ggml_backend_tensor_get(c->t, c->out, c->offset, c->size);
     return PYLLAVA_OK;
 }
 
@@ -213,9 +238,9 @@ static pyllava_status touch_memory(engine * e, memory_call c) {
 }
 
 pyllava_status engine_get(engine * e, const tensor * t, void * out) {
-    return touch_memory(e, (memory_call) { (tensor *) (uintptr_t) t, out, 0, ggml_nbytes(t) });
+    return touch_memory(e, (memory_call) { e, (tensor *) (uintptr_t) t, out, 0, ggml_nbytes(t) });
 }
 
 pyllava_status engine_zero(engine * e, tensor * t, int64_t first, int64_t n) {
-    return touch_memory(e, (memory_call) { t, NULL, (size_t) first * t->nb[1], (size_t) n * t->nb[1] });
+    return touch_memory(e, (memory_call) { e, t, NULL, (size_t) first * t->nb[1], (size_t) n * t->nb[1] });
 }

@@ -10,6 +10,7 @@ typedef struct engine {
     ggml_backend_t             backends[MAX_DEVICES + 1];
     ggml_backend_buffer_type_t memory[MAX_DEVICES + 1];          // that their graphs are computed in
     ggml_backend_sched_t       sched;
+    ggml_backend_buffer_t      staging;   // host memory that the first device writes to by itself, or NULL
     bool                       broken;    // a back end has given up: nothing more can be computed
     int32_t                    n_threads; // 1 until more are needed
     struct ggml_threadpool *   threads;

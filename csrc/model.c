@@ -114,10 +114,6 @@ static pyllava_status check_wishes(const pyllava_model_params * p, int32_t n_dev
         FAIL(PYLLAVA_ERR_ARGUMENT, "main_gpu: found %d, %s%d", p->main_gpu,
              n_devices ? "need 0.." : "devices: ", n_devices ? n_devices - 1 : 0);
     }
-    if (p->n_tensor_split < 0 || (p->tensor_split && p->n_tensor_split > n_devices && n_devices > 0)) {
-        FAIL(PYLLAVA_ERR_ARGUMENT, "tensor_split: found %d shares for %d devices", p->n_tensor_split,
-             n_devices);
-    }
     float sum = 0;
     for (int32_t i = 0; p->tensor_split && i < p->n_tensor_split; i++) {
         if (!isfinite(p->tensor_split[i]) || p->tensor_split[i] < 0)
@@ -126,6 +122,10 @@ static pyllava_status check_wishes(const pyllava_model_params * p, int32_t n_dev
     }
     if (p->tensor_split && p->n_tensor_split && !(sum > 0))
         FAIL(PYLLAVA_ERR_ARGUMENT, "tensor_split: all shares are 0");
+    if (p->n_tensor_split < 0 || (p->tensor_split && p->n_tensor_split > n_devices && n_devices > 0)) {
+        FAIL(PYLLAVA_ERR_ARGUMENT, "tensor_split: found %d shares for %d devices", p->n_tensor_split,
+             n_devices);
+    }
     return PYLLAVA_OK;
 }
 
@@ -251,7 +251,7 @@ static pyllava_status begin(const pyllava_model_params * p, pyllava_model ** out
     pyllava_model * m = calloc(1, sizeof *m);
     TRY_ALLOC(m, sizeof *m);
     m->log = (logger) { p->log, p->user };
-    devices_quiet();
+    devices_set_up();
     *out = m;
     return PYLLAVA_OK;
 }

@@ -9,6 +9,7 @@
 
 #define LIGHT      8192                   // results of a cheap node that are worth a thread
 #define LINE       64                     // of a cache. ggml aligns to 32: no input shifts what follows it
+#define HALVES_MIN 8                      // rows up to which a device's kernels read weights as they are
 #define STREAM_MIN 32                     // tokens for which a matrix is worth the way to a device
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
@@ -175,11 +176,17 @@ static kernel_job * open_end(const graph * g, const tensor * x) {
                                                                                               : NULL;
 }
 
+// Of few rows, CUDA's own kernels would sum in 16 bits; of many, weights of 16 bits would be made 32 first.
+static bool may_be_halves(const graph * g, const tensor * w, const tensor * x) {
+    ggml_backend_dev_t device = device_of(w) ? device_of(w) : g->stream;
+    return g->env->micro && x->ne[1] > HALVES_MIN && device && device_sums_floats(device);
+}
+
 // ggml's own product, on a device or on its threads. Half-precision sums would lose what the gates ask for.
 static tensor * engine_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     if (!device_of(w)) g->on_engine = true;
     tensor * y = ggml_mul_mat(g->ctx, w, x);
-    ggml_mul_mat_set_prec(y, GGML_PREC_F32);
+    if (!may_be_halves(g, w, x)) ggml_mul_mat_set_prec(y, GGML_PREC_F32);
     return b ? ggml_add(g->ctx, y, b) : y;
 }
 

@@ -15,9 +15,10 @@
 
 #define MAX_LOGIT_ROWS 64                 // rows of logits one graph returns at most
 #define MAX_THREADS    256
-#define CELL_STEP 256 // devices look at multiples of so many cells: fewer graphs
-#define F16_ZERO 0x0000
-#define F16_MINUS_INF 0xFC00
+#define CELL_STEP      256                // devices look at multiples of so many cells: fewer graphs
+#define F16_ZERO       0x0000
+#define F16_MINUS_INF  0xFC00
+#define F32_EXPONENT   0x7F800000u
 
 typedef struct batch {                    // room for n_max rows
     int32_t   n, n_max;
@@ -241,6 +242,19 @@ static pyllava_status run(pyllava_session * s, graph * g) {
     return has_to_stop(s) ? cancelled_status() : status;
 }
 
+// The index of the first number that is not finite; n: all are. The first loop is one that compilers vectorise.
+static size_t first_not_finite(const float * x, size_t n) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bad |= (bits & F32_EXPONENT) == F32_EXPONENT;
+    }
+    size_t i = bad ? 0 : n;
+    while (i < n && isfinite(x[i])) i++;
+    return i;
+}
+
 static void put(tensor * t, const void * data) { ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t)); }
 
 // ------------------------------------------------------------------------------------------ images
@@ -272,10 +286,9 @@ static pyllava_status encode_views(pyllava_session * s, const float * pixels, in
     put(s->built.patches, s->patches);
     TRY(run(s, &s->built.g));
     TRY(engine_get(&s->engine, embd, out));
-    for (size_t i = 0; i < ggml_nbytes(embd) / sizeof *out; i++) {
-        if (!isfinite(out[i]))
-            FAIL(PYLLAVA_ERR_NUMERIC, "image embeddings: entry %zu is not finite (bad weights or pixels)", i);
-    }
+    const size_t n = ggml_nbytes(embd) / sizeof *out, bad = first_not_finite(out, n);
+    if (bad < n)
+        FAIL(PYLLAVA_ERR_NUMERIC, "image embeddings: entry %zu is not finite (bad weights or pixels)", bad);
     return PYLLAVA_OK;
 }
 
@@ -325,22 +338,19 @@ static void put_mask(const pyllava_session * s, tensor * mask) {
 // A device's softmax may pass over what is not a number, so its logits would not show it.
 static pyllava_status check_rows(const batch * b, int32_t width) {
     for (int32_t i = 0; i < b->n; i++) {
-        const float * row = b->embd + (size_t) i * (size_t) width;
-        for (int32_t j = 0; j < width; j++) {
-            if (!isfinite(row[j]))
-                FAIL(PYLLAVA_ERR_NUMERIC, "embedding at position %d: entry %d is not finite (bad weights?)",
-                     b->positions[i], j);
-        }
+        const size_t bad = first_not_finite(b->embd + (size_t) i * (size_t) width, (size_t) width);
+        if (bad < (size_t) width)
+            FAIL(PYLLAVA_ERR_NUMERIC, "embedding at position %d: entry %zu is not finite (bad weights?)",
+                 b->positions[i], bad);
     }
     return PYLLAVA_OK;
 }
 
 static pyllava_status read_logits(pyllava_session * s, const tensor * logits, float * out_logits) {
     TRY(engine_get(&s->engine, logits, out_logits));
-    for (size_t i = 0; i < ggml_nbytes(logits) / sizeof *out_logits; i++) {
-        if (!isfinite(out_logits[i]))
-            FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", i);
-    }
+    const size_t n = ggml_nbytes(logits) / sizeof *out_logits, bad = first_not_finite(out_logits, n);
+    if (bad < n)
+        FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", bad);
     return PYLLAVA_OK;
 }
 

@@ -133,6 +133,8 @@ def run(check: Check, environment: Mapping[str, str], limit: float) -> Line:
             status: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             status = None
+            err.seek(0, os.SEEK_END)
+            err.write(stacks(process.pid))
         finally:
             seconds = time.monotonic() - started
             with contextlib.suppress(OSError):
@@ -152,6 +154,16 @@ def run(check: Check, environment: Mapping[str, str], limit: float) -> Line:
     except Exception as error:  # what cannot be read is a line as well
         return Line(check.name, "failed", seconds, f"{type(error).__name__}: {error}", output=shown)
     return Line(check.name, "ok", seconds, found.detail, found.numbers)
+
+
+def stacks(pid: int) -> bytes:
+    """Where the threads of a process are, in C; b"" without a debugger."""
+    for debugger in ("gdb", "cuda-gdb"):
+        if shutil.which(debugger):
+            command = [debugger, "-p", str(pid), "-batch", "-ex", "thread apply all bt 12"]
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                return subprocess.run(command, capture_output=True, timeout=20).stdout
+    return b""
 
 
 class Report:
