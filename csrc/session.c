@@ -242,7 +242,7 @@ static pyllava_status run(pyllava_session * s, graph * g) {
     return has_to_stop(s) ? cancelled_status() : status;
 }
 
-// The index of the first number that is not finite; n: all are. The first loop is one that compilers vectorise.
+// The index of the first number that is not finite; n: all are. Compilers vectorise the first loop.
 static size_t first_not_finite(const float * x, size_t n) {
     uint32_t bad = 0;
     for (size_t i = 0; i < n; i++) {
