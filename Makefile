@@ -30,7 +30,7 @@ golden:          ## writes tests/goldens again; needs transformers
 	$(PYTHON) -m tests.reference.write_goldens
 
 fmt:             ## formats Python and C
-	ruff format . && ruff check --fix . && clang-format -i csrc/*.[ch] ggml/kernels/*.[ch]
+	ruff format . && ruff check --fix . && clang-format -i csrc/*.[ch] csrc/*/*.[ch] ggml/kernels/*.[ch]
 
 lint:            ## ruff and mypy --strict
 	ruff check . && ruff format --check . && mypy

@@ -12,7 +12,7 @@ import pytest
 from pyllava import _lib
 
 ROOT = Path(__file__).parent.parent
-C_FILES = sorted([*ROOT.glob("csrc/*.[ch]"), *ROOT.glob("ggml/kernels/*.[ch]")])
+C_FILES = sorted([*ROOT.glob("csrc/**/*.[ch]"), *ROOT.glob("ggml/kernels/*.[ch]")])
 HEADER = (ROOT / "csrc" / "pyllava.h").read_text()
 DECLARED = re.findall(r"PYLLAVA_API\s+[\w\s*]+?\b(pyllava_\w+)\(", HEADER)
 
@@ -138,7 +138,7 @@ def test_c_lines_are_not_too_long() -> None:
 
 def test_converter_and_loader_agree_on_tensor_names() -> None:
     specification = "".join(
-        (ROOT / "csrc" / name).read_text() for name in ("vit.c", "projector.c", "merge.c", "llama.c")
+        (ROOT / "csrc/net" / name).read_text() for name in ("vit.c", "projector.c", "merge.c", "llama.c")
     )
     converter = "".join(path.read_text() for path in ROOT.glob("convert/*.py"))
     for name in (
