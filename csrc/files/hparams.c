@@ -83,7 +83,7 @@ pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * f) {
              n_expert);
     TRY(gguf_get_int(f, "llama.context_length", true, (gguf_range) { 1, INT32_MAX }, &h.n_ctx_train));
     TRY(gguf_get_int(f, "llama.embedding_length", true, (gguf_range) { 1, MAX_WIDTH }, &h.n_embd));
-    TRY(gguf_get_int(f, "llama.block_count", true, (gguf_range) { 1, MAX_LAYERS }, &h.n_layer));
+    TRY(gguf_get_int(f, "llama.block_count", true, (gguf_range) { 1, PYLLAVA_MAX_LAYERS }, &h.n_layer));
     TRY(gguf_get_int(f, "llama.feed_forward_length", true, (gguf_range) { 1, MAX_WIDTH }, &h.n_ff));
     TRY(gguf_get_float(f, "llama.attention.layer_norm_rms_epsilon", true, 1e-30, 1.0, &h.eps));
     TRY(read_heads(&h, f));
@@ -137,10 +137,11 @@ static pyllava_status read_projector(vit_hparams * h, const pyllava_gguf * f) {
 // dropped that layer already and do not say so (block_count = stored layers); newer ones name the hidden
 // state in feature_layer.
 static pyllava_status read_layers(vit_hparams * h, const pyllava_gguf * f) {
-    TRY(gguf_get_int(f, "clip.vision.block_count", true, (gguf_range) { 1, MAX_LAYERS }, &h->n_layer));
-    int32_t feature[MAX_LAYERS];
+    TRY(gguf_get_int(f, "clip.vision.block_count", true, (gguf_range) { 1, PYLLAVA_MAX_LAYERS },
+                     &h->n_layer));
+    int32_t feature[PYLLAVA_MAX_LAYERS];
     uint64_t n = 0;
-    TRY(gguf_get_ints(f, "clip.vision.feature_layer", feature, MAX_LAYERS, &n));
+    TRY(gguf_get_ints(f, "clip.vision.feature_layer", feature, PYLLAVA_MAX_LAYERS, &n));
     if (n > 1)
         FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.vision.feature_layer: %d layers, this version runs one",
              f->path, (int) n);

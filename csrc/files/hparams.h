@@ -3,7 +3,6 @@
 
 #include "gguf.h"
 
-#define MAX_LAYERS    PYLLAVA_MAX_LAYERS
 #define MAX_PINPOINTS 64
 #define MAX_TILES     64                  // of one picture
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "devices.h"
-#include "hparams.h"
 
 #define ON_HOST     (-1)
 #define VISION_AUTO (-2)
@@ -11,7 +10,7 @@
 typedef struct placement {
     device_list devices;
     int32_t     n_layer;
-    int32_t     layers[MAX_LAYERS];       // index into devices, or ON_HOST
+    int32_t     layers[PYLLAVA_MAX_LAYERS]; // index into devices, or ON_HOST
     int32_t     output, vision;           // likewise: the last matrix; tower and projector
     bool        kv_on_host;               // the KV cache, instead of beside its layer
     int32_t     n_for_layers;             // the first of the devices: others hold the tower alone
@@ -20,7 +19,7 @@ typedef struct placement {
 // What the parts take on a device, in bytes.
 typedef struct placement_sizes {
     int32_t  n_layer;
-    uint64_t layers[MAX_LAYERS];          // weights, and the KV cache where it lies beside them
+    uint64_t layers[PYLLAVA_MAX_LAYERS];  // weights, and the KV cache where it lies beside them
     uint64_t output, vision;              // weights
     uint64_t compute, compute_vision;     // the buffers of their graphs
 } placement_sizes;

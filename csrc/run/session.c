@@ -726,7 +726,7 @@ static pyllava_status create_cache(pyllava_session * s) {
                      .n_seq = s->params.n_seq };
     TRY(kv_type(s->params.type_k, s->params.precision, h->head_dim, "type_k", &kv.type_k));
     TRY(kv_type(s->params.type_v, s->params.precision, h->head_dim, "type_v", &kv.type_v));
-    ggml_backend_buffer_type_t where[MAX_LAYERS];
+    ggml_backend_buffer_type_t where[PYLLAVA_MAX_LAYERS];
     int32_t n_on_host = 0;
     for (int32_t i = 0; i < h->n_layer; i++) {
         where[i] = engine_memory(&s->engine, p, p->layers[i]);

@@ -79,7 +79,7 @@ static bool is_right(const wanted * c) {
                               .compute = c->compute, .compute_vision = c->compute_vision };
     for (int32_t i = 0; i < c->n_layer; i++) sizes.layers[i] = c->layer;
     placement_plan(&p, &sizes, &c->wish, c->n_for_layers);
-    char layers[MAX_LAYERS + 1] = "";
+    char layers[PYLLAVA_MAX_LAYERS + 1] = "";
     for (int32_t i = 0; i < p.n_layer; i++) layers[i] = p.layers[i] == ON_HOST ? '-' : (char) ('0' + p.layers[i]);
     const bool right = !strcmp(layers, c->layers) && p.vision == c->vision_at && p.output == c->output_at &&
                        placement_n_gpu_layers(&p) == c->n_gpu_layers;
