@@ -9,12 +9,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #if defined(_WIN32)
 #include <io.h>
-#include <malloc.h>
 #define open _open
 #define close _close
 #define O_CLOEXEC _O_BINARY
@@ -30,24 +28,6 @@ typedef struct stat file_stat;
 #endif
 
 #define READ_STEP ((size_t) 16 << 20)
-
-void * aligned_new(size_t size) {
-    size_t rounded = (size + FILE_ALIGNMENT - 1) / FILE_ALIGNMENT * FILE_ALIGNMENT;
-    if (rounded < size) return NULL;
-#if defined(_WIN32)
-    return _aligned_malloc(rounded ? rounded : FILE_ALIGNMENT, FILE_ALIGNMENT);
-#else
-    return aligned_alloc(FILE_ALIGNMENT, rounded ? rounded : FILE_ALIGNMENT);
-#endif
-}
-
-void aligned_free(void * pointer) {
-#if defined(_WIN32)
-    _aligned_free(pointer);
-#else
-    free(pointer);
-#endif
-}
 
 static pyllava_status read_all(file_bytes * out, int fd, const char * path, pyllava_progress_fn progress,
                                void * user) {

@@ -1,9 +1,7 @@
-// file.h - the bytes of a regular file, mapped read-only or read into owned memory.
+// file.h - the bytes of a regular file, mapped read-only or read into owned, aligned memory.
 #pragma once
 
 #include "error.h"
-
-#define FILE_ALIGNMENT 64                 // of owned memory; a mapping is page-aligned
 
 typedef struct file_bytes {
     const uint8_t * data;
@@ -15,6 +13,3 @@ typedef struct file_bytes {
 pyllava_status file_open(file_bytes * out, const char * path, bool use_mmap, pyllava_progress_fn progress,
                          void * user);
 void           file_close(file_bytes * file);
-
-void * aligned_new(size_t size);          // FILE_ALIGNMENT, not zeroed, NULL on failure
-void   aligned_free(void * pointer);

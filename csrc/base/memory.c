@@ -6,8 +6,10 @@
 #include "memory.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #if defined(_WIN32)
+#include <malloc.h>
 #include <windows.h>
 #else
 #include <unistd.h>
@@ -102,4 +104,22 @@ int32_t cpu_count(void) {
     n = sysconf(_SC_NPROCESSORS_ONLN);
 #endif
     return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int32_t) n;
+}
+
+void * aligned_new(size_t size) {
+    size_t rounded = (size + MEMORY_ALIGNMENT - 1) / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT;
+    if (rounded < size) return NULL;
+#if defined(_WIN32)
+    return _aligned_malloc(rounded ? rounded : MEMORY_ALIGNMENT, MEMORY_ALIGNMENT);
+#else
+    return aligned_alloc(MEMORY_ALIGNMENT, rounded ? rounded : MEMORY_ALIGNMENT);
+#endif
+}
+
+void aligned_free(void * pointer) {
+#if defined(_WIN32)
+    _aligned_free(pointer);
+#else
+    free(pointer);
+#endif
 }

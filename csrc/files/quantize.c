@@ -2,7 +2,7 @@
 // quantiser that needs no importance matrix, rows are whole blocks, numbers are finite and not huge.
 #include "quantize.h"
 
-#include "file.h"
+#include "memory.h"
 
 #include <float.h>
 #include <ggml.h>

@@ -615,7 +615,7 @@ static pyllava_status create_scratch(pyllava_session * s) {
     size_t vision =
         s->model->has_vision ? attention_scratch_size(v->n_head, v->n_head, v->n_embd / v->n_head) : 0;
     size = size > text ? size : text;
-    size = ((size > vision ? size : vision) + FILE_ALIGNMENT - 1) / FILE_ALIGNMENT * FILE_ALIGNMENT;
+    size = ((size > vision ? size : vision) + MEMORY_ALIGNMENT - 1) / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT;
     s->env = (kernel_env) { &s->stop, aligned_new(size * (size_t) s->params.n_threads), size, NULL };
     TRY_ALLOC(s->env.scratch, size * (size_t) s->params.n_threads);
     if (s->params.precision == PYLLAVA_EXACT) return PYLLAVA_OK;
