@@ -162,8 +162,9 @@ static pyllava_status tensor_size(const pyllava_gguf * f, gguf_tensor * t) {
         FAIL(PYLLAVA_ERR_FILE, "%s: %s: rows of %lld, %s needs a multiple of %lld [BLOCK]", f->path, t->name,
              (long long) t->ne[0], ggml_type_name((enum ggml_type) t->type), (long long) block);
     }
-    uint64_t size = ggml_type_size((enum ggml_type) t->type), blocks[4] = {
-        (uint64_t) (t->ne[0] / block), (uint64_t) t->ne[1], (uint64_t) t->ne[2], (uint64_t) t->ne[3] };
+    uint64_t size = ggml_type_size((enum ggml_type) t->type);
+    const uint64_t blocks[4] = { (uint64_t) (t->ne[0] / block), (uint64_t) t->ne[1], (uint64_t) t->ne[2],
+                                 (uint64_t) t->ne[3] };
     for (int d = 0; d < 4; d++) {
         if (size > (uint64_t) INT64_MAX / 4 / blocks[d])
             FAIL(PYLLAVA_ERR_FILE, "%s: %s: too many elements [ELEMS]", f->path, t->name);

@@ -16,6 +16,7 @@ static tensor * optional_bias(weights * w, int64_t n, const char * name, int i) 
 static void bind_layer(llama_layer * l, weights * w, const llama_hparams * h, int i) {
     const int64_t E = h->n_embd, F = h->n_ff, Q = (int64_t) h->n_head * h->head_dim,
                   K = (int64_t) h->n_head_kv * h->head_dim;
+    // clang-format off: a table
     l->attn_norm     = weights_vector(w, E,    "blk.%d.attn_norm.weight", i);
     l->attn_q        = weights_matrix(w, Q, E, "blk.%d.attn_q.weight", i);
     l->attn_k        = weights_matrix(w, K, E, "blk.%d.attn_k.weight", i);
@@ -29,6 +30,7 @@ static void bind_layer(llama_layer * l, weights * w, const llama_hparams * h, in
     l->attn_k_b      = optional_bias(w, K, "attn_k", i);
     l->attn_v_b      = optional_bias(w, K, "attn_v", i);
     l->attn_output_b = optional_bias(w, E, "attn_output", i);
+    // clang-format on
     char name[32];
     snprintf(name, sizeof name, "blk.%d.attn_rot_embd", i); // written by early converters, derived from theta
     weights_ignore(w, name);

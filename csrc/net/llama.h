@@ -10,7 +10,8 @@
 
 typedef struct llama_layer { // E = n_embd, Q = n_head * head_dim, K = n_head_kv * head_dim, F = n_ff
     tensor * attn_norm;                   // [E]
-    tensor *attn_q, *attn_q_b, *attn_k, *attn_k_b, *attn_v, *attn_v_b; // [Q|K|K, E]; biases may be absent
+    tensor *attn_q, *attn_q_b; // [Q, E], [Q]; all biases may be absent
+    tensor *attn_k, *attn_k_b, *attn_v, *attn_v_b; // [K, E], [K]
     tensor * attn_output, * attn_output_b;       // [E, Q]
     tensor * ffn_norm;                    // [E]
     tensor * ffn_gate, * ffn_up, * ffn_down;     // [F, E], [F, E], [E, F]

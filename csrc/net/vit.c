@@ -10,6 +10,7 @@ int32_t vit_n_tensors(const vit_hparams * h) { return 8 + 16 * h->n_layer_run; }
 
 static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i) {
     const int64_t D = h->n_embd, F = h->n_ff;
+    // clang-format off: a table
     l->ln1        = weights_vector(w, D,    "v.blk.%d.ln1.weight", i);
     l->ln1_b      = weights_vector(w, D,    "v.blk.%d.ln1.bias", i);
     l->attn_q     = weights_matrix(w, D, D, "v.blk.%d.attn_q.weight", i);
@@ -22,6 +23,7 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     l->attn_out_b = weights_vector(w, D,    "v.blk.%d.attn_out.bias", i);
     l->ln2        = weights_vector(w, D,    "v.blk.%d.ln2.weight", i);
     l->ln2_b      = weights_vector(w, D,    "v.blk.%d.ln2.bias", i);
+    // clang-format on
 
     // Files of the legacy converter call the expanding layer ffn_down; newer ones call it ffn_up. The shape
     // tells (vit_bind refuses towers where it does not).
@@ -30,10 +32,12 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     const gguf_tensor * down = weights_find(w, name, NULL);
     const bool legacy = !down || down->ne[0] == D;
     const char * fc1 = legacy ? "ffn_down" : "ffn_up", * fc2 = legacy ? "ffn_up" : "ffn_down";
+    // clang-format off
     l->fc1        = weights_matrix(w, F, D, "v.blk.%d.%s.weight", i, fc1);
     l->fc1_b      = weights_vector(w, F,    "v.blk.%d.%s.bias", i, fc1);
     l->fc2        = weights_matrix(w, D, F, "v.blk.%d.%s.weight", i, fc2);
     l->fc2_b      = weights_vector(w, D,    "v.blk.%d.%s.bias", i, fc2);
+    // clang-format on
 }
 
 pyllava_status vit_bind(vit * v, weights * w) {

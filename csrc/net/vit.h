@@ -8,7 +8,8 @@
 
 typedef struct vit_layer {                // D = n_embd, F = n_ff
     tensor * ln1, * ln1_b;                // [D]
-    tensor *attn_q, *attn_q_b, *attn_k, *attn_k_b, *attn_v, *attn_v_b, *attn_out, *attn_out_b; // [D, D], [D]
+    tensor *attn_q, *attn_q_b, *attn_k, *attn_k_b; // [D, D], [D]
+    tensor *attn_v, *attn_v_b, *attn_out, *attn_out_b; // [D, D], [D]
     tensor * ln2, * ln2_b;                // [D]
     tensor * fc1, * fc1_b, * fc2, * fc2_b;                               // [F, D], [F], [D, F], [D]
 } vit_layer;

@@ -70,10 +70,9 @@ static candidate heap_pop(spm * s) {
 // Only these kinds come from text; "<s>" typed by a user stays letters.
 static int32_t mergeable(const vocab * v, const char * text, int32_t size) {
     int32_t id = vocab_find(v, text, (uint64_t) size);
-    return id >= 0 && (v->kinds[id] == KIND_NORMAL || v->kinds[id] == KIND_USER ||
-                       v->kinds[id] == KIND_UNUSED)
-               ? id
-               : -1;
+    if (id < 0) return -1;
+    const uint8_t kind = v->kinds[id];
+    return kind == KIND_NORMAL || kind == KIND_USER || kind == KIND_UNUSED ? id : -1;
 }
 
 static void propose(spm * s, int32_t left, int32_t right) {

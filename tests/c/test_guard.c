@@ -1,5 +1,5 @@
-// test_guard.c - a check of the engine that fails, in a graph that is being computed, becomes a status; and the
-// engine goes on working.
+// test_guard.c - a check of the engine that fails, in a graph that is being computed, becomes a status; and
+// the engine goes on working.
 #include "guard.h"
 
 #include <ggml-backend.h>

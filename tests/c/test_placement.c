@@ -16,17 +16,18 @@ typedef struct wanted {
     const char * layers;                  // one letter each: - the host, 0 1 2 the devices
 } wanted;
 
-// 8 layers of 100 MiB, an output of 50, a tower of 200; an eighth of free memory, at most 512 MiB, stays free.
+// 8 layers of 100 MiB, an output of 50, a tower of 200; an eighth of free memory, at most 512 MiB, stays
+// free.
 #define MODEL .n_layer = 8, .layer = 100 * MIB, .output = 50 * MIB, .vision = 200 * MIB, .compute = 64 * MIB, \
               .compute_vision = 32 * MIB
 
 static const wanted CASES[] = {
-    { "no device", MODEL, .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO },
+    { "no device", MODEL, .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO }, //
       .n_gpu_layers = 0, .vision_at = ON_HOST, .output_at = ON_HOST, .layers = "--------" },
-    { "no device, all asked for", MODEL, .wish = { .n_gpu_layers = 99, .vision = VISION_AUTO },
+    { "no device, all asked for", MODEL, .wish = { .n_gpu_layers = 99, .vision = VISION_AUTO }, //
       .n_gpu_layers = 0, .vision_at = ON_HOST, .output_at = ON_HOST, .layers = "--------" },
     { "all fits", MODEL, .n_devices = 1, .n_for_layers = 1,
-      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 4 * GIB } },
+      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 4 * GIB } }, //
       .n_gpu_layers = 9, .vision_at = 0, .output_at = 0, .layers = "00000000" },
     { "the tower and some layers", MODEL, .n_devices = 1, .n_for_layers = 1,
       .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 800 * MIB } },     // 700 - 64 - 200 = 436
@@ -38,38 +39,38 @@ static const wanted CASES[] = {
       .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 240 * MIB } },     // 210 - 64 = 146
       .n_gpu_layers = 1, .vision_at = ON_HOST, .output_at = ON_HOST, .layers = "-------0" },
     { "nothing fits", MODEL, .n_devices = 1, .n_for_layers = 1,
-      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 100 * MIB } },
+      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 100 * MIB } }, //
       .n_gpu_layers = 0, .vision_at = ON_HOST, .output_at = ON_HOST, .layers = "--------" },
     { "unknown memory", MODEL, .n_devices = 1, .n_for_layers = 1,
-      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO },
+      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO }, //
       .n_gpu_layers = 0, .vision_at = ON_HOST, .output_at = ON_HOST, .layers = "--------" },
     { "asked for, whether it fits or not", MODEL, .n_devices = 1, .n_for_layers = 1,
-      .wish = { .n_gpu_layers = 99, .vision = 0, .free = { 100 * MIB } },
+      .wish = { .n_gpu_layers = 99, .vision = 0, .free = { 100 * MIB } }, //
       .n_gpu_layers = 9, .vision_at = 0, .output_at = 0, .layers = "00000000" },
     { "three layers", MODEL, .n_devices = 1, .n_for_layers = 1,
-      .wish = { .n_gpu_layers = 3, .vision = ON_HOST, .free = { 4 * GIB } },
+      .wish = { .n_gpu_layers = 3, .vision = ON_HOST, .free = { 4 * GIB } }, //
       .n_gpu_layers = 3, .vision_at = ON_HOST, .output_at = ON_HOST, .layers = "-----000" },
     { "all layers asked for, not the output", MODEL, .n_devices = 1, .n_for_layers = 1,
-      .wish = { .n_gpu_layers = 8, .vision = VISION_AUTO, .free = { 4 * GIB } },
+      .wish = { .n_gpu_layers = 8, .vision = VISION_AUTO, .free = { 4 * GIB } }, //
       .n_gpu_layers = 8, .vision_at = 0, .output_at = ON_HOST, .layers = "00000000" },
     { "none, but the tower", MODEL, .n_devices = 1, .n_for_layers = 1,
-      .wish = { .n_gpu_layers = 0, .vision = VISION_AUTO, .free = { 4 * GIB } },
+      .wish = { .n_gpu_layers = 0, .vision = VISION_AUTO, .free = { 4 * GIB } }, //
       .n_gpu_layers = 0, .vision_at = 0, .output_at = ON_HOST, .layers = "--------" },
     { "a device for the tower alone", MODEL, .n_devices = 1, .n_for_layers = 0,
-      .wish = { .n_gpu_layers = -1, .vision = 0, .free = { 4 * GIB } },
+      .wish = { .n_gpu_layers = -1, .vision = 0, .free = { 4 * GIB } }, //
       .n_gpu_layers = 0, .vision_at = 0, .output_at = ON_HOST, .layers = "--------" },
     { "two alike", MODEL, .n_devices = 2, .n_for_layers = 2,
-      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 4 * GIB, 4 * GIB } },
+      .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .free = { 4 * GIB, 4 * GIB } }, //
       .n_gpu_layers = 9, .vision_at = 0, .output_at = 1, .layers = "00001111" },
     { "by memory", MODEL, .n_devices = 2, .n_for_layers = 2,
-      .wish = { .n_gpu_layers = -1, .vision = 1, .free = { 8 * GIB, 3 * GIB } },
+      .wish = { .n_gpu_layers = -1, .vision = 1, .free = { 8 * GIB, 3 * GIB } }, //
       .n_gpu_layers = 9, .vision_at = 1, .output_at = 1, .layers = "00000001" },
     { "shares", MODEL, .n_devices = 3, .n_for_layers = 3,
       .wish = { .n_gpu_layers = -1, .vision = VISION_AUTO, .main_gpu = 2, .free = { 4 * GIB, 4 * GIB, 4 * GIB },
                 .split = { 1, 0, 2 } },
       .n_gpu_layers = 9, .vision_at = 2, .output_at = 2, .layers = "00022222" },
     { "shares that one cannot hold", MODEL, .n_devices = 2, .n_for_layers = 2,
-      .wish = { .n_gpu_layers = -1, .vision = ON_HOST, .free = { 4 * GIB, 310 * MIB }, .split = { 1, 1 } },
+      .wish = { .n_gpu_layers = -1, .vision = ON_HOST, .free = { 4 * GIB, 310 * MIB }, .split = { 1, 1 } }, //
       .n_gpu_layers = 5, .vision_at = ON_HOST, .output_at = ON_HOST, .layers = "---00011" },
 };
 
