@@ -11,10 +11,10 @@
 
 #define NEED(condition, what)                                                                                \
     do {                                                                                                     \
-        if (!(condition)) FAIL(PYLLAVA_ERR_ARGUMENT, "need %s", what);                         \
+        if (!(condition)) FAIL(PYLLAVA_ERR_ARGUMENT, "need %s", what);                                       \
     } while (0)
 
-int          pyllava_abi(void) { return PYLLAVA_ABI; }
+int pyllava_abi(void) { return PYLLAVA_ABI; }
 const char * pyllava_version(void) { return PYLLAVA_VERSION; }
 const char * pyllava_engine_version(void) { return ggml_version(); }
 const char * pyllava_last_error(void) { return error_text(); }
@@ -34,7 +34,7 @@ pyllava_status pyllava_gguf_open(const char * path, pyllava_gguf ** out_file) {
     return gguf_open(out_file, path, true, NULL, NULL);
 }
 
-void     pyllava_gguf_free(pyllava_gguf * file) { gguf_close(file); }
+void pyllava_gguf_free(pyllava_gguf * file) { gguf_close(file); }
 uint32_t pyllava_gguf_version(const pyllava_gguf * file) { return file ? file->version : 0; }
 uint32_t pyllava_gguf_alignment(const pyllava_gguf * file) { return file ? file->alignment : 0; }
 uint64_t pyllava_gguf_n_kv(const pyllava_gguf * file) { return file ? file->n_keys : 0; }

@@ -27,28 +27,28 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 3                     // raised with every incompatible change of this file
+#define PYLLAVA_ABI 3 // raised with every incompatible change of this file
 
 #define PYLLAVA_MAX_LAYERS 512
 
 typedef enum pyllava_status {
     PYLLAVA_OK = 0,
-    PYLLAVA_ERR_ARGUMENT = 1, // the caller's mistake: null pointer, out of range, wrong state
-    PYLLAVA_ERR_NOT_FOUND = 2, // no such file
-    PYLLAVA_ERR_IO = 3, // the operating system refused to open, read or map
-    PYLLAVA_ERR_FILE = 4, // not a well-formed GGUF file
-    PYLLAVA_ERR_MISMATCH = 5, // well-formed, but its parts contradict each other or the other file
+    PYLLAVA_ERR_ARGUMENT = 1,    // the caller's mistake: null pointer, out of range, wrong state
+    PYLLAVA_ERR_NOT_FOUND = 2,   // no such file
+    PYLLAVA_ERR_IO = 3,          // the operating system refused to open, read or map
+    PYLLAVA_ERR_FILE = 4,        // not a well-formed GGUF file
+    PYLLAVA_ERR_MISMATCH = 5,    // well-formed, but its parts contradict each other or the other file
     PYLLAVA_ERR_UNSUPPORTED = 6, // a model this library does not run
-    PYLLAVA_ERR_MEMORY = 7, // what is needed does not fit; the text gives the numbers
-    PYLLAVA_ERR_CONTEXT = 8, // more positions than n_ctx
-    PYLLAVA_ERR_CANCELLED = 9, // pyllava_session_cancel, or a progress callback that returned false
-    PYLLAVA_ERR_NUMERIC = 10, // NaN or infinite logits, or weights
-    PYLLAVA_ERR_DEVICE = 11, // the back end could not be started or failed
+    PYLLAVA_ERR_MEMORY = 7,      // what is needed does not fit; the text gives the numbers
+    PYLLAVA_ERR_CONTEXT = 8,     // more positions than n_ctx
+    PYLLAVA_ERR_CANCELLED = 9,   // pyllava_session_cancel, or a progress callback that returned false
+    PYLLAVA_ERR_NUMERIC = 10,    // NaN or infinite logits, or weights
+    PYLLAVA_ERR_DEVICE = 11,     // the back end could not be started or failed
 } pyllava_status;
 
 typedef enum pyllava_precision {
     PYLLAVA_EXACT = 0, // f32 activations, full-precision weights, any thread count: same bytes
-    PYLLAVA_FAST = 1, // may round numbers to 8 or 12 bits; any thread count: same bytes
+    PYLLAVA_FAST = 1,  // may round numbers to 8 or 12 bits; any thread count: same bytes
 } pyllava_precision;
 
 typedef enum pyllava_log_level {
@@ -57,21 +57,21 @@ typedef enum pyllava_log_level {
     PYLLAVA_LOG_WARNING = 30
 } pyllava_log_level;
 
-typedef struct pyllava_gguf    pyllava_gguf;
-typedef struct pyllava_model   pyllava_model;
+typedef struct pyllava_gguf pyllava_gguf;
+typedef struct pyllava_model pyllava_model;
 typedef struct pyllava_session pyllava_session;
 typedef struct pyllava_sampler pyllava_sampler;
 
-typedef bool (*pyllava_progress_fn)(const char * stage, float fraction, void * user);    // false cancels
+typedef bool (*pyllava_progress_fn)(const char * stage, float fraction, void * user); // false cancels
 typedef void (*pyllava_log_fn)(pyllava_log_level level, const char * text, void * user);
 // Called for each named intermediate: f32, row-major [shape[0], ..., shape[n_dims - 1]].
 typedef void (*pyllava_trace_fn)(const char * name, const float * data, const int64_t * shape, int n_dims,
                                  void * user);
 
-PYLLAVA_API int          pyllava_abi(void);               // PYLLAVA_ABI of the library
-PYLLAVA_API const char * pyllava_version(void);           // "0.1.0"
-PYLLAVA_API const char * pyllava_engine_version(void);    // the ggml version that was built in
-PYLLAVA_API const char * pyllava_last_error(void); // the last failure on this thread; "" before the first
+PYLLAVA_API int pyllava_abi(void);                     // PYLLAVA_ABI of the library
+PYLLAVA_API const char * pyllava_version(void);        // "0.1.0"
+PYLLAVA_API const char * pyllava_engine_version(void); // the ggml version that was built in
+PYLLAVA_API const char * pyllava_last_error(void);     // the last failure on this thread; "" before the first
 
 // ---------------------------------------------------------------------------------------- plug-ins
 
@@ -85,27 +85,27 @@ PYLLAVA_API pyllava_status pyllava_plugin_load(const char * const * paths, int32
 
 typedef struct pyllava_kv {
     const char * key;
-    int32_t type; // GGUF value type: 0 u8 1 i8 2 u16 3 i16 4 u32 5 i32 6 f32 7 bool 8 string 9 array ...
-    int32_t      item_type;               // of an array's items; else equal to type
-    uint64_t     n;                       // items of an array; else 1
-    const void * data;                    // the packed little-endian items; NULL where they are strings
+    int32_t type;      // GGUF value type: 0 u8 1 i8 2 u16 3 i16 4 u32 5 i32 6 f32 7 bool 8 string 9 array ...
+    int32_t item_type; // of an array's items; else equal to type
+    uint64_t n;        // items of an array; else 1
+    const void * data; // the packed little-endian items; NULL where they are strings
 } pyllava_kv;
 
 typedef struct pyllava_tensor_info {
     const char * name;
-    const char * type;                    // ggml's name of it: "f16", "q8_0", ...
-    int32_t      n_dims;
-    int64_t      shape[4];                // row-major, slowest first
-    uint64_t     offset;                  // from the start of the file
-    uint64_t     size;                    // bytes
+    const char * type; // ggml's name of it: "f16", "q8_0", ...
+    int32_t n_dims;
+    int64_t shape[4]; // row-major, slowest first
+    uint64_t offset;  // from the start of the file
+    uint64_t size;    // bytes
 } pyllava_tensor_info;
 
 PYLLAVA_API pyllava_status pyllava_gguf_open(const char * path, pyllava_gguf ** out_file);
-PYLLAVA_API void           pyllava_gguf_free(pyllava_gguf * file);
-PYLLAVA_API uint32_t       pyllava_gguf_version(const pyllava_gguf * file);
-PYLLAVA_API uint32_t       pyllava_gguf_alignment(const pyllava_gguf * file);
-PYLLAVA_API uint64_t       pyllava_gguf_n_kv(const pyllava_gguf * file);
-PYLLAVA_API uint64_t       pyllava_gguf_n_tensors(const pyllava_gguf * file);
+PYLLAVA_API void pyllava_gguf_free(pyllava_gguf * file);
+PYLLAVA_API uint32_t pyllava_gguf_version(const pyllava_gguf * file);
+PYLLAVA_API uint32_t pyllava_gguf_alignment(const pyllava_gguf * file);
+PYLLAVA_API uint64_t pyllava_gguf_n_kv(const pyllava_gguf * file);
+PYLLAVA_API uint64_t pyllava_gguf_n_tensors(const pyllava_gguf * file);
 PYLLAVA_API pyllava_status pyllava_gguf_kv(const pyllava_gguf * file, uint64_t i, pyllava_kv * out_kv);
 // String i_item of key i: a pointer into the file and its bytes (no terminating zero).
 PYLLAVA_API pyllava_status pyllava_gguf_string(const pyllava_gguf * file, uint64_t i, uint64_t i_item,
@@ -120,38 +120,38 @@ PYLLAVA_API pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64
 
 typedef enum pyllava_device_kind {
     PYLLAVA_DEVICE_CPU = 0,
-    PYLLAVA_DEVICE_GPU = 1, // with memory of its own
+    PYLLAVA_DEVICE_GPU = 1,        // with memory of its own
     PYLLAVA_DEVICE_INTEGRATED = 2, // shares the machine's memory
-    PYLLAVA_DEVICE_OTHER = 3, // accelerators that this library does not use
+    PYLLAVA_DEVICE_OTHER = 3,      // accelerators that this library does not use
 } pyllava_device_kind;
 
 typedef struct pyllava_device {
-    const char * name;                    // "CPU", "CUDA0", "Vulkan1": what the device parameters name
-    const char * description;             // the maker's name of it
-    const char * backend;                 // "CPU", "CUDA", "Vulkan", ...
-    int32_t      kind;                    // pyllava_device_kind
-    uint64_t     memory_free, memory_total;      // bytes; 0 where unknown
+    const char * name;                  // "CPU", "CUDA0", "Vulkan1": what the device parameters name
+    const char * description;           // the maker's name of it
+    const char * backend;               // "CPU", "CUDA", "Vulkan", ...
+    int32_t kind;                       // pyllava_device_kind
+    uint64_t memory_free, memory_total; // bytes; 0 where unknown
 } pyllava_device;
 
 // What this build finds on this machine; numbered from 0.
-PYLLAVA_API int32_t        pyllava_device_count(void);
+PYLLAVA_API int32_t pyllava_device_count(void);
 PYLLAVA_API pyllava_status pyllava_device_describe(int32_t i, pyllava_device * out_device);
 
 // ---------------------------------------------------------------------------------- number formats
 
 typedef struct pyllava_tensor_type {
-    const char * name;                    // "f16", "q8_0", "q4_K", ...
-    int32_t      id;                      // in a GGUF file
-    int64_t      block;                   // elements that are stored together: a row is a multiple of it
-    uint64_t     block_size;              // their bytes
-    bool         can_quantize, can_dequantize;           // from f32, to f32
+    const char * name;                 // "f16", "q8_0", "q4_K", ...
+    int32_t id;                        // in a GGUF file
+    int64_t block;                     // elements that are stored together: a row is a multiple of it
+    uint64_t block_size;               // their bytes
+    bool can_quantize, can_dequantize; // from f32, to f32
 } pyllava_tensor_type;
 
 typedef struct pyllava_rows {
-    const char * type;                    // its name, in any case
-    int64_t      n, n_per_row;            // f32 [n, n_per_row]; whole blocks
-    int64_t      first;                   // what messages call the first row
-    uint64_t     size;                    // the exact bytes of all n rows of the type
+    const char * type;    // its name, in any case
+    int64_t n, n_per_row; // f32 [n, n_per_row]; whole blocks
+    int64_t first;        // what messages call the first row
+    uint64_t size;        // the exact bytes of all n rows of the type
 } pyllava_rows;
 
 // Rows of weights from f32 and to f32. The quantised side stands at an address that 8 divides.
@@ -164,48 +164,48 @@ PYLLAVA_API pyllava_status pyllava_dequantize(const pyllava_rows * rows, const v
 // ------------------------------------------------------------------------------------------- model
 
 typedef struct pyllava_model_params {
-    const char *        path;             // language model (first file, if split)
-    const char *        mmproj;           // vision tower and projector; NULL for text only
-    bool                use_mmap;         // true: weights stay in the file's pages; the file must not change
+    const char * path;   // language model (first file, if split)
+    const char * mmproj; // vision tower and projector; NULL for text only
+    bool use_mmap;       // true: weights stay in the file's pages; the file must not change
     // Where the parts lie. Layers that no device holds are computed by the CPU.
-    const char *        device;           // NULL or "auto": all GPUs; "cpu"; or names with commas between
-    const char *        vision_device;    // NULL or "auto": the main GPU, where it fits; "cpu"; or a name
-    int32_t             n_gpu_layers;     // the last n, and the output with n > n_layer; -1: all that fit
-    int32_t             main_gpu;         // which of the devices takes the tower, from 0
-    const float *       tensor_split;     // [n_tensor_split] shares of the devices; NULL: by free memory
-    int32_t             n_tensor_split;
-    bool                kv_on_host;       // the KV cache in host memory, not beside its layer
+    const char * device;        // NULL or "auto": all GPUs; "cpu"; or names with commas between
+    const char * vision_device; // NULL or "auto": the main GPU, where it fits; "cpu"; or a name
+    int32_t n_gpu_layers;       // the last n, and the output with n > n_layer; -1: all that fit
+    int32_t main_gpu;           // which of the devices takes the tower, from 0
+    const float * tensor_split; // [n_tensor_split] shares of the devices; NULL: by free memory
+    int32_t n_tensor_split;
+    bool kv_on_host;                                // the KV cache in host memory, not beside its layer
     const struct pyllava_session_params * plan_for; // the session to leave room for; what is 0 is usual
-    pyllava_progress_fn progress;         // may be NULL
-    pyllava_log_fn      log;              // may be NULL
-    void *              user;
+    pyllava_progress_fn progress;                   // may be NULL
+    pyllava_log_fn log;                             // may be NULL
+    void * user;
 } pyllava_model_params;
 
 typedef struct pyllava_model_info {
-    int32_t  n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train;
-    int32_t  bos_id, eos_id, unk_id;      // -1 where there is none
-    bool     add_bos;
-    bool     has_vision;                  // the fields below are 0 without it
-    int32_t  image_size, patch_size, n_image_tokens;     // per view
-    int32_t  n_embd_vision, n_layer_vision, n_layer_vision_run;
-    float    image_mean[3], image_std[3];
-    bool     anyres;                      // LLaVA-1.6: views are the whole picture, then tiles of it
-    int32_t  n_pinpoints;
-    int32_t  pinpoints[64][2];            // width, height: resolutions that the tiled picture may have
-    uint64_t size, size_vision;           // bytes of weights
+    int32_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train;
+    int32_t bos_id, eos_id, unk_id; // -1 where there is none
+    bool add_bos;
+    bool has_vision;                                // the fields below are 0 without it
+    int32_t image_size, patch_size, n_image_tokens; // per view
+    int32_t n_embd_vision, n_layer_vision, n_layer_vision_run;
+    float image_mean[3], image_std[3];
+    bool anyres; // LLaVA-1.6: views are the whole picture, then tiles of it
+    int32_t n_pinpoints;
+    int32_t pinpoints[64][2];   // width, height: resolutions that the tiled picture may have
+    uint64_t size, size_vision; // bytes of weights
 } pyllava_model_info;
 
 typedef struct pyllava_model_devices {
-    int32_t      n_layer;
-    const char * layers[PYLLAVA_MAX_LAYERS];     // name of the device that computes it, "CPU" among them
-    const char * output, * vision;        // vision: NULL for a text-only model
-    bool         kv_on_host;
-    int32_t      n_gpu_layers;            // as the parameter counts them
+    int32_t n_layer;
+    const char * layers[PYLLAVA_MAX_LAYERS]; // name of the device that computes it, "CPU" among them
+    const char *output, *vision;             // vision: NULL for a text-only model
+    bool kv_on_host;
+    int32_t n_gpu_layers; // as the parameter counts them
 } pyllava_model_devices;
 
 PYLLAVA_API pyllava_status pyllava_model_load(const pyllava_model_params * params,
                                               pyllava_model ** out_model);
-PYLLAVA_API void           pyllava_model_free(pyllava_model * model);
+PYLLAVA_API void pyllava_model_free(pyllava_model * model);
 // Where pyllava_model_load would put the parts, without loading them.
 PYLLAVA_API pyllava_status pyllava_model_plan(const pyllava_model_params * params,
                                               pyllava_model_devices * out_devices);
@@ -218,7 +218,9 @@ PYLLAVA_API const pyllava_gguf * pyllava_model_mmproj(const pyllava_model * mode
 
 // --------------------------------------------------------------------------------------- tokenizer
 
-typedef struct pyllava_range { uint64_t begin, end; } pyllava_range;     // bytes [begin, end)
+typedef struct pyllava_range {
+    uint64_t begin, end;
+} pyllava_range; // bytes [begin, end)
 
 // Text to token ids. Special tokens are recognised in the whole text except in `plain`, ascending byte
 // ranges of a user's own words. n_bytes + 2 ids are nearly always enough; where they are not, out_n receives
@@ -230,20 +232,20 @@ PYLLAVA_API pyllava_status pyllava_tokenize(const pyllava_model * model, const c
 // of a character.
 PYLLAVA_API pyllava_status pyllava_token_piece(const pyllava_model * model, int32_t id, bool with_special,
                                                const char ** out_text, uint64_t * out_size);
-PYLLAVA_API bool           pyllava_token_is_end(const pyllava_model * model, int32_t id);   // ends an answer
+PYLLAVA_API bool pyllava_token_is_end(const pyllava_model * model, int32_t id); // ends an answer
 
 // ----------------------------------------------------------------------------------------- session
 
 typedef struct pyllava_session_params {
-    int32_t  n_ctx;                       // positions per sequence
-    int32_t  n_batch;                     // positions computed at once in prefill, 1..2048
-    int32_t  n_seq;                       // independent sequences, 1..256
-    int32_t  n_threads;                   // 0: one per physical core
-    int32_t  n_views;                     // image views encoded at once, >= 1
+    int32_t n_ctx;       // positions per sequence
+    int32_t n_batch;     // positions computed at once in prefill, 1..2048
+    int32_t n_seq;       // independent sequences, 1..256
+    int32_t n_threads;   // 0: one per physical core
+    int32_t n_views;     // image views encoded at once, >= 1
     const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
-    const char *      type_v;
+    const char * type_v;
     pyllava_precision precision;
-    int32_t  flash_attn;                  // on devices: 1 on, 0 off, -1: where one can, and fast
+    int32_t flash_attn; // on devices: 1 on, 0 off, -1: where one can, and fast
 } pyllava_session_params;
 
 // Memory a session with these parameters takes, in bytes, without taking it.
@@ -256,23 +258,23 @@ typedef struct pyllava_session_plan {
 // a sequence holds).
 typedef struct pyllava_span {
     const int32_t * tokens;
-    const float *   embd;
-    uint64_t        key;
-    int32_t         n;
+    const float * embd;
+    uint64_t key;
+    int32_t n;
 } pyllava_span;
 
 PYLLAVA_API pyllava_status pyllava_session_create(const pyllava_model * model,
                                                   const pyllava_session_params * params,
                                                   pyllava_session ** out_session);
-PYLLAVA_API void           pyllava_session_free(pyllava_session * session);
+PYLLAVA_API void pyllava_session_free(pyllava_session * session);
 PYLLAVA_API pyllava_status pyllava_session_memory(const pyllava_session * session,
                                                   pyllava_session_plan * out_plan);
 
 // The one call allowed from another thread: makes the running call (or the next) end with
 // PYLLAVA_ERR_CANCELLED, until it is called again with false.
-PYLLAVA_API void           pyllava_session_cancel(pyllava_session * session, bool cancel);
+PYLLAVA_API void pyllava_session_cancel(pyllava_session * session, bool cancel);
 // Called for every named intermediate of later computations; NULL stops it. Slow.
-PYLLAVA_API void           pyllava_session_trace(pyllava_session * session, pyllava_trace_fn fn, void * user);
+PYLLAVA_API void pyllava_session_trace(pyllava_session * session, pyllava_trace_fn fn, void * user);
 PYLLAVA_API void pyllava_session_progress(pyllava_session * session, pyllava_progress_fn fn, void * user);
 
 // Image views f32 [n_views, 3, image_size, image_size] (normalised) to embeddings f32 [n_views,
@@ -282,9 +284,9 @@ PYLLAVA_API pyllava_status pyllava_encode(pyllava_session * session, const float
 
 // How the views of one picture lie: the first shows the whole of it, columns x rows tiles follow row by row.
 typedef struct pyllava_layout {
-    int32_t columns, rows;                // 0, 0: the first view alone
-    int32_t width, height;                // of the picture in pixels; tells how the grid was padded
-    bool    flat;                         // true: neither unpadding nor newline (always so in LLaVA-1.5)
+    int32_t columns, rows; // 0, 0: the first view alone
+    int32_t width, height; // of the picture in pixels; tells how the grid was padded
+    bool flat;             // true: neither unpadding nor newline (always so in LLaVA-1.5)
 } pyllava_layout;
 
 // The rows that one picture becomes for the language model: those of the whole picture, then those of the
@@ -317,18 +319,18 @@ PYLLAVA_API pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t f
 // ----------------------------------------------------------------------------------------- sampler
 
 typedef struct pyllava_sampler_params {
-    float    temperature;                 // <= 0: greedy
-    int32_t  top_k;                       // 0: off
-    float    top_p;                       // 1: off
-    float    min_p;                       // 0: off
-    float    repeat_penalty;              // 1: off
-    int32_t  repeat_last_n;               // tokens the penalty looks back on
+    float temperature;     // <= 0: greedy
+    int32_t top_k;         // 0: off
+    float top_p;           // 1: off
+    float min_p;           // 0: off
+    float repeat_penalty;  // 1: off
+    int32_t repeat_last_n; // tokens the penalty looks back on
     uint64_t seed;
 } pyllava_sampler_params;
 
 PYLLAVA_API pyllava_status pyllava_sampler_create(const pyllava_sampler_params * params,
                                                   pyllava_sampler ** out_sampler);
-PYLLAVA_API void           pyllava_sampler_free(pyllava_sampler * sampler);
+PYLLAVA_API void pyllava_sampler_free(pyllava_sampler * sampler);
 // Chooses from logits f32 [n_vocab] and remembers the choice for the repeat penalty. Greedy ties go to the
 // lowest id.
 PYLLAVA_API pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, int32_t n_vocab,

@@ -3,7 +3,7 @@
 
 #include "pyllava.h"
 
-#define PYLLAVA_ERROR_MAX 5120             // room for a path of 4096 bytes and what is wrong with it
+#define PYLLAVA_ERROR_MAX 5120 // room for a path of 4096 bytes and what is wrong with it
 
 #if defined(__GNUC__)
 #define PYLLAVA_PRINTF(f, a) __attribute__((format(printf, f, a)))
@@ -17,7 +17,7 @@ extern "C" {
 
 // Remembers the text (cut at PYLLAVA_ERROR_MAX bytes) and returns status.
 pyllava_status error_set(pyllava_status status, const char * format, ...) PYLLAVA_PRINTF(2, 3);
-const char *   error_text(void);
+const char * error_text(void);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
 // file.c - see file.h.
 #if !defined(_WIN32)
 #define _FILE_OFFSET_BITS 64
-#define _POSIX_C_SOURCE 200809L
+#define _POSIX_C_SOURCE   200809L
 #endif
 #include "file.h"
 
@@ -13,12 +13,12 @@
 #include <sys/stat.h>
 #if defined(_WIN32)
 #include <io.h>
-#define open _open
-#define close _close
+#define open      _open
+#define close     _close
 #define O_CLOEXEC _O_BINARY
 typedef struct _stat64 file_stat;
 #define fstat _fstat64
-#if !defined(S_ISREG)                    // MinGW has it
+#if !defined(S_ISREG) // MinGW has it
 #define S_ISREG(m) (((m) & _S_IFMT) == _S_IFREG)
 #endif
 #else
@@ -82,7 +82,7 @@ pyllava_status file_open(file_bytes * out, const char * path, bool use_mmap, pyl
                          void * user) {
     file_bytes file = { 0 };
 #if defined(O_NONBLOCK)
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);              // a FIFO must not hang
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a FIFO must not hang
 #else
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 #endif

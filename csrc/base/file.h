@@ -5,11 +5,11 @@
 
 typedef struct file_bytes {
     const uint8_t * data;
-    size_t          size;
-    bool            mapped;
+    size_t size;
+    bool mapped;
 } file_bytes;
 
 // progress may be NULL; it is called with stage "load" while the file is read (not when it is mapped).
 pyllava_status file_open(file_bytes * out, const char * path, bool use_mmap, pyllava_progress_fn progress,
                          void * user);
-void           file_close(file_bytes * file);
+void file_close(file_bytes * file);

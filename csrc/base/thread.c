@@ -85,7 +85,7 @@ static void block_signals(sigset_t * old) {
 bool thread_start(thread * t, void (*run)(void * arg), void * arg) {
     *t = (thread) { .run = run, .arg = arg };
     sigset_t old;
-    block_signals(&old);                                                 // inherited
+    block_signals(&old); // inherited
     const bool started = pthread_create(&t->handle, NULL, entry, t) == 0;
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return started;

@@ -10,13 +10,13 @@
 #endif
 
 #if defined(_WIN32)
-typedef CRITICAL_SECTION   lock;
+typedef CRITICAL_SECTION lock;
 typedef CONDITION_VARIABLE condition;
-typedef HANDLE             thread_handle;
+typedef HANDLE thread_handle;
 #else
 typedef pthread_mutex_t lock;
-typedef pthread_cond_t  condition;
-typedef pthread_t       thread_handle;
+typedef pthread_cond_t condition;
+typedef pthread_t thread_handle;
 #endif
 
 typedef struct thread {
@@ -32,8 +32,8 @@ void lock_give(lock * l);
 
 void condition_init(condition * c);
 void condition_free(condition * c);
-void condition_wait(condition * c, lock * l);                            // may also wake for no reason
-void condition_wait_ms(condition * c, lock * l, int32_t ms);            // at most so long
+void condition_wait(condition * c, lock * l);                // may also wake for no reason
+void condition_wait_ms(condition * c, lock * l, int32_t ms); // at most so long
 void condition_wake_one(condition * c);
 void condition_wake_all(condition * c);
 
@@ -41,7 +41,7 @@ void condition_wake_all(condition * c);
 // stays where it is until thread_join, which waits for the end.
 bool thread_start(thread * t, void (*run)(void * arg), void * arg);
 void thread_join(thread * t);
-bool threads_can_start(int32_t n);        // n - 1 beside the caller, at once; tries it
+bool threads_can_start(int32_t n); // n - 1 beside the caller, at once; tries it
 
-void    thread_relax(void);               // one turn of a loop that waits
-int64_t thread_now_us(void);              // a clock that only goes forward
+void thread_relax(void);     // one turn of a loop that waits
+int64_t thread_now_us(void); // a clock that only goes forward

@@ -9,10 +9,12 @@
 
 typedef struct cursor {
     pyllava_gguf * f;
-    uint64_t       pos;
+    uint64_t pos;
 } cursor;
 
-static const struct { const char * name; uint8_t size;
+static const struct {
+    const char * name;
+    uint8_t size;
 } TYPES[GGUF_N_TYPES] = {
     [GGUF_U8] = { "u8", 1 },       [GGUF_I8] = { "i8", 1 },     [GGUF_U16] = { "u16", 2 },
     [GGUF_I16] = { "i16", 2 },     [GGUF_U32] = { "u32", 4 },   [GGUF_I32] = { "i32", 4 },
@@ -227,7 +229,10 @@ static pyllava_status place_tensors(cursor * c) {
     return PYLLAVA_OK;
 }
 
-typedef struct sort_entry { const char * name; uint32_t i; } sort_entry;
+typedef struct sort_entry {
+    const char * name;
+    uint32_t i;
+} sort_entry;
 
 static int compare_entries(const void * a, const void * b) {
     return strcmp(((const sort_entry *) a)->name, ((const sort_entry *) b)->name);
@@ -376,7 +381,8 @@ const gguf_key * gguf_find_key(const pyllava_gguf * f, const char * name) {
         uint64_t mid = (lo + hi) / 2;
         int order = strcmp(name, f->keys[f->by_key[mid]].name);
         if (order == 0) return &f->keys[f->by_key[mid]];
-        if (order < 0) hi = mid; else lo = mid + 1;
+        if (order < 0) hi = mid;
+        else lo = mid + 1;
     }
     return NULL;
 }
@@ -386,7 +392,8 @@ const gguf_tensor * gguf_find_tensor(const pyllava_gguf * f, const char * name) 
         uint64_t mid = (lo + hi) / 2;
         int order = strcmp(name, f->tensors[f->by_name[mid]].name);
         if (order == 0) return &f->tensors[f->by_name[mid]];
-        if (order < 0) hi = mid; else lo = mid + 1;
+        if (order < 0) hi = mid;
+        else lo = mid + 1;
     }
     return NULL;
 }
@@ -413,7 +420,15 @@ static pyllava_status wrong_type(const pyllava_gguf * f, const gguf_key * key, c
 // Item i as an integer, if its type is one; u64 beyond i64 saturate, which every range check rejects.
 static bool int_at(const gguf_key * key, uint64_t i, int64_t * out) {
     const uint8_t * p = (const uint8_t *) key->data + i * TYPES[key->item_type].size;
-    union { int8_t i8; uint16_t u16; int16_t i16; uint32_t u32; int32_t i32; uint64_t u64; int64_t i64; } v;
+    union {
+        int8_t i8;
+        uint16_t u16;
+        int16_t i16;
+        uint32_t u32;
+        int32_t i32;
+        uint64_t u64;
+        int64_t i64;
+    } v;
     memcpy(&v, p, TYPES[key->item_type].size);
     switch (key->item_type) {
         case GGUF_U8:  *out = *p; return true;
@@ -424,7 +439,7 @@ static bool int_at(const gguf_key * key, uint64_t i, int64_t * out) {
         case GGUF_I32: *out = v.i32; return true;
         case GGUF_U64: *out = v.u64 > INT64_MAX ? INT64_MAX : (int64_t) v.u64; return true;
         case GGUF_I64: *out = v.i64; return true;
-        default: return false;
+        default:       return false;
     }
 }
 

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #define MAX_WIDTH  ((int64_t) 1 << 20)
-#define MAX_SIDE   1024                   // patches a side of a view: the rows of all tiles fit an int32_t
-#define MAX_PIXELS ((int64_t) 1 << 28)    // of a tiled picture
+#define MAX_SIDE   1024                // patches a side of a view: the rows of all tiles fit an int32_t
+#define MAX_PIXELS ((int64_t) 1 << 28) // of a tiled picture
 
 static pyllava_status check_architecture(const pyllava_gguf * f, const char * need, const char * other,
                                          const char * hint) {
@@ -122,7 +122,7 @@ static pyllava_status read_normalisation(vit_hparams * h, const pyllava_gguf * f
 }
 
 static pyllava_status read_projector(vit_hparams * h, const pyllava_gguf * f) {
-    gguf_text kind = { "mlp", 3 };                                    // files of 2023 do not say
+    gguf_text kind = { "mlp", 3 }; // files of 2023 do not say
     TRY(gguf_get_text(f, "clip.projector_type", false, &kind));
     if (kind.size == 0) TRY(gguf_get_text(f, "clip.vision.projector_type", false, &kind));
     if (!gguf_text_is(kind, "mlp")) {
@@ -162,8 +162,8 @@ static pyllava_status read_pinpoints(vit_hparams * h, const pyllava_gguf * f) {
     int32_t sides[2 * MAX_PINPOINTS];
     TRY(gguf_get_ints(f, "clip.vision.image_grid_pinpoints", sides, 2 * MAX_PINPOINTS, &n));
     for (; h->n_pinpoints < (int32_t) (n / 2); h->n_pinpoints++) {
-        const int32_t * p = &sides[2 * h->n_pinpoints], S = h->image_size;
-        if (!p[0]) return PYLLAVA_OK;                                    // some writers fill up with zeros
+        const int32_t *p = &sides[2 * h->n_pinpoints], S = h->image_size;
+        if (!p[0]) return PYLLAVA_OK; // some writers fill up with zeros
         if (p[0] < 0 || p[1] < 1 || p[0] % S || p[1] % S || (int64_t) (p[0] / S) * (p[1] / S) > MAX_TILES ||
             (int64_t) p[0] * p[1] > MAX_PIXELS) {
             FAIL(PYLLAVA_ERR_MISMATCH,

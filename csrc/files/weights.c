@@ -10,14 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ENGINE_ALIGNMENT 32               // what ggml's CPU buffers ask of a tensor's address
-#define MANY_TOKENS      512              // of a typical prefill step
+#define ENGINE_ALIGNMENT 32  // what ggml's CPU buffers ask of a tensor's address
+#define MANY_TOKENS      512 // of a typical prefill step
 
 // A tensor that is to be copied to a device.
 struct upload {
     struct ggml_tensor * tensor;
-    const gguf_tensor *  from;
-    const uint8_t *      data;
+    const gguf_tensor * from;
+    const uint8_t * data;
 };
 
 // ------------------------------------------------------------------------------------------- files
@@ -141,9 +141,9 @@ const gguf_tensor * weights_find(const weights * w, const char * name, int32_t *
 
 // A request: what the model needs under one name.
 typedef struct request {
-    char    name[GGML_MAX_NAME];
-    int64_t n_out, n_in;                  // n_out = 0: a vector
-    bool    unfolded, f32;
+    char name[GGML_MAX_NAME];
+    int64_t n_out, n_in; // n_out = 0: a vector
+    bool unfolded, f32;
 } request;
 
 static void describe(const int64_t * ne, int n_dims, char * out, size_t size) {

@@ -14,7 +14,7 @@
 #include <sys/sysctl.h>
 #endif
 
-#define WAIT_MS 20                        // between looks at the cancel flag
+#define WAIT_MS 20 // between looks at the cancel flag
 
 #if defined(__linux__)
 // The lowest number among the hardware threads of a core, or the thread's own where that is unknown.
@@ -51,14 +51,14 @@ static int32_t count_physical(void) { return cpu_count(); }
 #endif
 
 int32_t cores_physical(void) {
-    const int32_t physical = count_physical(), most = cpu_count();       // a container's share may be less
+    const int32_t physical = count_physical(), most = cpu_count(); // a container's share may be less
     return physical < 1 || physical > most ? most : physical;
 }
 
 struct cores {
-    int32_t   n, n_free;
-    uint64_t  next, serving;              // tickets: who asked first is served first
-    lock      lock;
+    int32_t n, n_free;
+    uint64_t next, serving; // tickets: who asked first is served first
+    lock lock;
     condition changed;
 };
 

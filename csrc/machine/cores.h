@@ -9,11 +9,11 @@
 
 typedef struct cores cores;
 
-int32_t cores_physical(void);      // that this process may use, at least 1
+int32_t cores_physical(void); // that this process may use, at least 1
 pyllava_status cores_create(cores ** out);
-void           cores_free(cores * c);
+void cores_free(cores * c);
 
 // Waits until n cores (or all there are, if that is less) are free, in the order of asking; gives up when
 // *cancel is set. What was taken is given back with the same n.
 pyllava_status cores_take(cores * c, int32_t n, const atomic_int * cancel);
-void           cores_give(cores * c, int32_t n);
+void cores_give(cores * c, int32_t n);

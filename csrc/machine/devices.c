@@ -57,7 +57,7 @@ static pyllava_device_kind kind_of(ggml_backend_dev_t d) {
 
 typedef struct memory_of {
     ggml_backend_dev_t device;
-    size_t             free, total;
+    size_t free, total;
 } memory_of;
 
 static pyllava_status ask_memory(void * memory_) {

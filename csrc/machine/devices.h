@@ -5,29 +5,29 @@
 
 #include <ggml-backend.h>
 
-#define MAX_DEVICES 15                    // that one model uses: the scheduler takes 16, the CPU is one
+#define MAX_DEVICES 15 // that one model uses: the scheduler takes 16, the CPU is one
 
 typedef struct device_list {
-    int32_t            n;
+    int32_t n;
     ggml_backend_dev_t items[MAX_DEVICES];
 } device_list;
 
-void               devices_set_up(void);  // ggml prints nothing, CUDA sums in float32; before anything else
-int32_t            devices_count(void);
-void               device_describe(ggml_backend_dev_t device, pyllava_device * out);
+void devices_set_up(void); // ggml prints nothing, CUDA sums in float32; before anything else
+int32_t devices_count(void);
+void device_describe(ggml_backend_dev_t device, pyllava_device * out);
 ggml_backend_dev_t device_of(const struct ggml_tensor * t); // that holds its data; NULL: host memory, or none
-bool               device_is_gpu(ggml_backend_dev_t device);     // with memory of its own
-bool               devices_built_in(void);                       // any back end besides the CPU
+bool device_is_gpu(ggml_backend_dev_t device);              // with memory of its own
+bool devices_built_in(void);                                // any back end besides the CPU
 
 // Fails if any are to be used after one has failed in this process.
-pyllava_status     devices_check(const device_list * devices);
+pyllava_status devices_check(const device_list * devices);
 #define DEVICES_WAY_OUT "start the process again, or use device=\"cpu\""
 
 // "auto" or NULL: all GPUs, or, where there is none, the integrated ones; "cpu": none; else names of devices
 // (in any case, with commas between them).
 // what: the parameter, for messages.
 pyllava_status devices_choose(const char * what, const char * names, device_list * out);
-bool           device_is_named(const char * name, const char * other);   // in any case
+bool device_is_named(const char * name, const char * other); // in any case
 // Whether products of 16-bit numbers are summed in float32 there, without being told for each.
 bool device_sums_floats(ggml_backend_dev_t device);
 // Whether attention with keys and values of such types is one operation there.

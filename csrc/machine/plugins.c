@@ -75,7 +75,7 @@ static void keep_error(enum ggml_log_level level, const char * text, void * user
 
 typedef struct loading {
     const char * path;
-    bool         done;
+    bool done;
 } loading;
 
 static pyllava_status load_guarded(void * loading_) {

@@ -11,25 +11,25 @@
 #include <stdlib.h>
 
 #define SPIN_US 50
-#define LEFT    POOL_MAX_PARTS            // the bits of `claims` that count the parts left; above: the run
+#define LEFT    POOL_MAX_PARTS // the bits of `claims` that count the parts left; above: the run
 
 struct pool {
-    pool_fn fn;                           // of this run: read by those who hold a part of it
-    void *  arg;
+    pool_fn fn; // of this run: read by those who hold a part of it
+    void * arg;
     int32_t n_parts;
 
-    int32_t   n_helpers;
-    thread *  helpers;                    // [n_helpers]
-    lock      lock;
+    int32_t n_helpers;
+    thread * helpers; // [n_helpers]
+    lock lock;
     condition started, finished;
 
-    char          apart1[64];             // what spinning threads read, on a line of its own
+    char apart1[64]; // what spinning threads read, on a line of its own
     atomic_ullong claims;
-    atomic_bool   stop;
-    char          apart2[64];
-    atomic_int    unfinished;             // parts of this run
-    atomic_int    n_asleep;               // helpers
-    atomic_bool   caller_asleep;
+    atomic_bool stop;
+    char apart2[64];
+    atomic_int unfinished; // parts of this run
+    atomic_int n_asleep;   // helpers
+    atomic_bool caller_asleep;
 };
 
 static bool is_work(pool * p) { return (atomic_load(&p->claims) & LEFT) != 0; }
@@ -89,10 +89,11 @@ static void help(void * pool_) {
 static void wake_helpers(pool * p, int32_t n) {
     const int32_t n_asleep = atomic_load(&p->n_asleep);
     if (n_asleep == 0) return;
-    lock_take(&p->lock);                  // whoever has looked and found nothing is asleep by now
+    lock_take(&p->lock); // whoever has looked and found nothing is asleep by now
     lock_give(&p->lock);
     if (n >= n_asleep) condition_wake_all(&p->started);
-    else while (n-- > 0) condition_wake_one(&p->started);
+    else
+        while (n-- > 0) condition_wake_one(&p->started);
 }
 
 static void wait_for_helpers(pool * p) {
@@ -129,8 +130,7 @@ pyllava_status pool_create(int32_t n_threads, pool ** out) {
     condition_init(&p->started);
     condition_init(&p->finished);
     p->helpers = calloc((size_t) n_threads, sizeof *p->helpers);
-    while (p->helpers && p->n_helpers < n_threads - 1 &&
-           thread_start(&p->helpers[p->n_helpers], help, p))
+    while (p->helpers && p->n_helpers < n_threads - 1 && thread_start(&p->helpers[p->n_helpers], help, p))
         p->n_helpers++;
     if (p->n_helpers < n_threads - 1) {
         pool_free(p);

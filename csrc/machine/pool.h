@@ -4,12 +4,12 @@
 
 #include "error.h"
 
-typedef struct pool pool;                 // one run at a time
+typedef struct pool pool; // one run at a time
 typedef void (*pool_fn)(void * arg, int32_t part, int32_t n_parts);
 
-pyllava_status pool_create(int32_t n_threads, pool ** out);              // the caller is one of them
-void           pool_free(pool * p);       // its threads have ended
-int32_t        pool_threads(const pool * p);
+pyllava_status pool_create(int32_t n_threads, pool ** out); // the caller is one of them
+void pool_free(pool * p);                                   // its threads have ended
+int32_t pool_threads(const pool * p);
 
 // fn(arg, part, n_parts) once for each part, n_parts <= POOL_MAX_PARTS, in any order and by any thread; all
 // are done when it returns.

@@ -125,7 +125,7 @@ void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n) {
         return;
     }
     kv_trim(kv, to, 0);
-    kv_sequence * a = &kv->sequences[from], * b = &kv->sequences[to];
+    kv_sequence *a = &kv->sequences[from], *b = &kv->sequences[to];
     memcpy(b->cells, a->cells, (size_t) n * sizeof *a->cells);
     memcpy(b->contents, a->contents, (size_t) n * sizeof *a->contents);
     b->length = n;

@@ -13,41 +13,41 @@
 #define KV_STORES 16
 
 typedef struct kv_sequence {
-    int32_t    length;
-    int32_t *  cells;                     // [n_ctx] cells[p] holds position p
-    uint64_t * contents;                  // [n_ctx]
+    int32_t length;
+    int32_t * cells;     // [n_ctx] cells[p] holds position p
+    uint64_t * contents; // [n_ctx]
 } kv_sequence;
 
 typedef struct kv_params {
-    int32_t        n_layer, n_embd;       // n_embd: n_head_kv * head_dim
-    int32_t        n_ctx, n_seq;
+    int32_t n_layer, n_embd; // n_embd: n_head_kv * head_dim
+    int32_t n_ctx, n_seq;
     enum ggml_type type_k, type_v;
 } kv_params;
 
 typedef struct kv_store {
     ggml_backend_buffer_type_t type;
-    struct ggml_context *      ctx;
-    ggml_backend_buffer_t      buffer;
+    struct ggml_context * ctx;
+    ggml_backend_buffer_t buffer;
 } kv_store;
 
 typedef struct kv_cache {
-    int32_t               n_ctx, n_seq, n_cells;
-    int32_t               n_layer, n_stores;
-    kv_store              stores[KV_STORES];     // one for each kind of memory that holds layers
-    struct ggml_tensor ** k, ** v;        // [n_layer] each [n_cells, n_embd]
-    kv_sequence *         sequences;      // [n_seq]
-    int32_t *             references;     // [n_cells] sequences that list the cell
-    int32_t *             free_cells;     // stack of unused cells
-    int32_t               n_free;
+    int32_t n_ctx, n_seq, n_cells;
+    int32_t n_layer, n_stores;
+    kv_store stores[KV_STORES];  // one for each kind of memory that holds layers
+    struct ggml_tensor **k, **v; // [n_layer] each [n_cells, n_embd]
+    kv_sequence * sequences;     // [n_seq]
+    int32_t * references;        // [n_cells] sequences that list the cell
+    int32_t * free_cells;        // stack of unused cells
+    int32_t n_free;
 } kv_cache;
 
-uint64_t       kv_cache_size(const kv_params * p);                       // bytes of K and V
+uint64_t kv_cache_size(const kv_params * p); // bytes of K and V
 // where: [n_layer] the memory that holds each layer's keys and values, at most KV_STORES kinds.
 pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_backend_buffer_type_t * where);
-void           kv_cache_free(kv_cache * kv);
-int32_t        kv_cells_used(const kv_cache * kv); // no cell from this one on is in use
+void kv_cache_free(kv_cache * kv);
+int32_t kv_cells_used(const kv_cache * kv); // no cell from this one on is in use
 // The next run of cells from `first` on that nobody uses: its first cell and length; 0 where there is none.
-int32_t        kv_next_unused(const kv_cache * kv, int32_t * first);
+int32_t kv_next_unused(const kv_cache * kv, int32_t * first);
 
 // Cells for n more positions of a sequence, in kv_sequence.cells[length..length + n); the length grows with
 // kv_commit, after they have been computed, and kv_rollback gives them back instead. There is always room up
@@ -55,5 +55,5 @@ int32_t        kv_next_unused(const kv_cache * kv, int32_t * first);
 void kv_reserve(kv_cache * kv, int32_t seq, int32_t n);
 void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n);
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n);
-void kv_trim(kv_cache * kv, int32_t seq, int32_t n);                     // keep the first n positions
+void kv_trim(kv_cache * kv, int32_t seq, int32_t n);              // keep the first n positions
 void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n); // to: the first n positions of from, shared

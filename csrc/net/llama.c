@@ -57,7 +57,7 @@ pyllava_status llama_bind(llama * m, weights * w, const placement * p) {
     const llama_hparams * h = &m->hparams;
     m->layers = calloc((size_t) h->n_layer, sizeof *m->layers);
     TRY_ALLOC(m->layers, sizeof *m->layers * (size_t) h->n_layer);
-    m->token_embd  = weights_matrix(w, h->n_vocab, h->n_embd, "token_embd.weight");
+    m->token_embd = weights_matrix(w, h->n_vocab, h->n_embd, "token_embd.weight");
     if (weights_has(w, "rope_freqs.weight"))
         m->rope_freqs = weights_vector(w, h->head_dim / 2, "rope_freqs.weight");
     for (int i = 0; i < h->n_layer; i++) {
@@ -95,7 +95,7 @@ int32_t llama_n_nodes(const llama * m) { return 64 + 64 * m->hparams.n_layer; }
 // What all layers share.
 typedef struct llama_step {
     const kv_cache * kv;
-    tensor * turns;                       // [n_tokens, head_dim] of the tokens' positions
+    tensor * turns; // [n_tokens, head_dim] of the tokens' positions
     tensor * cells;
 } llama_step;
 
@@ -114,7 +114,7 @@ static tensor * llama_attention(graph * g, const llama_layer * l, const llama_st
     k = nn_name(g, nn_rope(g, k, s->turns), "blk.%d.attn_k_rope", i);
     k = nn_store_rows(g, s->kv->k[i], k, s->cells);
     v = nn_store_rows(g, s->kv->v[i], v, s->cells);
-    x = nn_name(g, nn_attention(g, q, k, v), "blk.%d.attn", i);         // [n_tokens, Q]
+    x = nn_name(g, nn_attention(g, q, k, v), "blk.%d.attn", i); // [n_tokens, Q]
     return nn_name(g, nn_linear(g, l->attn_output, l->attn_output_b, x), "blk.%d.attn_out", i);
 }
 
@@ -132,7 +132,7 @@ static tensor * llama_block(graph * g, const llama * m, const llama_step * s, in
     tensor * y = nn_name(g, nn_rms_norm(g, l->attn_norm, eps, x), "blk.%d.attn_norm", i);
     x = nn_name(g, nn_add(g, x, llama_attention(g, l, s, i, y)), "blk.%d.ffn_inp", i);
     y = nn_name(g, nn_rms_norm(g, l->ffn_norm, eps, x), "blk.%d.ffn_norm", i);
-    return nn_name(g, nn_add(g, x, llama_ffn(g, l, i, y)), "blk.%d.out", i);     // [n_tokens, E]
+    return nn_name(g, nn_add(g, x, llama_ffn(g, l, i, y)), "blk.%d.out", i); // [n_tokens, E]
 }
 
 tensor * llama_logits(graph * g, const llama * m, llama_input * in, const kv_cache * kv) {
@@ -141,8 +141,8 @@ tensor * llama_logits(graph * g, const llama * m, llama_input * in, const kv_cac
     for (int i = 0; i < m->hparams.n_layer; i++) x = llama_block(g, m, &s, i, x);
     if (in->mask) in->sums = nn_result(g, nn_row_sums(g, x));
     graph_enter(g, m->output_norm);
-    x = nn_rows(g, x, in->out_rows);                                     // only these are asked for
+    x = nn_rows(g, x, in->out_rows); // only these are asked for
     x = nn_name(g, nn_rms_norm(g, m->output_norm, m->hparams.eps, x), "output_norm");
     g->rows = ROWS_ANSWER;
-    return nn_name(g, nn_linear(g, m->output, NULL, x), "logits");      // [n_out, n_vocab]
+    return nn_name(g, nn_linear(g, m->output, NULL, x), "logits"); // [n_out, n_vocab]
 }

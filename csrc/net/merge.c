@@ -22,18 +22,20 @@ pyllava_status merge_bind(merge * m, weights * w, const vit_hparams * h, int32_t
              w->files[0]->path);
     }
     m->newline = weights_vector(w, n_embd, "%s", name);
-    weights_ignore(w, "model.image_newline");                            // a file may hold both names
+    weights_ignore(w, "model.image_newline"); // a file may hold both names
     return w->status;
 }
 
 // The part of the grid of patches that shows the picture; the rest is the padding of its tiles.
-typedef struct region { int32_t x, y, columns, rows; } region;
+typedef struct region {
+    int32_t x, y, columns, rows;
+} region;
 
 static region region_of(const merge * m, const pyllava_layout * l) {
     region r = { 0, 0, l->columns * m->n_side, l->rows * m->n_side };
     if (l->flat || r.columns == 0) return r;
     const int64_t w = l->width, h = l->height;
-    if (w * r.rows > h * r.columns) {                                    // wider than the grid
+    if (w * r.rows > h * r.columns) { // wider than the grid
         r.y = (r.rows - (int32_t) (h * r.columns / w)) / 2;
         r.rows -= 2 * r.y;
     } else {
@@ -66,7 +68,7 @@ void merge_apply(const merge * m, const pyllava_layout * l, const float * views,
     out = put_patches(m, views, n * n, out);
     if (!l->flat && l->columns == 0) put_newline(m, out);
     for (int32_t y = r.y; y < r.y + r.rows; y++) {
-        for (int32_t x = r.x; x < r.x + r.columns;) {                    // the row's stretch in one tile
+        for (int32_t x = r.x; x < r.x + r.columns;) { // the row's stretch in one tile
             const int32_t tile = 1 + y / n * l->columns + x / n, patch = y % n * n + x % n;
             const int32_t rest = r.x + r.columns - x, here = n - x % n < rest ? n - x % n : rest;
             out = put_patches(m, views + ((size_t) tile * n * n + patch) * (size_t) m->n_embd, here, out);

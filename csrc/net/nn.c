@@ -7,21 +7,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define LIGHT      8192                   // results of a cheap node that are worth a thread
-#define LINE       64                     // of a cache. ggml aligns to 32: no input shifts what follows it
-#define HALVES_MIN 8                      // rows up to which a device's kernels read weights as they are
-#define STREAM_MIN 32                     // tokens for which a matrix is worth the way to a device
+#define LIGHT      8192 // results of a cheap node that are worth a thread
+#define LINE       64   // of a cache. ggml aligns to 32: no input shifts what follows it
+#define HALVES_MIN 8    // rows up to which a device's kernels read weights as they are
+#define STREAM_MIN 32   // tokens for which a matrix is worth the way to a device
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 
 // A node that a kernel of ours computes.
 struct node_call {
-    pool *     pool;
-    kernel_fn  kernel;
-    void *     userdata;
-    int32_t    n_parts;
-    tensor *   dst;
-    kernel_job job;                       // of a fast one
+    pool * pool;
+    kernel_fn kernel;
+    void * userdata;
+    int32_t n_parts;
+    tensor * dst;
+    kernel_job job; // of a fast one
 };
 
 pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention,
@@ -278,7 +278,7 @@ tensor * nn_turns(graph * g, tensor * positions, tensor * divisors) {
     if (!positions || !divisors) return NULL;
     const int64_t n_tokens = positions->ne[0], head_dim = 2 * divisors->ne[0];
     tensor * args[] = { positions, divisors, NULL };
-    node_call * call = light(new_call(g, kernel_turns, NULL), 8 * n_tokens * head_dim);  // dear results
+    node_call * call = light(new_call(g, kernel_turns, NULL), 8 * n_tokens * head_dim); // dear results
     return add_node(g, call, GGML_TYPE_F32, n_tokens, head_dim, args);
 }
 
@@ -389,6 +389,6 @@ tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows) {
     if (!call) return NULL;
     tensor * args[] = { x, rows };
     tensor * stored = ggml_custom_inplace(g->ctx, to, args, 2, run_node, GGML_N_TASKS_MAX, call);
-    ggml_build_forward_expand(g->nodes, stored);                         // before whatever reads it
+    ggml_build_forward_expand(g->nodes, stored); // before whatever reads it
     return stored;
 }

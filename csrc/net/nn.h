@@ -19,35 +19,38 @@ typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_m
 // threads run the graph, and our kernels with them. Layers whose weights lie on a device are ggml's own
 // operations.
 typedef struct graph {
-    struct ggml_context * ctx;            // tensor headers of this graph
-    struct ggml_cgraph *  nodes;
-    pool *                pool;
-    kernel_env *          env;            // of the session that runs it
-    attention_env *       attention;
-    node_call *           calls;          // [n_max_calls] of our kernels
-    int32_t               n_calls, n_max_calls;
-    bool                  on_engine;      // to be run by ggml's threads
-    bool                  on_host;        // nothing of it is on a device
-    row_kind              rows;           // of the operations that follow, in the fast mode
-    ggml_backend_dev_t    device;         // of the layer that is being built; NULL: the CPU computes it
-    int32_t               n_views;        // attention stays within each; 1 for text
-    tensor *              mask;           // of attention on devices: f16 [n_tokens, n_cells], or NULL
-    flash_mode            flash;
-    bool                  flash_missing;  // FLASH_ON, and a device has no kernel for it
-    ggml_backend_dev_t    stream;         // a GPU that is sent the CPU's matrices where many tokens use them
-    tensor *              rounded_from, * rounded;   // the last activations rounded, and how
-    linear_plan           rounded_plan;
-    tensor *              linear;         // the last fast linear layer, whose end is still open, and its job
-    kernel_job *          linear_job;
-    struct { tensor * out, * x, * w, * b; float eps; } norm;             // the last normalisation
+    struct ggml_context * ctx; // tensor headers of this graph
+    struct ggml_cgraph * nodes;
+    pool * pool;
+    kernel_env * env; // of the session that runs it
+    attention_env * attention;
+    node_call * calls; // [n_max_calls] of our kernels
+    int32_t n_calls, n_max_calls;
+    bool on_engine;            // to be run by ggml's threads
+    bool on_host;              // nothing of it is on a device
+    row_kind rows;             // of the operations that follow, in the fast mode
+    ggml_backend_dev_t device; // of the layer that is being built; NULL: the CPU computes it
+    int32_t n_views;           // attention stays within each; 1 for text
+    tensor * mask;             // of attention on devices: f16 [n_tokens, n_cells], or NULL
+    flash_mode flash;
+    bool flash_missing;             // FLASH_ON, and a device has no kernel for it
+    ggml_backend_dev_t stream;      // a GPU that is sent the CPU's matrices where many tokens use them
+    tensor *rounded_from, *rounded; // the last activations rounded, and how
+    linear_plan rounded_plan;
+    tensor * linear; // the last fast linear layer, whose end is still open, and its job
+    kernel_job * linear_job;
+    struct {
+        tensor *out, *x, *w, *b;
+        float eps;
+    } norm; // the last normalisation
 } graph;
 
 pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention, int32_t n_nodes);
 pyllava_status graph_finish(graph * g, tensor * out); // out: the last tensor, kept for reading
 // The operations that follow belong to the layer that holds this weight, and run where it lies.
-void           graph_enter(graph * g, const tensor * weight);
-void           graph_rewind(graph * g);                                  // before it is run again
-void           graph_free(graph * g);
+void graph_enter(graph * g, const tensor * weight);
+void graph_rewind(graph * g); // before it is run again
+void graph_free(graph * g);
 
 tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n,
                   const char * name); // [n_rows, n]
@@ -60,21 +63,21 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...)
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
 // The same, in prompts at 12 bits rather than 8: where a rounding is felt more than it costs.
 tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x);
-tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x);                 // silu(gate x) * up x
-tensor * nn_add(graph * g, tensor * x, tensor * y);                      // y: may be a linear layer
+tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x); // silu(gate x) * up x
+tensor * nn_add(graph * g, tensor * x, tensor * y);                    // y: may be a linear layer
 tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps,
-                       tensor * x); // (x - mean) / sqrt(var + eps) * w + b
+                       tensor * x);                                 // (x - mean) / sqrt(var + eps) * w + b
 tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x); // x / sqrt(mean(x^2) + eps) * w
-tensor * nn_gelu(graph * g, tensor * x); // x * Phi(x), the erf form
-tensor * nn_quick_gelu(graph * g, tensor * x);                                         // x * sigmoid(1.702 x)
-tensor * nn_silu(graph * g, tensor * x);                                               // x * sigmoid(x)
+tensor * nn_gelu(graph * g, tensor * x);                            // x * Phi(x), the erf form
+tensor * nn_quick_gelu(graph * g, tensor * x);                      // x * sigmoid(1.702 x)
+tensor * nn_silu(graph * g, tensor * x);                            // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
 // Rotary positions: pairs (2i, 2i + 1) of each head are turned by position / divisor[i].
 tensor * nn_turns(graph * g, tensor * positions, tensor * divisors); // [n_tokens, head_dim] for nn_rope
 tensor * nn_rope(graph * g, tensor * x, tensor * turns);             // of rows of n_head * head_dim
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
-tensor * nn_row_sums(graph * g, tensor * x);                             // [n_rows, n] to [n_rows, 1]
-tensor * nn_result(graph * g, tensor * x);                               // kept for reading, besides the last
-tensor * nn_rows(graph * g, tensor * x, tensor * rows);                                // x[rows]
+tensor * nn_row_sums(graph * g, tensor * x);            // [n_rows, n] to [n_rows, 1]
+tensor * nn_result(graph * g, tensor * x);              // kept for reading, besides the last
+tensor * nn_rows(graph * g, tensor * x, tensor * rows); // x[rows]
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows); // to[rows] = x; gives to

@@ -18,10 +18,10 @@ pyllava_status projector_bind(projector * p, weights * w, const vit_hparams * h,
              path, (long long) E, n_embd_text);
     }
     p->n_embd = (int32_t) E;
-    p->mm_0   = weights_matrix(w, E, D, "mm.0.weight");
-    p->mm_0_b = weights_vector(w, E,    "mm.0.bias");
-    p->mm_2   = weights_matrix(w, E, E, "mm.2.weight");
-    p->mm_2_b = weights_vector(w, E,    "mm.2.bias");
+    p->mm_0 = weights_matrix(w, E, D, "mm.0.weight");
+    p->mm_0_b = weights_vector(w, E, "mm.0.bias");
+    p->mm_2 = weights_matrix(w, E, E, "mm.2.weight");
+    p->mm_2_b = weights_vector(w, E, "mm.2.bias");
     return w->status;
 }
 

@@ -31,7 +31,7 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     snprintf(name, sizeof name, "v.blk.%d.ffn_down.weight", i);
     const gguf_tensor * down = weights_find(w, name, NULL);
     const bool legacy = !down || down->ne[0] == D;
-    const char * fc1 = legacy ? "ffn_down" : "ffn_up", * fc2 = legacy ? "ffn_up" : "ffn_down";
+    const char *fc1 = legacy ? "ffn_down" : "ffn_up", *fc2 = legacy ? "ffn_up" : "ffn_down";
     // clang-format off
     l->fc1        = weights_matrix(w, F, D, "v.blk.%d.%s.weight", i, fc1);
     l->fc1_b      = weights_vector(w, F,    "v.blk.%d.%s.bias", i, fc1);
@@ -125,7 +125,7 @@ static tensor * vit_block(graph * g, const vit * v, const vit_layer * l, int i, 
     y = nn_name(g, nn_layer_norm(g, l->ln2, l->ln2_b, h->eps, x), "v.blk.%d.ln2", i);
     y = activate(g, h->act, nn_linear(g, l->fc1, l->fc1_b, y));
     y = nn_name(g, nn_linear(g, l->fc2, l->fc2_b, y), "v.blk.%d.ffn_out", i);
-    return nn_name(g, nn_add(g, x, y), "v.blk.%d.out", i);              // [n_views * n_pos, D]
+    return nn_name(g, nn_add(g, x, y), "v.blk.%d.out", i); // [n_views * n_pos, D]
 }
 
 tensor * vit_features(graph * g, const vit * v, tensor * patches, int32_t n_views) {
@@ -134,10 +134,10 @@ tensor * vit_features(graph * g, const vit * v, tensor * patches, int32_t n_view
     if (v->pre_ln) x = nn_name(g, nn_layer_norm(g, v->pre_ln, v->pre_ln_b, v->hparams.eps, x), "v.pre_ln");
     for (int i = 0; i < v->hparams.n_layer_run; i++) x = vit_block(g, v, &v->layers[i], i, x);
     if (!x) return NULL;
-    if (v->class_embd) {                                                // LLaVA reads the patches alone
+    if (v->class_embd) { // LLaVA reads the patches alone
         const size_t row = ggml_row_size(GGML_TYPE_F32, D);
         x = ggml_view_3d(g->ctx, x, D, v->hparams.n_patch, n_views, row, row * (size_t) v->n_pos, row);
         x = ggml_cont_2d(g->ctx, x, D, (int64_t) v->hparams.n_patch * n_views);
     }
-    return nn_name(g, x, "v.features");                                 // [n_views * n_patch, D]
+    return nn_name(g, x, "v.features"); // [n_views * n_patch, D]
 }

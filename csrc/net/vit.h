@@ -6,32 +6,32 @@
 #include "nn.h"
 #include "weights.h"
 
-typedef struct vit_layer {                // D = n_embd, F = n_ff
-    tensor * ln1, * ln1_b;                // [D]
-    tensor *attn_q, *attn_q_b, *attn_k, *attn_k_b; // [D, D], [D]
+typedef struct vit_layer {                             // D = n_embd, F = n_ff
+    tensor *ln1, *ln1_b;                               // [D]
+    tensor *attn_q, *attn_q_b, *attn_k, *attn_k_b;     // [D, D], [D]
     tensor *attn_v, *attn_v_b, *attn_out, *attn_out_b; // [D, D], [D]
-    tensor * ln2, * ln2_b;                // [D]
-    tensor * fc1, * fc1_b, * fc2, * fc2_b;                               // [F, D], [F], [D, F], [D]
+    tensor *ln2, *ln2_b;                               // [D]
+    tensor *fc1, *fc1_b, *fc2, *fc2_b;                 // [F, D], [F], [D, F], [D]
 } vit_layer;
 
 typedef struct vit {
     vit_hparams hparams;
-    int32_t     n_pos;                    // rows of one view: patches and the class token, if any
-    tensor *    patch_embd, * patch_embd_b;      // [D, 3 * patch_size^2] f32; the bias may be absent
-    tensor *    class_embd;               // [D], may be absent
-    tensor *    position_embd;            // [n_pos, D]
-    tensor *    pre_ln, * pre_ln_b;       // [D], may be absent
-    vit_layer * layers;                   // [n_layer_run]
+    int32_t n_pos;                     // rows of one view: patches and the class token, if any
+    tensor *patch_embd, *patch_embd_b; // [D, 3 * patch_size^2] f32; the bias may be absent
+    tensor * class_embd;               // [D], may be absent
+    tensor * position_embd;            // [n_pos, D]
+    tensor *pre_ln, *pre_ln_b;         // [D], may be absent
+    vit_layer * layers;                // [n_layer_run]
 } vit;
 
-int32_t        vit_n_tensors(const vit_hparams * h);
+int32_t vit_n_tensors(const vit_hparams * h);
 pyllava_status vit_bind(vit * v, weights * w);
-void           vit_free(vit * v);
+void vit_free(vit * v);
 
-int32_t  vit_n_nodes(const vit * v);
+int32_t vit_n_nodes(const vit * v);
 // patches f32 [n_views * n_patch, 3 * patch_size^2] (channel, row, column) to features [n_views * n_patch,
 // D].
 tensor * vit_features(graph * g, const vit * v, tensor * patches, int32_t n_views);
 // Pixels f32 [3, image_size, image_size] of one view to its patches f32 [n_patch, 3 * patch_size^2], row by
 // row.
-void     vit_unfold(const vit_hparams * h, const float * pixels, float * out_patches);
+void vit_unfold(const vit_hparams * h, const float * pixels, float * out_patches);

@@ -19,7 +19,7 @@ static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, voi
     e->memory[e->n] = ggml_backend_get_default_buffer_type(backend);
     e->backends[e->n++] = backend;
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(cpu);
-    e->threads_new = (struct ggml_threadpool * (*)(struct ggml_threadpool_params *) )
+    e->threads_new = (struct ggml_threadpool * (*) (struct ggml_threadpool_params *) )
         ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
     e->threads_free =
         (void (*)(struct ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
@@ -38,7 +38,7 @@ static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, voi
 
 typedef struct starting {
     ggml_backend_dev_t device;
-    ggml_backend_t     backend;
+    ggml_backend_t backend;
 } starting;
 
 static pyllava_status start(void * starting_) {
@@ -81,7 +81,7 @@ static pyllava_status stop(void * engine_) {
 }
 
 void engine_stop(engine * e) {
-    if (e->n <= 1 || !guard_has_failed()) guarded(stop, e);             // else it is left to the process
+    if (e->n <= 1 || !guard_has_failed()) guarded(stop, e); // else it is left to the process
     *e = (engine) { 0 };
 }
 
@@ -100,11 +100,11 @@ pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool stream) {
 
 // A call of the scheduler's about a graph.
 typedef struct sched_call {
-    engine *             e;
+    engine * e;
     struct ggml_cgraph * nodes;
-    size_t               sizes[MAX_DEVICES + 1];
-    bool                 done;
-    enum ggml_status     status;
+    size_t sizes[MAX_DEVICES + 1];
+    bool done;
+    enum ggml_status status;
 } sched_call;
 
 static pyllava_status call_sched(sched_call * c, pyllava_status (*fn)(void *)) {
@@ -181,7 +181,7 @@ static pyllava_status set_threads(engine * e, int32_t n) {
     if (n > e->n_threads) {
         if (!threads_can_start(n)) return PYLLAVA_OK; // it would abort: on as many as there are
         struct ggml_threadpool_params params = ggml_threadpool_params_default(n);
-        params.poll = 0;                  // between graphs they sleep
+        params.poll = 0; // between graphs they sleep
         struct ggml_threadpool * threads = e->threads_new(&params);
         if (!threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", n);
         e->set_threads(cpu, threads);
@@ -207,9 +207,9 @@ pyllava_status engine_run(engine * e, graph * g, int32_t n_threads) {
 
 typedef struct memory_call {
     const engine * e;
-    tensor *       t;
-    void *         out;                   // NULL: zero
-    size_t         offset, size;
+    tensor * t;
+    void * out; // NULL: zero
+    size_t offset, size;
 } memory_call;
 
 static void get_staged(const memory_call * c) {

@@ -46,7 +46,7 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
     if (s.n_batch < 1) s.n_batch = 512;
     if (s.n_seq < 1) s.n_seq = 1;
     if (s.n_views > 0) return s;
-    s.n_views = 1;                        // a picture's views are encoded at once
+    s.n_views = 1; // a picture's views are encoded at once
     for (int32_t i = 0; v->anyres && i < v->n_pinpoints; i++) {
         const int32_t n = 1 + v->pinpoints[i][0] / v->image_size * (v->pinpoints[i][1] / v->image_size);
         if (n > s.n_views) s.n_views = n;
@@ -220,7 +220,7 @@ static pyllava_status load_vision(pyllava_model * m, const pyllava_model_params 
 
 // What asks devices and fills them runs inside a guard.
 typedef struct loading {
-    pyllava_model *              m;
+    pyllava_model * m;
     const pyllava_model_params * p;
 } loading;
 
@@ -269,7 +269,7 @@ pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) 
     pyllava_model * m = NULL;
     TRY(begin(p, &m));
     pyllava_status status = guarded(load, &(loading) { m, p });
-    m->log = (logger) { 0 };                                             // the callback is for loading only
+    m->log = (logger) { 0 }; // the callback is for loading only
     if (status == PYLLAVA_OK && p->progress && !p->progress("load", 1.0f, p->user)) {
         status = error_set(PYLLAVA_ERR_CANCELLED, "loading was cancelled");
     }

@@ -10,20 +10,20 @@
 #include "vocab.h"
 
 struct pyllava_model {
-    logger    log;
-    weights   text_weights, vision_weights;
+    logger log;
+    weights text_weights, vision_weights;
     placement placement;
-    llama     llama;
-    vocab     vocab;
-    bool      has_vision;
-    vit       vit;
+    llama llama;
+    vocab vocab;
+    bool has_vision;
+    vit vit;
     projector projector;
-    merge     merge;
-    cores *   cores;                      // that its sessions share
+    merge merge;
+    cores * cores; // that its sessions share
 };
 
 pyllava_status model_load(const pyllava_model_params * params, pyllava_model ** out);
 pyllava_status model_plan(const pyllava_model_params * params, pyllava_model_devices * out);
-void           model_free(pyllava_model * model);
-void           model_describe(const pyllava_model * model, pyllava_model_info * out);
-void           model_devices(const pyllava_model * model, pyllava_model_devices * out);
+void model_free(pyllava_model * model);
+void model_describe(const pyllava_model * model, pyllava_model_info * out);
+void model_devices(const pyllava_model * model, pyllava_model_devices * out);

@@ -13,55 +13,55 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_LOGIT_ROWS 64                 // rows of logits one graph returns at most
+#define MAX_LOGIT_ROWS 64 // rows of logits one graph returns at most
 #define MAX_THREADS    256
-#define CELL_STEP      256                // devices look at multiples of so many cells: fewer graphs
+#define CELL_STEP      256 // devices look at multiples of so many cells: fewer graphs
 #define F16_ZERO       0x0000
 #define F16_MINUS_INF  0xFC00
 #define F32_EXPONENT   0x7F800000u
 
-typedef struct batch {                    // room for n_max rows
-    int32_t   n, n_max;
-    float *   embd;                       // [n_max, n_embd]
-    int32_t * positions, * cells;         // [n_max]
-    int32_t * n_visible;                  // [n_max]
-    uint64_t * contents;                  // [n_max]
-    int32_t * out_rows;                   // [MAX_LOGIT_ROWS or n_max]
-    int32_t   n_out;
-    attention_block * blocks;             // [n_max]
-    int32_t   n_blocks;
+typedef struct batch { // room for n_max rows
+    int32_t n, n_max;
+    float * embd;               // [n_max, n_embd]
+    int32_t *positions, *cells; // [n_max]
+    int32_t * n_visible;        // [n_max]
+    uint64_t * contents;        // [n_max]
+    int32_t * out_rows;         // [MAX_LOGIT_ROWS or n_max]
+    int32_t n_out;
+    attention_block * blocks; // [n_max]
+    int32_t n_blocks;
 } batch;
 
 // The graph that the scheduler holds: kept, and run again for steps of the same shape.
 typedef struct built_graph {
     enum { GRAPH_NONE, GRAPH_TEXT, GRAPH_VISION } kind;
-    row_kind    rows;
-    int32_t     n, n_out;                 // rows and rows of logits, or views
-    int32_t n_cells; // that devices look at
-    graph       g;
+    row_kind rows;
+    int32_t n, n_out; // rows and rows of logits, or views
+    int32_t n_cells;  // that devices look at
+    graph g;
     llama_input in;
-    tensor *    patches, * out;           // out: logits or image embeddings
+    tensor *patches, *out; // out: logits or image embeddings
 } built_graph;
 
 struct pyllava_session {
     const pyllava_model * model;
     pyllava_session_params params;
     engine engine;
-    pool *               pool;
-    kv_cache             kv;
-    batch                batch;
-    int32_t *            view_visible;    // [n_views * n_pos] for the vision tower
-    attention_block *    view_blocks;
-    float *              patches;         // [n_views * n_patch, 3 * patch_size^2]
-    atomic_int           cancelled;       // until it is taken back
-    atomic_int           stop;            // of this run; stays when that comes before the run has ended
-    kernel_env           env;
-    attention_env        attention;
-    built_graph          built;
-    pyllava_trace_fn     trace;
-    void *               trace_user;
-    pyllava_progress_fn  progress;
-    void *               progress_user;
+    pool * pool;
+    kv_cache kv;
+    batch batch;
+    int32_t * view_visible; // [n_views * n_pos] for the vision tower
+    attention_block * view_blocks;
+    float * patches;      // [n_views * n_patch, 3 * patch_size^2]
+    atomic_int cancelled; // until it is taken back
+    atomic_int stop;      // of this run; stays when that comes before the run has ended
+    kernel_env env;
+    attention_env attention;
+    built_graph built;
+    pyllava_trace_fn trace;
+    void * trace_user;
+    pyllava_progress_fn progress;
+    void * progress_user;
     bool kv_on_device; // of any layer
     pyllava_session_plan plan;
     uint64_t host_size; // what of the plan is in host memory
@@ -101,7 +101,7 @@ static int32_t add_blocks(const pyllava_session * s, attention_block * out, int3
                           int32_t first_row) {
     const int32_t most = s->env.micro ? fast_attention_queries(head_dim) : KERNEL_QUERIES;
     const int32_t longest = most / group > 1 ? most / group : 1, n_steps = (n + longest - 1) / longest;
-    const int32_t step = n_steps ? (n + n_steps - 1) / n_steps : 1;      // equally long
+    const int32_t step = n_steps ? (n + n_steps - 1) / n_steps : 1; // equally long
     for (int32_t i = 0; i < n; i += step) {
         out[n_blocks++] = (attention_block) { first + i, n - i < step ? n - i : step, cells, first_row };
     }
@@ -157,11 +157,11 @@ static pyllava_status build_text(pyllava_session * s, graph * g, row_kind rows, 
     TRY(begin(s, g, llama_n_nodes(&s->model->llama), h->n_head, h->n_head_kv, h->head_dim));
     g->rows = rows;
     *in = (llama_input) {
-        .embd          = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
-        .positions     = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
-        .cells         = nn_input(g, GGML_TYPE_I32, 1, n, "cells"),
+        .embd = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
+        .positions = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
+        .cells = nn_input(g, GGML_TYPE_I32, 1, n, "cells"),
         .rope_divisors = nn_input(g, GGML_TYPE_F32, 1, h->head_dim / 2, "rope_divisors"),
-        .out_rows      = nn_input(g, GGML_TYPE_I32, 1, n_out, "out_rows"),
+        .out_rows = nn_input(g, GGML_TYPE_I32, 1, n_out, "out_rows"),
     };
     if (n_cells) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, n, n_cells, "mask");
     *out_logits = llama_logits(g, &s->model->llama, in, &s->kv);
@@ -372,8 +372,14 @@ static pyllava_status batch_run(pyllava_session * s, row_kind rows, float * out_
     batch * b = &s->batch;
     const llama_hparams * h = &s->model->llama.hparams;
     s->attention = (attention_env) {
-        .env = s->env, .n_head = h->n_head, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim,
-        .n_blocks = b->n_blocks, .blocks = b->blocks, .n_visible = b->n_visible, .rows = rows,
+        .env = s->env,
+        .n_head = h->n_head,
+        .n_head_kv = h->n_head_kv,
+        .head_dim = h->head_dim,
+        .n_blocks = b->n_blocks,
+        .blocks = b->blocks,
+        .n_visible = b->n_visible,
+        .rows = rows,
     };
     TRY(check_rows(b, h->n_embd));
     if (b->n_out == 0) b->out_rows[b->n_out++] = b->n - 1; // a graph has an end; its logits are not read
@@ -404,7 +410,7 @@ static void scrub(pyllava_session * s) {
 static void scrub_after(pyllava_session * s, pyllava_status status) {
     if (status == PYLLAVA_OK || !s->kv_on_device || s->engine.broken) return;
     char text[PYLLAVA_ERROR_MAX];
-    snprintf(text, sizeof text, "%s", error_text());                     // of the step, not of this
+    snprintf(text, sizeof text, "%s", error_text()); // of the step, not of this
     scrub(s);
     error_set(status, "%s", text);
 }
@@ -417,7 +423,7 @@ static uint64_t content_of(const pyllava_span * span, int32_t i) {
     if (span->tokens) return (uint64_t) (uint32_t) span->tokens[i];
     uint64_t x = span->key + 0x9E3779B97F4A7C15u * (uint64_t) (i + 1);
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    return (x ^ (x >> 27)) | (uint64_t) 1 << 63;                         // never equal to a token
+    return (x ^ (x >> 27)) | (uint64_t) 1 << 63; // never equal to a token
 }
 
 static int32_t shared_prefix(const kv_sequence * q, const pyllava_span * spans, int32_t n_spans) {
@@ -457,9 +463,9 @@ static pyllava_status check_spans(const pyllava_session * s, const pyllava_span 
 // A walk over the rows of all spans, in batches.
 typedef struct prompt {
     const pyllava_span * spans;
-    int32_t seq, span, row;               // the next row
+    int32_t seq, span, row; // the next row
     int32_t done, total;
-    bool    all_rows;
+    bool all_rows;
 } prompt;
 
 static void prompt_skip(prompt * p, int32_t n) {
@@ -513,7 +519,7 @@ pyllava_status session_prefill(pyllava_session * s, int32_t seq, const pyllava_s
     prompt p = { .spans = spans, .seq = seq, .all_rows = all_rows };
     TRY(check_spans(s, spans, n_spans, &p.total));
     int32_t n_shared = all_rows ? 0 : shared_prefix(&s->kv.sequences[seq], spans, n_spans);
-    if (n_shared == p.total) n_shared--;                                 // the last row gives the logits
+    if (n_shared == p.total) n_shared--; // the last row gives the logits
     kv_trim(&s->kv, seq, n_shared);
     prompt_skip(&p, n_shared);
     const int32_t n_new = p.total - n_shared;
@@ -577,7 +583,7 @@ pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const i
         pyllava_status status =
             decode_step(s, seqs + i, ids + i, n - i < most ? n - i : most, out_logits + at);
         if (status == PYLLAVA_OK) continue;
-        while (i-- > 0) kv_trim(&s->kv, seqs[i], s->kv.sequences[seqs[i]].length - 1);       // all or none
+        while (i-- > 0) kv_trim(&s->kv, seqs[i], s->kv.sequences[seqs[i]].length - 1); // all or none
         return status;
     }
     return PYLLAVA_OK;
@@ -588,10 +594,9 @@ pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const i
 static pyllava_status kv_type(const char * name, pyllava_precision precision, int32_t head_dim,
                               const char * what, enum ggml_type * out) {
     if (!name) name = precision == PYLLAVA_EXACT ? "f32" : "f16";
-    static const enum ggml_type ALLOWED[] = {
-        GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0,
-        GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL
-    };
+    static const enum ggml_type ALLOWED[] = { GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16,
+                                              GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0,
+                                              GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL };
     for (size_t i = 0; i < sizeof ALLOWED / sizeof *ALLOWED; i++) {
         if (strcmp(name, ggml_type_name(ALLOWED[i]))) continue;
         if (head_dim % ggml_blck_size(ALLOWED[i])) {
@@ -661,7 +666,7 @@ static pyllava_status measure_graph(pyllava_session * s, graph * g, bool reserve
 static pyllava_status measure(pyllava_session * s, bool reserve) {
     graph g = { 0 };
     llama_input in;
-    tensor * a, * b;
+    tensor *a, *b;
     engine_size text = { 0 }, vision = { 0 };
     const int32_t n_out = s->batch.n_max < MAX_LOGIT_ROWS ? s->batch.n_max : MAX_LOGIT_ROWS;
     pyllava_status status =
@@ -669,9 +674,9 @@ static pyllava_status measure(pyllava_session * s, bool reserve) {
     if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &text);
     graph_free(&g);
     if (status == PYLLAVA_OK && s->model->has_vision) {
-    status = build_vision(s, &g, s->params.n_views, &a, &b);
+        status = build_vision(s, &g, s->params.n_views, &a, &b);
         if (status == PYLLAVA_OK) status = measure_graph(s, &g, reserve, &vision);
-    graph_free(&g);
+        graph_free(&g);
     }
     if (reserve) return status;
     s->plan.compute_size = text.all;

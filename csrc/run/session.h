@@ -6,13 +6,13 @@
 
 pyllava_status session_create(const pyllava_model * model, const pyllava_session_params * params,
                               pyllava_session ** out);
-void           session_free(pyllava_session * s);
-void           session_cancel(pyllava_session * s, bool cancel);
-void           session_trace(pyllava_session * s, pyllava_trace_fn fn, void * user);
-void           session_progress(pyllava_session * s, pyllava_progress_fn fn, void * user);
+void session_free(pyllava_session * s);
+void session_cancel(pyllava_session * s, bool cancel);
+void session_trace(pyllava_session * s, pyllava_trace_fn fn, void * user);
+void session_progress(pyllava_session * s, pyllava_progress_fn fn, void * user);
 pyllava_session_plan session_memory(const pyllava_session * s);
 const pyllava_model * session_model(const pyllava_session * s);
-kv_cache *     session_kv(pyllava_session * s);
+kv_cache * session_kv(pyllava_session * s);
 
 pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd);
 // all_rows: logits of every row and no reuse; else of the last row alone.

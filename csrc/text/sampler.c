@@ -7,17 +7,17 @@
 #include <string.h>
 
 typedef struct choice {
-    float   logit, p;
+    float logit, p;
     int32_t id;
 } choice;
 
 struct pyllava_sampler {
     pyllava_sampler_params params;
-    uint64_t  state;                      // of the generator
-    int32_t * recent;                     // [repeat_last_n] ring of chosen tokens
-    int32_t   n_recent, at;
-    choice *  choices;                    // [n_vocab]
-    int32_t   n_vocab;
+    uint64_t state;   // of the generator
+    int32_t * recent; // [repeat_last_n] ring of chosen tokens
+    int32_t n_recent, at;
+    choice * choices; // [n_vocab]
+    int32_t n_vocab;
 };
 
 // SplitMix64 (Steele, Lea and Flood, 2014), to a double in [0, 1).
@@ -86,7 +86,7 @@ static void penalise(pyllava_sampler * s, const float * logits, int32_t n) {
 }
 
 static int by_logit(const void * a, const void * b) {
-    const choice * x = a, * y = b;
+    const choice *x = a, *y = b;
     return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id - y->id;
 }
 

@@ -11,26 +11,26 @@
 #define SPACE "\xE2\x96\x81"
 
 typedef struct symbol {
-    int32_t previous, next;               // -1: none
-    int32_t begin, size;                  // bytes of the text; size 0: merged into its left neighbour
+    int32_t previous, next; // -1: none
+    int32_t begin, size;    // bytes of the text; size 0: merged into its left neighbour
 } symbol;
 
 typedef struct candidate {
-    float   score;
+    float score;
     int32_t left, right, size;
 } candidate;
 
 typedef struct output {
     int32_t * ids;
-    uint64_t  n, n_max;
+    uint64_t n, n_max;
 } output;
 
 typedef struct spm {
     const vocab * v;
-    const char *  text;
-    symbol *      symbols;
-    candidate *   heap;
-    int32_t       n_heap;
+    const char * text;
+    symbol * symbols;
+    candidate * heap;
+    int32_t n_heap;
 } spm;
 
 static void emit(output * out, int32_t id) {
@@ -85,7 +85,7 @@ static void propose(spm * s, int32_t left, int32_t right) {
 static void merge_all(spm * s) {
     while (s->n_heap) {
         candidate c = heap_pop(s);
-        symbol * left = &s->symbols[c.left], * right = &s->symbols[c.right];
+        symbol *left = &s->symbols[c.left], *right = &s->symbols[c.right];
         if (!left->size || !right->size || left->size + right->size != c.size) continue;
         left->size = c.size;
         right->size = 0;

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define MAX_TOKEN 4096
-#define SPACE     "\xE2\x96\x81"          // U+2581, SentencePiece's visible space
+#define SPACE     "\xE2\x96\x81" // U+2581, SentencePiece's visible space
 
 // Texts that end an answer whatever the file says of them.
 static const char * const END_TEXTS[] = { "<|eot_id|>",    "<|im_end|>", "<|end|>", "<end_of_turn>",
@@ -15,7 +15,7 @@ static const char * const END_TEXTS[] = { "<|eot_id|>",    "<|im_end|>", "<|end|
 
 // -------------------------------------------------------------------------------------- hash table
 
-static uint32_t hash(const char * text, uint64_t size) {                 // FNV-1a
+static uint32_t hash(const char * text, uint64_t size) { // FNV-1a
     uint32_t h = 2166136261u;
     for (uint64_t i = 0; i < size; i++) h = (h ^ (uint8_t) text[i]) * 16777619u;
     return h ^ (h >> 15);
@@ -59,7 +59,7 @@ static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
 // ----------------------------------------------------------------------------------------- reading
 
 static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
-    const gguf_key * scores = NULL, * kinds = NULL;
+    const gguf_key *scores = NULL, *kinds = NULL;
     TRY(gguf_get_array(f, "tokenizer.ggml.scores", GGUF_F32, &scores));
     if (scores && scores->n != (uint64_t) v->n) {
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: %llu entries, need %d [ARR-LEN]", f->path,
@@ -151,10 +151,13 @@ static pyllava_status build_pieces(vocab * v) {
     return PYLLAVA_OK;
 }
 
-typedef struct special { uint64_t size; int32_t id; } special;
+typedef struct special {
+    uint64_t size;
+    int32_t id;
+} special;
 
 static int longest_first(const void * a, const void * b) {
-    const special * x = a, * y = b;
+    const special *x = a, *y = b;
     return x->size != y->size ? (x->size < y->size ? 1 : -1) : x->id - y->id;
 }
 

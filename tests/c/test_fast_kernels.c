@@ -8,12 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_TOKENS 29
-#define GATE_INT8 2e-4
-#define GATE_INT16 1e-6
-#define GATE_FLOAT 1e-11
+#define MAX_TOKENS           29
+#define GATE_INT8            2e-4
+#define GATE_INT16           1e-6
+#define GATE_FLOAT           1e-11
 #define GATE_ATTENTION_INT16 2e-6
-#define GATE_ATTENTION 1e-9
+#define GATE_ATTENTION       1e-9
 
 static long n_checks;
 static atomic_int not_cancelled;

@@ -8,9 +8,9 @@
 #include <string.h>
 
 typedef struct work {
-    ggml_backend_t   backend;
-    bool             gives_up;
-    int              n_computed;
+    ggml_backend_t backend;
+    bool gives_up;
+    int n_computed;
     enum ggml_status status;
 } work;
 

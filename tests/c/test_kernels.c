@@ -10,11 +10,11 @@
 #include <stdlib.h>
 
 #define MAX_THREADS 3
-#define MAX_TOKENS 20
-#define MAX_OUT 70
-#define NMSE_GATE 1e-10
-#define MAX_RESULT (MAX_TOKENS * 16 * 128)
-#define GUARD 16 // floats behind every result that must stay as they are
+#define MAX_TOKENS  20
+#define MAX_OUT     70
+#define NMSE_GATE   1e-10
+#define MAX_RESULT  (MAX_TOKENS * 16 * 128)
+#define GUARD       16 // floats behind every result that must stay as they are
 
 static long n_checks;
 static double worst_nmse;
@@ -89,12 +89,12 @@ typedef struct packed {
 static bool random_blocks(const packed * p, size_t size) {
     size_t high = 1;
     switch (p->type) {
-    case GGML_TYPE_IQ1_M: high = ggml_type_size(p->type) - 1; break; // its upper 4 bits
-    case GGML_TYPE_IQ1_S:
-    case GGML_TYPE_IQ2_XXS:
-    case GGML_TYPE_IQ2_XS:
-    case GGML_TYPE_IQ2_S: break;
-    default: return false;
+        case GGML_TYPE_IQ1_M:   high = ggml_type_size(p->type) - 1; break; // its upper 4 bits
+        case GGML_TYPE_IQ1_S:
+        case GGML_TYPE_IQ2_XXS:
+        case GGML_TYPE_IQ2_XS:
+        case GGML_TYPE_IQ2_S:   break;
+        default:                return false;
     }
     for (size_t i = 0; i < size; i++) {
         p->data[i] = (char) (uniform() * 256);
@@ -190,7 +190,7 @@ typedef struct linear_case {
     int64_t n_in, x_stride;
     size_t w_stride; // bytes; more than a row's where rows lie apart
     char *w_memory, *w_data;
-    float *x_memory, *x, *b; // b: NULL for no bias
+    float *x_memory, *x, *b;              // b: NULL for no bias
     double expected[MAX_TOKENS][MAX_OUT]; // without bias
     double power[MAX_TOKENS][MAX_OUT]; // sum of squares of what is summed: the sum's own square may be near 0
 } linear_case;
@@ -465,7 +465,7 @@ static void test_turns(int n_tokens, int head_dim) {
     run_node(kernel_turns, &dst, &env, &used, y, (size_t) (n_tokens * head_dim), "turns");
     for (int t = 0; t < n_tokens; t++) {
         for (int i = 0; i < head_dim / 2; i++) {
-            const float angle = (float) positions[t] / divisors[i], * found = y + t * head_dim + 2 * i;
+            const float angle = (float) positions[t] / divisors[i], *found = y + t * head_dim + 2 * i;
             if (fabs(found[0] - cos(angle)) > 1e-7 || fabs(found[1] - sin(angle)) > 1e-7)
                 fail("turns: position %d, pair %d: %.9g %.9g, need %.9g %.9g", positions[t], i, found[0],
                      found[1], cos(angle), sin(angle));
@@ -482,14 +482,14 @@ static void test_rope_shape(int n_tokens, int n_head, int head_dim, bool apart) 
     const int width = n_head * head_dim, stride = width + 3 * apart;
     snprintf(what, sizeof what, "rope n_tokens %d n_head %d head_dim %d%s", n_tokens, n_head, head_dim,
              apart ? " rows apart" : "");
-    float * from = normals((size_t) (n_tokens * stride) + 1, 1.0f), * turns = take(MAX_TOKENS * 128 * 4);
+    float *from = normals((size_t) (n_tokens * stride) + 1, 1.0f), *turns = take(MAX_TOKENS * 128 * 4);
     for (int i = 0; i < n_tokens * head_dim; i += 2) {
         const double angle = uniform() * 7;
         turns[i] = (float) cos(angle), turns[i + 1] = (float) sin(angle);
     }
     for (int t = 0; t < n_tokens; t++) {
         for (int i = 0; i < width; i += 2) {
-            const float * x = from + apart + t * stride + i, * turn = turns + t * head_dim + i % head_dim;
+            const float *x = from + apart + t * stride + i, *turn = turns + t * head_dim + i % head_dim;
             expected[t * width + i] = (double) x[0] * turn[0] - (double) x[1] * turn[1];
             expected[t * width + i + 1] = (double) x[0] * turn[1] + (double) x[1] * turn[0];
         }
@@ -524,8 +524,8 @@ static void test_store_shape(enum ggml_type type, double gate, int n_tokens, int
     snprintf(what, sizeof what, "store %s n_tokens %d n %d", ggml_type_name(type), n_tokens, n);
     const bool apart = n_tokens % 2;
     const size_t row = ggml_row_size(type, n), size = row * N_CELLS, stride = (size_t) n + apart;
-    char * cache = take(size), * first = take(size);
-    float * from = normals((size_t) n_tokens * stride, 1.0f), * back = take((size_t) n * 4);
+    char *cache = take(size), *first = take(size);
+    float *from = normals((size_t) n_tokens * stride, 1.0f), *back = take((size_t) n * 4);
     int32_t cells[N_CELLS];
     shuffle(cells);
     struct ggml_tensor x = tensor_2d(GGML_TYPE_F32, from, n_tokens, n, stride * 4);
@@ -588,10 +588,14 @@ static void test_store_f16(void) {
 }
 
 static void test_store(void) {
-    static const struct { enum ggml_type type; double gate; } TYPES[] = { // half a step, squared
-        { GGML_TYPE_F32, 0 },     { GGML_TYPE_F16, 2.4e-7 },  { GGML_TYPE_BF16, 1.6e-5 },
-        { GGML_TYPE_Q8_0, 1e-4 }, { GGML_TYPE_Q5_1, 4e-3 }, { GGML_TYPE_Q5_0, 4e-3 },
-        { GGML_TYPE_Q4_1, 2e-2 }, { GGML_TYPE_Q4_0, 2e-2 }, { GGML_TYPE_IQ4_NL, 2e-2 },
+    static const struct {
+        enum ggml_type type;
+        double gate;
+    } TYPES[] = {
+        // half a step, squared
+        { GGML_TYPE_F32, 0 },     { GGML_TYPE_F16, 2.4e-7 }, { GGML_TYPE_BF16, 1.6e-5 },
+        { GGML_TYPE_Q8_0, 1e-4 }, { GGML_TYPE_Q5_1, 4e-3 },  { GGML_TYPE_Q5_0, 4e-3 },
+        { GGML_TYPE_Q4_1, 2e-2 }, { GGML_TYPE_Q4_0, 2e-2 },  { GGML_TYPE_IQ4_NL, 2e-2 },
     };
     static const int WIDTHS[] = { 2, 6, 32, 66, 96, 128, 256 };
     test_store_f16();

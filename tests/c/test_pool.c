@@ -44,8 +44,8 @@ static pool * new_pool(int32_t n_threads) {
 
 typedef struct work {
     uint64_t run;
-    int32_t  n_parts, longest;         // spins of a part
-    int      done[MAX_PARTS];          // not atomic: of who does the part, then of the caller
+    int32_t n_parts, longest; // spins of a part
+    int done[MAX_PARTS];      // not atomic: of who does the part, then of the caller
     atomic_int inside;
 } work;
 
@@ -151,7 +151,7 @@ static double test_no_core(void) {
         while (busy[i] == 0 && getppid() != 1) thread_relax();
         if (busy[i] == 0) _exit(0);
     }
-    pool * p = new_pool(4);               // its helpers stay on this core
+    pool * p = new_pool(4); // its helpers stay on this core
     if (n == 2) pin(cpus[1]);
     work w = { .longest = 100 };
     const int64_t start = thread_now_us();
