@@ -1,6 +1,7 @@
 # Each verb is one line of real work. PYTHON is the interpreter of the environment to use.
 PYTHON ?= python3
 BUILD  ?= build/dev
+C_CODE := csrc/*.[ch] csrc/*/*.[ch] csrc/*/*.cpp tests/c/*.c
 
 help:            ## what there is
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,11 +30,11 @@ slow: build      ## the tests that take minutes
 golden:          ## writes tests/goldens again; needs transformers
 	$(PYTHON) -m tests.reference.write_goldens
 
-fmt:             ## formats Python and C
-	ruff format . && ruff check --fix . && clang-format -i csrc/*.[ch] csrc/*/*.[ch] ggml/kernels/*.[ch]
+fmt:             ## formats Python and C, but for the kernels
+	ruff format . && ruff check --fix . && clang-format -i $(C_CODE)
 
-lint:            ## ruff and mypy --strict
-	ruff check . && ruff format --check . && mypy
+lint:            ## ruff, mypy --strict and clang-format
+	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $(C_CODE)
 
 vendor:          ## ggml's pinned sources into ggml/upstream, for source distributions and offline builds
 	cmake -DPYLLAVA_VENDOR=ON -P ggml/fetch.cmake
