@@ -114,7 +114,7 @@ def _projector_kind(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int,
 
 
 def _layers_run(metadata: Mapping[str, Any], n_stored: int) -> int:
-    """As csrc/files/hparams.c decides: a file without a feature layer holds the layers wanted, or a whole tower."""
+    """As vision_hparams.c decides: a file without a feature layer holds the layers wanted, or a whole tower."""
     n_layer = _count(metadata, "clip.vision.block_count") or n_stored
     features = metadata.get("clip.vision.feature_layer")
     if isinstance(features, list) and features and isinstance(features[0], int):

@@ -1,34 +1,10 @@
-// hparams.h - the numbers that describe a model, read and checked from the metadata of its files.
+// hparams.h - what language_hparams.c and vision_hparams.c share.
 #pragma once
 
 #include "gguf.h"
 
-#define MAX_PINPOINTS 64
-#define MAX_TILES     64 // of one picture
+#define MAX_WIDTH ((int64_t) 1 << 20) // of rows, and of a vocabulary
 
-// The language model (architecture "llama").
-typedef struct llama_hparams {
-    int32_t n_vocab, n_ctx_train, n_embd, n_layer, n_ff, n_head, n_head_kv, head_dim, n_rot;
-    float eps;        // of RMSNorm
-    float rope_theta; // base of the rotary frequencies
-    float rope_scale; // positions are multiplied by this (1 / factor of linear scaling)
-} llama_hparams;
-
-typedef enum vit_act { VIT_QUICK_GELU, VIT_GELU, VIT_SILU } vit_act;
-typedef enum projector_kind { PROJECTOR_MLP } projector_kind;
-
-// The vision tower (architecture "clip") and the projector behind it.
-typedef struct vit_hparams {
-    int32_t image_size, patch_size, n_embd, n_ff, n_head, n_layer;
-    int32_t n_layer_run; // layers computed: the tower's output is hidden state n_layer_run
-    int32_t n_patch;     // (image_size / patch_size)^2
-    float eps, image_mean[3], image_std[3];
-    vit_act act;
-    projector_kind projector;
-    bool anyres; // LLaVA-1.6: a picture is seen whole and in tiles
-    int32_t n_pinpoints;
-    int32_t pinpoints[MAX_PINPOINTS][2]; // resolutions of the tiled picture: width, height
-} vit_hparams;
-
-pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * file);
-pyllava_status vit_hparams_read(vit_hparams * out, const pyllava_gguf * file);
+// Fails unless the file's architecture is the one that is needed; the other one deserves a hint.
+pyllava_status hparams_check_architecture(const pyllava_gguf * file, const char * need, const char * other,
+                                          const char * hint);

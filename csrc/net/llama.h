@@ -2,8 +2,8 @@
 // SwiGLU.
 #pragma once
 
-#include "hparams.h"
 #include "kv_cache.h"
+#include "language_hparams.h"
 #include "nn.h"
 #include "placement.h"
 #include "weights.h"

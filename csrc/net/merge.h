@@ -3,8 +3,8 @@
 // patches of the tiles row by row.
 #pragma once
 
-#include "hparams.h"
 #include "nn.h"
+#include "vision_hparams.h"
 #include "weights.h"
 
 typedef struct merge {

@@ -2,8 +2,8 @@
 // (Liu et al., "Improved Baselines with Visual Instruction Tuning", 2023).
 #pragma once
 
-#include "hparams.h"
 #include "nn.h"
+#include "vision_hparams.h"
 #include "weights.h"
 
 typedef struct projector {

@@ -2,8 +2,8 @@
 // state that LLaVA reads.
 #pragma once
 
-#include "hparams.h"
 #include "nn.h"
+#include "vision_hparams.h"
 #include "weights.h"
 
 typedef struct vit_layer {                             // D = n_embd, F = n_ff

@@ -1,0 +1,24 @@
+// vision_hparams.h - the numbers that describe a vision tower and how a picture is cut for it, read and
+// checked from the metadata of its file.
+#pragma once
+
+#include "gguf.h"
+
+#define MAX_PINPOINTS 64
+#define MAX_TILES     64 // of one picture
+
+typedef enum vit_act { VIT_QUICK_GELU, VIT_GELU, VIT_SILU } vit_act;
+
+// The vision tower (architecture "clip").
+typedef struct vit_hparams {
+    int32_t image_size, patch_size, n_embd, n_ff, n_head, n_layer;
+    int32_t n_layer_run; // layers computed: the tower's output is hidden state n_layer_run
+    int32_t n_patch;     // (image_size / patch_size)^2
+    float eps, image_mean[3], image_std[3];
+    vit_act act;
+    bool anyres; // LLaVA-1.6: a picture is seen whole and in tiles
+    int32_t n_pinpoints;
+    int32_t pinpoints[MAX_PINPOINTS][2]; // resolutions of the tiled picture: width, height
+} vit_hparams;
+
+pyllava_status vit_hparams_read(vit_hparams * out, const pyllava_gguf * file);
