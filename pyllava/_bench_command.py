@@ -60,8 +60,8 @@ def _parser() -> Parser:
         "--batch-size",
         metavar="N",
         type=_count,
-        default=512,
-        help="tokens per prefill step (default: 512)",
+        default=1024,
+        help="tokens per prefill step (default: 1024)",
     )
     add("-t", "--threads", metavar="N", type=_count, default=0, help="threads (default: one per core)")
     add("--precision", choices=("fast", "exact"), default="fast", help="default: fast")

@@ -719,7 +719,7 @@ class SessionOptions:
 
     n_ctx: int
     precision: str
-    n_batch: int = 512
+    n_batch: int = 1024
     n_seq: int = 1
     n_threads: int = 0
     n_views: int = 1

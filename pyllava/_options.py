@@ -178,7 +178,7 @@ def _add_model(options: Parser) -> None:
         type=_COUNT_OR_0,
         default=0,
     )
-    add("-b --batch-size", "N", "tokens per prefill step (default: 512)", type=_COUNT, default=512)
+    add("-b --batch-size", "N", "tokens per prefill step (default: 1024)", type=_COUNT, default=1024)
     add("-t --threads", "N", "threads (default: one per core)", type=_INTEGER, default=-1)
     add(
         "--precision",

@@ -183,7 +183,7 @@ class Llava:
         mmproj: str | os.PathLike[str] | None = None,
         *,
         n_ctx: int | None = None,
-        n_batch: int = 512,
+        n_batch: int = 1024,
         n_threads: int | None = None,
         device: str = "auto",
         n_gpu_layers: int = -1,

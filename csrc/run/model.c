@@ -43,7 +43,7 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
     pyllava_session_params s = { .precision = PYLLAVA_FAST, .flash_attn = -1 };
     if (p->plan_for) s = *p->plan_for;
     if (s.n_ctx < 1) s.n_ctx = m->llama.hparams.n_ctx_train < 4096 ? m->llama.hparams.n_ctx_train : 4096;
-    if (s.n_batch < 1) s.n_batch = 512;
+    if (s.n_batch < 1) s.n_batch = 1024;
     if (s.n_seq < 1) s.n_seq = 1;
     if (s.n_views > 0) return s;
     s.n_views = 1; // a picture's views are encoded at once
