@@ -95,11 +95,34 @@ def with_outliers(path: Path, out: Path, factor: float) -> Path:
     return tiny_gguf.write(out, file.with_tensors({name: tiny_gguf.f32(x) for name, x in changed.items()}))
 
 
+def with_outlier_neurons(path: Path, out: Path, factor: float) -> Path:
+    """Of each block's hidden neurons a few are `factor` times larger, and what reads them smaller."""
+    file = tiny_gguf.read(path)
+    changed: dict[str, np.ndarray] = {}
+    for name in [name for name in file.tensors if name.endswith("ln2.weight")]:
+        block = name.rsplit(".", 2)[0]  # the file calls fc1 ffn_down
+        rows, columns = (file.tensors[f"{block}.{part}.weight"].data for part in ("ffn_down", "ffn_up"))
+        bias = file.tensors[f"{block}.ffn_down.bias"].data
+        fc1, fc2, bias = (np.array(x, np.float32) for x in (rows, columns, bias))
+        neurons = [(31 * int(block.rsplit(".", 1)[1]) + at) % len(fc1) for at in (5, 300)]
+        fc1[neurons] *= factor
+        bias[neurons] *= factor
+        fc2[:, neurons] /= factor
+        changed |= {f"{block}.ffn_down.weight": fc1, f"{block}.ffn_down.bias": bias}
+        changed[f"{block}.ffn_up.weight"] = fc2
+    return tiny_gguf.write(out, file.with_tensors({name: tiny_gguf.f32(x) for name, x in changed.items()}))
+
+
 @pytest.mark.skipif(not F16.is_dir(), reason="the f16 pair is kept in the repository only")
 @pytest.mark.parametrize("cpu", SETS)
-@pytest.mark.parametrize("factor", [30, 100])
-def test_a_tower_with_outlier_channels(opened: Open, tmp_path: Path, cpu: str, factor: float) -> None:
-    mmproj = with_outliers(F16 / "demo-mmproj-f16.gguf", tmp_path / "mmproj.gguf", factor)
+@pytest.mark.parametrize(
+    ("make", "factor"),
+    [(with_outliers, 30), (with_outliers, 100), (with_outlier_neurons, 30)],
+)
+def test_a_tower_with_outliers(
+    opened: Open, tmp_path: Path, cpu: str, make: Callable[[Path, Path, float], Path], factor: float
+) -> None:
+    mmproj = make(F16 / "demo-mmproj-f16.gguf", tmp_path / "mmproj.gguf", factor)
     model = models.find(None, None).model
     try:
         fast = opened(cpu, model=model, mmproj=mmproj)

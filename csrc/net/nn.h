@@ -61,7 +61,7 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...)
 // becomes its end: nothing else may read such a layer. Normalised rows that only linear layers read are
 // rounded as they are made.
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
-// The same, in prompts at 12 bits rather than 8: where a rounding is felt more than it costs.
+// The same, in prompts and views at 12 bits rather than 8: where a rounding is felt more than it costs.
 tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x);
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x); // silu(gate x) * up x
 tensor * nn_add(graph * g, tensor * x, tensor * y);                    // y: may be a linear layer

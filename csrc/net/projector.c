@@ -26,7 +26,7 @@ pyllava_status projector_bind(projector * p, weights * w, const vit_hparams * h,
 }
 
 tensor * projector_apply(graph * g, const projector * p, tensor * x) {
-    x = nn_name(g, nn_linear(g, p->mm_0, p->mm_0_b, x), "mm.0");
+    x = nn_name(g, nn_linear_fine(g, p->mm_0, p->mm_0_b, x), "mm.0");
     x = nn_name(g, nn_gelu(g, x), "mm.1");
-    return nn_name(g, nn_linear(g, p->mm_2, p->mm_2_b, x), "mm.2");
+    return nn_name(g, nn_linear_fine(g, p->mm_2, p->mm_2_b, x), "mm.2");
 }

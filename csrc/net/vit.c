@@ -97,7 +97,7 @@ void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
 static tensor * embed(graph * g, const vit * v, tensor * patches, int32_t n_views) {
     const int64_t D = v->hparams.n_embd;
     graph_enter(g, v->patch_embd);
-    tensor * x = nn_name(g, nn_linear(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");
+    tensor * x = nn_name(g, nn_linear_fine(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");
     if (!x || !v->position_embd) return NULL;
     x = ggml_reshape_3d(g->ctx, x, D, v->hparams.n_patch, n_views);
     if (v->class_embd) x = ggml_concat(g->ctx, ggml_repeat_4d(g->ctx, v->class_embd, D, 1, n_views, 1), x, 1);
@@ -106,11 +106,11 @@ static tensor * embed(graph * g, const vit * v, tensor * patches, int32_t n_view
 }
 
 static tensor * vit_attention(graph * g, const vit_layer * l, int i, tensor * x) {
-    tensor * q = nn_name(g, nn_linear(g, l->attn_q, l->attn_q_b, x), "v.blk.%d.attn_q", i);
-    tensor * k = nn_name(g, nn_linear(g, l->attn_k, l->attn_k_b, x), "v.blk.%d.attn_k", i);
-    tensor * h = nn_name(g, nn_linear(g, l->attn_v, l->attn_v_b, x), "v.blk.%d.attn_v", i);
+    tensor * q = nn_name(g, nn_linear_fine(g, l->attn_q, l->attn_q_b, x), "v.blk.%d.attn_q", i);
+    tensor * k = nn_name(g, nn_linear_fine(g, l->attn_k, l->attn_k_b, x), "v.blk.%d.attn_k", i);
+    tensor * h = nn_name(g, nn_linear_fine(g, l->attn_v, l->attn_v_b, x), "v.blk.%d.attn_v", i);
     h = nn_name(g, nn_attention(g, q, k, h), "v.blk.%d.attn", i);
-    return nn_name(g, nn_linear(g, l->attn_out, l->attn_out_b, h), "v.blk.%d.attn_out", i);
+    return nn_name(g, nn_linear_fine(g, l->attn_out, l->attn_out_b, h), "v.blk.%d.attn_out", i);
 }
 
 static tensor * activate(graph * g, vit_act act, tensor * x) {
@@ -118,12 +118,13 @@ static tensor * activate(graph * g, vit_act act, tensor * x) {
 }
 
 // One pre-norm encoder layer:   h = x + Attention(LN1(x))    y = h + fc2(act(fc1(LN2(h))))
+// In the fast mode fc2 gets 8 bits: outlier channels are in what the other matrices read (bench/RESULTS.md).
 static tensor * vit_block(graph * g, const vit * v, const vit_layer * l, int i, tensor * x) {
     const vit_hparams * h = &v->hparams;
     tensor * y = nn_name(g, nn_layer_norm(g, l->ln1, l->ln1_b, h->eps, x), "v.blk.%d.ln1", i);
     x = nn_add(g, x, vit_attention(g, l, i, y));
     y = nn_name(g, nn_layer_norm(g, l->ln2, l->ln2_b, h->eps, x), "v.blk.%d.ln2", i);
-    y = activate(g, h->act, nn_linear(g, l->fc1, l->fc1_b, y));
+    y = activate(g, h->act, nn_linear_fine(g, l->fc1, l->fc1_b, y));
     y = nn_name(g, nn_linear(g, l->fc2, l->fc2_b, y), "v.blk.%d.ffn_out", i);
     return nn_name(g, nn_add(g, x, y), "v.blk.%d.out", i); // [n_views * n_pos, D]
 }

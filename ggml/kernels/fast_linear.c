@@ -37,7 +37,7 @@ linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, row_
     if (w->ne[0] % GROUP) return LINEAR_EXACT;
     const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
     if (rows == ROWS_ANSWER) return k_type ? LINEAR_DOTS_K : m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
-    if (rows == ROWS_VIEW || fine || is_float(w->type)) return LINEAR_INT16;
+    if (fine || (rows == ROWS_PROMPT && is_float(w->type))) return LINEAR_INT16;
     return k_type && m->direct_size ? LINEAR_DIRECT : LINEAR_INT8;
 }
 

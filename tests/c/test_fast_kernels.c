@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define MAX_TOKENS           29
-#define GATE_INT8            2e-4
+#define GATE_INT8            2.5e-4
 #define GATE_INT16           1e-6
 #define GATE_FLOAT           1e-11
 #define GATE_ATTENTION_INT16 2e-6
