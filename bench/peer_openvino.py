@@ -45,9 +45,7 @@ def ways(bf16: bool) -> Iterator[tuple[str, openvino.Model, dict[str, object]]]:
     weights = nncf.compress_weights(network(), mode=nncf.CompressWeightsMode.INT8_SYM)
     yield "int8 weights", weights, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
     data = nncf.Dataset([view[None] for view in random_views(CALIBRATION)])
-    whole = nncf.quantize(
-        network(), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION
-    )
+    whole = nncf.quantize(network(), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION)
     yield "int8", whole, {}
 
 
@@ -58,7 +56,9 @@ def cosines(expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> tupl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-t", type=int, default=2)
     n_threads = parser.parse_args().t
     core = openvino.Core()
