@@ -7,6 +7,7 @@
 #include "tokenizer_spm.h"
 
 #include <ggml.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define NEED(condition, what)                                                                                \
@@ -239,50 +240,71 @@ pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout *
 }
 
 static pyllava_status need_sequence(const pyllava_session * session, int32_t seq) {
-    const int32_t n_seq = session_kv((pyllava_session *) (uintptr_t) session)->n_seq;
+    const int32_t n_seq = session_kv(session)->n_seq;
     if (seq < 0 || seq >= n_seq) FAIL(PYLLAVA_ERR_ARGUMENT, "sequence: found %d, need 0..%d", seq, n_seq - 1);
     return PYLLAVA_OK;
 }
 
 static pyllava_status need_length(const pyllava_session * session, int32_t seq, int32_t n) {
     TRY(need_sequence(session, seq));
-    const int32_t length = session_kv((pyllava_session *) (uintptr_t) session)->sequences[seq].length;
+    const int32_t length = session_kv(session)->sequences[seq].length;
     if (n < 0 || n > length)
         FAIL(PYLLAVA_ERR_ARGUMENT, "sequence %d: found n = %d, it holds %d positions", seq, n, length);
     return PYLLAVA_OK;
 }
 
+pyllava_status pyllava_step(pyllava_session * session, pyllava_run * runs, int32_t n_runs) {
+    NEED(session && runs, "session and runs");
+    return session_step(session, runs, n_runs, false);
+}
+
 pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                                int32_t n_spans, float * out_logits, int32_t * out_n_reused) {
     NEED(session && spans && n_spans > 0 && out_logits, "a session, at least one span and out_logits");
-    TRY(need_sequence(session, seq));
-    return session_prefill(session, seq, spans, n_spans, false, out_logits, out_n_reused);
+    pyllava_run run = { .seq = seq, .spans = spans, .n_spans = n_spans, .first = PYLLAVA_LAST };
+    run.logits = out_logits;
+    TRY(session_step(session, &run, 1, true));
+    if (out_n_reused) *out_n_reused = run.n_reused;
+    return PYLLAVA_OK;
 }
 
 pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                               int32_t n_spans, float * out_logits) {
     NEED(session && spans && n_spans > 0 && out_logits, "a session, at least one span and out_logits");
-    TRY(need_sequence(session, seq));
-    return session_prefill(session, seq, spans, n_spans, true, out_logits, NULL);
+    pyllava_run run = { .seq = seq, .spans = spans, .n_spans = n_spans, .logits = out_logits };
+    return session_step(session, &run, 1, true);
 }
 
 pyllava_status pyllava_decode(pyllava_session * session, const int32_t * seqs, const int32_t * ids, int32_t n,
                               float * out_logits) {
     NEED(session && seqs && ids && out_logits && n > 0, "session, seqs, ids, out_logits and n > 0");
-    return session_decode(session, seqs, ids, n, out_logits);
+    pyllava_run * runs = calloc((size_t) n, sizeof *runs);
+    pyllava_span * spans = calloc((size_t) n, sizeof *spans);
+    const size_t n_vocab = (size_t) session_model(session)->vocab.n;
+    for (int32_t i = 0; runs && spans && i < n; i++) {
+        spans[i] = (pyllava_span) { .tokens = &ids[i], .n = 1 };
+        runs[i] = (pyllava_run) { .seq = seqs[i], .append = true, .kind = PYLLAVA_ANSWER, .n_spans = 1 };
+        runs[i].spans = &spans[i];
+        runs[i].logits = out_logits + (size_t) i * n_vocab;
+    }
+    pyllava_status status = runs && spans ? session_step(session, runs, n, false)
+                                          : error_set(PYLLAVA_ERR_MEMORY, "out of memory for a step");
+    free(runs);
+    free(spans);
+    return status;
 }
 
 pyllava_status pyllava_seq_length(const pyllava_session * session, int32_t seq, int32_t * out_n) {
     NEED(session && out_n, "session and out_n");
     TRY(need_sequence(session, seq));
-    *out_n = session_kv((pyllava_session *) (uintptr_t) session)->sequences[seq].length;
+    *out_n = session_kv(session)->sequences[seq].length;
     return PYLLAVA_OK;
 }
 
 pyllava_status pyllava_seq_trim(pyllava_session * session, int32_t seq, int32_t n) {
     NEED(session, "session");
     TRY(need_length(session, seq, n));
-    kv_trim(session_kv(session), seq, n);
+    session_trim(session, seq, n);
     return PYLLAVA_OK;
 }
 
@@ -290,7 +312,7 @@ pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t
     NEED(session, "session");
     TRY(need_length(session, from, n));
     TRY(need_sequence(session, to));
-    kv_copy(session_kv(session), from, to, n);
+    session_copy(session, from, to, n);
     return PYLLAVA_OK;
 }
 

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 3 // raised with every incompatible change of this file
+#define PYLLAVA_ABI 4 // raised with every incompatible change of this file
 
 #define PYLLAVA_MAX_LAYERS 512
 
@@ -298,12 +298,40 @@ PYLLAVA_API pyllava_status pyllava_merge_length(const pyllava_model * model, con
 PYLLAVA_API pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout * layout,
                                          const float * views, float * out_rows);
 
+// Rows of a prompt and rows of an answer have each one arithmetic: what a row's numbers are depends on itself,
+// its kind and the positions before it, and on nothing that is computed beside it.
+typedef enum pyllava_row_kind { PYLLAVA_PROMPT, PYLLAVA_ANSWER } pyllava_row_kind;
+
+#define PYLLAVA_LAST    (-1)      // first: the last row
+#define PYLLAVA_NOTHING INT32_MAX // first: no row
+
+// Positions of one sequence, and what is wanted of them.
+typedef struct pyllava_run {
+    int32_t seq;
+    bool append; // the spans follow what the sequence holds; false: they are all that it is to hold
+    pyllava_row_kind kind;
+    const pyllava_span * spans; // [n_spans]
+    int32_t n_spans;
+    int32_t first;    // logits of the rows from this one on, counted from the first row of the spans
+    float * logits;   // f32 [rows from that one on, n_vocab]; NULL where none are wanted
+    int32_t n_reused; // receives how many rows the sequence held already
+} pyllava_run;
+
+// One step of several sequences, each at most once. Of a run that does not append, what its sequence holds of
+// it already is kept, up to the row `first`, and the rest dropped; the other rows are computed, in as few
+// graphs as they fit in (n_batch rows of prompts, 64 rows of logits). On failure no run has happened: a
+// sequence holds what it held, or what of that its run shares; after PYLLAVA_ERR_NUMERIC those of prompts hold
+// nothing.
+PYLLAVA_API pyllava_status pyllava_step(pyllava_session * session, pyllava_run * runs, int32_t n_runs);
+
+// Three uses of it.
+//
 // Makes sequence seq hold exactly these spans, computing only what follows the prefix it shares with what it
 // already holds (the last row is always computed), and gives the last row's logits f32 [n_vocab]. On failure
 // the sequence holds the part computed so far. out_n_reused may be NULL.
 PYLLAVA_API pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                                            int32_t n_spans, float * out_logits, int32_t * out_n_reused);
-// The same without reuse, giving every row's logits: f32 [sum of n, n_vocab].
+// The same, giving the logits of every row, so without reuse: f32 [sum of n, n_vocab].
 PYLLAVA_API pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                                           int32_t n_spans, float * out_logits);
 // Appends token ids[i] to sequence seqs[i] (each at most once) in one step; logits f32 [n, n_vocab].

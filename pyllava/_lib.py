@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from . import _plugins, errors
 
-ABI = 3
+ABI = 4
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
 Trace: TypeAlias = Callable[[str, FloatArray], None]
@@ -187,6 +187,19 @@ class _Span(c.Structure):
     _fields_ = [("tokens", _P), ("embd", _P), ("key", _U64), ("n", _I32)]
 
 
+class _Run(c.Structure):
+    _fields_ = [
+        ("seq", _I32),
+        ("append", _BOOL),
+        ("kind", c.c_int),
+        ("spans", c.POINTER(_Span)),
+        ("n_spans", _I32),
+        ("first", _I32),
+        ("logits", _P),
+        ("n_reused", _I32),
+    ]
+
+
 class _SamplerParams(c.Structure):
     _fields_ = [
         ("temperature", c.c_float),
@@ -242,6 +255,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_encode": (_STATUS, [_P, _P, _I32, _P]),
     "pyllava_merge_length": (_STATUS, [_P, c.POINTER(_Layout), c.POINTER(_I32)]),
     "pyllava_merge": (_STATUS, [_P, c.POINTER(_Layout), _P, _P]),
+    "pyllava_step": (_STATUS, [_P, c.POINTER(_Run), _I32]),
     "pyllava_prefill": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P, c.POINTER(_I32)]),
     "pyllava_logits": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P]),
     "pyllava_decode": (_STATUS, [_P, _P, _P, _I32, _P]),
@@ -976,6 +990,28 @@ class Rows:
 
 Span: TypeAlias = Tokens | Rows
 
+LAST = -1
+NOTHING = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Positions of one sequence in a step, and what is wanted of them; see ``pyllava_run`` in ``csrc/pyllava.h``."""
+
+    parts: Sequence[Span]
+    seq: int = 0
+    append: bool = False
+    """They follow what the sequence holds; else they are all that it is to hold."""
+    answer: bool = False
+    """Rows of an answer, else of a prompt."""
+    first: int = LAST
+    """The row from which on logits are wanted; LAST, or NOTHING."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of logits."""
+        return 1 if self.first == LAST else max(0, sum(map(len, self.parts)) - self.first)
+
 
 class SessionHandle:
     """KV cache, threads and compute buffers. One thread at a time, but for cancel()."""
@@ -1048,6 +1084,24 @@ class SessionHandle:
                 raise ValueError(f"embeddings: shape {keep[-1].shape}, need (n, {self._model.info.n_embd})")
             span.embd, span.key = _pointer(keep[-1]), part.key
         return spans, keep
+
+    def step(self, runs: Sequence[Run]) -> list[tuple[FloatArray, int]]:
+        """Computes all runs or none, each of another sequence: of each the logits float32 [n, n_vocab], and the rows reused."""
+        packed, keep, found = (_Run * max(len(runs), 1))(), [], []
+        for target, run in zip(packed, runs, strict=False):
+            spans, arrays = self._spans(run.parts)
+            logits = np.empty((run.n_rows, self._model.info.n_vocab), np.float32)
+            keep.append((spans, arrays))
+            found.append(logits)
+            target.seq, target.append, target.kind = _i32("seq", run.seq), run.append, int(run.answer)
+            target.spans, target.n_spans = spans, len(run.parts)
+            target.first = _i32("first", run.first)
+            target.logits = _pointer(logits) if logits.size else None
+        with self._handle.use() as at:
+            status = lib.pyllava_step(at, packed, len(runs))
+        del keep
+        self._finish(status)
+        return [(logits, run.n_reused) for logits, run in zip(found, packed, strict=False)]
 
     def prefill(self, parts: Sequence[Span], *, seq: int = 0) -> tuple[FloatArray, int]:
         """Makes sequence `seq` hold `parts`: the last row's logits float32 [n_vocab], and the rows reused."""

@@ -14,7 +14,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, overload
 
@@ -669,7 +668,7 @@ class Llava:
 
         prompt: a question as in ask(), or what the model is to get as it stands, token ids and ImageMarks, as
         prompt_tokens() gives them (no BOS is added); the positions are those of BOS, text and image rows.
-        answer: token ids that follow, computed one at a time as an answer's are while it is generated; their
+        answer: token ids that follow, computed as rows of an answer, as while it is generated; their
         positions come last.
         """
         given, ids = _as_list(images), [int(token) for token in answer]
@@ -684,8 +683,9 @@ class Llava:
         with self._lock:
             self._owner = None
             rows = [self._compute(run, lambda: self._session.logits(prepared.spans))]
-            for token in ids:
-                rows.append(self._compute(run, partial(self._session.decode, [token], seqs=[0])))
+            if ids:
+                answered = _lib.Run([_lib.Tokens(ids)], append=True, answer=True, first=0)
+                rows.append(self._compute(run, lambda: self._session.step([answered])[0][0]))
         return np.concatenate(rows) if ids else rows[0]
 
     def chat(self, system: str | None = None) -> Chat:

@@ -204,7 +204,8 @@ static tensor * linear(graph * g, tensor * w, tensor * b, tensor * x, bool fine)
     if (plan == LINEAR_ENGINE) return engine_linear(g, w, b, x);
     if (is_fast(plan)) return fast_linear(g, plan, w, b, x);
     tensor * args[] = { w, x, b };
-    return add_node(g, new_call(g, kernel_linear, g->env), GGML_TYPE_F32, x->ne[1], w->ne[1], args);
+    ggml_custom_op_t kernel = g->rows == ROWS_ANSWER ? kernel_linear_answers : kernel_linear;
+    return add_node(g, new_call(g, kernel, g->env), GGML_TYPE_F32, x->ne[1], w->ne[1], args);
 }
 
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) { return linear(g, w, b, x, false); }

@@ -241,6 +241,12 @@ pyllava_status engine_get(engine * e, const tensor * t, void * out) {
     return touch_memory(e, (memory_call) { e, (tensor *) (uintptr_t) t, out, 0, ggml_nbytes(t) });
 }
 
+pyllava_status engine_get_rows(engine * e, const tensor * t, int64_t first, int64_t n, void * out) {
+    const size_t row = t->nb[1];
+    return touch_memory(
+        e, (memory_call) { e, (tensor *) (uintptr_t) t, out, (size_t) first * row, (size_t) n * row });
+}
+
 pyllava_status engine_zero(engine * e, tensor * t, int64_t first, int64_t n) {
     return touch_memory(e, (memory_call) { e, t, NULL, (size_t) first * t->nb[1], (size_t) n * t->nb[1] });
 }

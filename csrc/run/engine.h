@@ -38,6 +38,7 @@ pyllava_status engine_load(engine * e, graph * g);    // makes a graph ready for
 // Runs the graph that was loaded, on n_threads of the CPU where ggml computes there.
 // PYLLAVA_ERR_CANCELLED where has_to_stop said so.
 pyllava_status engine_run(engine * e, graph * g, int32_t n_threads);
+pyllava_status engine_get_rows(engine * e, const tensor * t, int64_t first, int64_t n, void * out);
 pyllava_status engine_get(engine * e, const tensor * t, void * out); // a whole result
 // Zeroes rows of a tensor that lies on a device.
 pyllava_status engine_zero(engine * e, tensor * t, int64_t first, int64_t n);

@@ -1,8 +1,21 @@
-// session.h - what it takes to run a model: KV cache, threads, compute buffers. See pyllava.h for what the
-// calls mean.
+// session.h - a model at work: a KV cache with sequences, a runner, a batch. A session is used by one thread at
+// a time. See pyllava.h for what the calls mean.
 #pragma once
 
-#include "model.h"
+#include "runner.h"
+
+struct pyllava_session {
+    const pyllava_model * model;
+    pyllava_session_params params;
+    runner runner;
+    kv_cache kv;
+    bool kv_on_device; // of any layer
+    batch batch;
+    pyllava_progress_fn progress;
+    void * progress_user;
+    pyllava_session_plan plan;
+    uint64_t host_size; // what of the plan is in host memory
+};
 
 pyllava_status session_create(const pyllava_model * model, const pyllava_session_params * params,
                               pyllava_session ** out);
@@ -12,11 +25,12 @@ void session_trace(pyllava_session * s, pyllava_trace_fn fn, void * user);
 void session_progress(pyllava_session * s, pyllava_progress_fn fn, void * user);
 pyllava_session_plan session_memory(const pyllava_session * s);
 const pyllava_model * session_model(const pyllava_session * s);
-kv_cache * session_kv(pyllava_session * s);
+const kv_cache * session_kv(const pyllava_session * s);
+void session_trim(pyllava_session * s, int32_t seq, int32_t n);
+void session_copy(pyllava_session * s, int32_t from, int32_t to, int32_t n);
+// Tells the caller how far a stage is; PYLLAVA_ERR_CANCELLED where the work is to end.
+pyllava_status session_report(pyllava_session * s, const char * stage, float fraction);
 
 pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd);
-// all_rows: logits of every row and no reuse; else of the last row alone.
-pyllava_status session_prefill(pyllava_session * s, int32_t seq, const pyllava_span * spans, int32_t n_spans,
-                               bool all_rows, float * out_logits, int32_t * out_n_reused);
-pyllava_status session_decode(pyllava_session * s, const int32_t * seqs, const int32_t * ids, int32_t n,
-                              float * out_logits);
+// keep: on failure the sequences keep what was computed, and else what they held (step.c).
+pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep);

@@ -26,6 +26,7 @@ static int has_avx512(void) {
 #endif
 
 CHOOSE(kernel_linear)
+CHOOSE(kernel_linear_answers)
 CHOOSE(kernel_attention)
 CHOOSE(kernel_fast_attention)
 CHOOSE(kernel_turns)

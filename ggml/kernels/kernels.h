@@ -20,7 +20,7 @@ typedef struct kernel_env {
 
 // The fast mode: how a linear layer is computed.
 typedef enum linear_plan {
-    LINEAR_EXACT, // kernel_linear
+    LINEAR_EXACT, // kernel_linear, kernel_linear_answers
     LINEAR_ENGINE, // ggml's own
     LINEAR_INT8, // int8 panels, rotated
     LINEAR_DIRECT, // K types: their own numbers, int8 activations
@@ -81,8 +81,10 @@ size_t linear_scratch_size(void);
 size_t attention_scratch_size(int32_t n_head, int32_t n_head_kv, int32_t head_dim);
 
 // y = W x + b.   src: W any type [n_out, n_in], x f32 [n_tokens, n_in], b f32 [n_out] or absent.   dst: f32
-// [n_tokens, n_out]
+// [n_tokens, n_out]. For rows of prompts and views, and for rows of answers: the sums of each are in an order of
+// its own, whatever their number.
 void kernel_linear(struct ggml_tensor * dst, int ith, int nth, void * env);
+void kernel_linear_answers(struct ggml_tensor * dst, int ith, int nth, void * env);
 // y = softmax(q k^T / sqrt(head_dim)) v per head.   src: q f32 [n_tokens, n_head * head_dim], k and v of any
 // type that divides head_dim [n_rows, n_head_kv * head_dim].   dst: f32 like q
 void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * env);

@@ -1,11 +1,11 @@
 // linear.c - y = W x + b with weights of any ggml type and f32 activations. Many tokens: 32 rows of W and 512
 // inputs at a time are unpacked to an f32 panel [512][32] that stays in the cache while all tokens pass
-// (tile.h). Few tokens: rows are unpacked one by one and multiplied as dot products, since then reading W
-// decides and transposing it would cost more than it saves.
+// (tile.h). Rows of answers, few as a rule: rows of W are unpacked one by one and multiplied as dot products,
+// since then reading W decides and transposing it would cost more than it saves.
 #include "tile.h"
 
 #define BLOCK_K 512                       // a multiple of every type's block; 32 * 512 * 4 = 64 KiB of panel
-#define FEW     4
+#define FEW     8 // tokens that one unpacked row serves
 
 typedef struct linear_args {
     const char *    w;
@@ -64,20 +64,22 @@ static void many_tokens(const linear_args * a, int64_t r0, int n_rows) {
     }
 }
 
-static void few_tokens(const linear_args * a, int64_t r0, int n_rows) {
+static void few_tokens(const linear_args * a, int64_t r0, int n_rows, int64_t t0) {
+    const int64_t n = a->n_tokens - t0 < FEW ? a->n_tokens - t0 : FEW;
+    const float * x = a->x + t0 * a->x_stride;
+    float * y = a->y + t0 * a->n_out;
     for (int64_t r = r0; r < r0 + n_rows; r++) {
         float sum[FEW] = { 0 };
         for (int64_t k0 = 0; k0 < a->n_in; k0 += BLOCK_K) {
             int n_k = (int) (a->n_in - k0 < BLOCK_K ? a->n_in - k0 : BLOCK_K);
             const float * w = unpack_row(a, r, k0, n_k, a->row);
-            for (int64_t t = 0; t < a->n_tokens; t++) sum[t] += dot(w, a->x + t * a->x_stride + k0, n_k);
+            for (int64_t t = 0; t < n; t++) sum[t] += dot(w, x + t * a->x_stride + k0, n_k);
         }
-        for (int64_t t = 0; t < a->n_tokens; t++) a->y[t * a->n_out + r] = sum[t] + (a->b ? a->b[r] : 0.0f);
+        for (int64_t t = 0; t < n; t++) y[t * a->n_out + r] = sum[t] + (a->b ? a->b[r] : 0.0f);
     }
 }
 
-void KERNEL(linear)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const kernel_env * env = userdata;
+static void run_linear(struct ggml_tensor * dst, int ith, int nth, const kernel_env * env, bool few) {
     const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * b = dst->src[2];
     float * scratch = (float *) (env->scratch + ith * env->scratch_size);
     linear_args a = {
@@ -103,7 +105,15 @@ void KERNEL(linear)(struct ggml_tensor * dst, int ith, int nth, void * userdata)
         if (atomic_load_explicit(env->cancel, memory_order_relaxed)) return;
         int64_t r0 = task * KERNEL_PANEL;
         int n_rows = (int) (a.n_out - r0 < KERNEL_PANEL ? a.n_out - r0 : KERNEL_PANEL);
-        if (a.n_tokens < FEW) few_tokens(&a, r0, n_rows);
-        else many_tokens(&a, r0, n_rows);
+        for (int64_t t = 0; few && t < a.n_tokens; t += FEW) few_tokens(&a, r0, n_rows, t);
+        if (!few) many_tokens(&a, r0, n_rows);
     }
+}
+
+void KERNEL(linear)(struct ggml_tensor * dst, int ith, int nth, void * env) {
+    run_linear(dst, ith, nth, env, false);
+}
+
+void KERNEL(linear_answers)(struct ggml_tensor * dst, int ith, int nth, void * env) {
+    run_linear(dst, ith, nth, env, true);
 }

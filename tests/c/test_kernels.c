@@ -248,13 +248,15 @@ static void run_linear(const linear_case * c, int n_tokens, int n_out) {
     struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, n_tokens, n_out, (size_t) n_out * sizeof(float));
     dst.src[0] = &w, dst.src[1] = &x, dst.src[2] = c->b ? &b : NULL;
     kernel_env env = new_env(linear_scratch_size()), used;
-    run_node(kernel_linear, &dst, &env, &used, y, (size_t) (n_tokens * n_out), what);
     for (int t = 0; t < n_tokens; t++) {
         for (int o = 0; o < n_out; o++) {
             expected[t * n_out + o] = c->expected[t][o] + (c->b ? c->b[o] : 0);
             power[t * n_out + o] = c->power[t][o] + (c->b ? c->b[o] * c->b[o] : 0);
         }
     }
+    run_node(kernel_linear, &dst, &env, &used, y, (size_t) (n_tokens * n_out), what);
+    check_nmse(expected, power, y, (size_t) (n_tokens * n_out), NMSE_GATE, what);
+    run_node(kernel_linear_answers, &dst, &env, &used, y, (size_t) (n_tokens * n_out), what);
     check_nmse(expected, power, y, (size_t) (n_tokens * n_out), NMSE_GATE, what);
 }
 

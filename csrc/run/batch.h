@@ -1,0 +1,38 @@
+// batch.h - the rows that one graph computes, whichever sequences they belong to: their embeddings, positions
+// and cells, what attention of each sees, and of which of them logits are wanted.
+#pragma once
+
+#include "nn.h"
+
+#define BATCH_LOGITS 64 // rows of logits of one graph, at most
+
+typedef struct batch { // room for n_max rows
+    int32_t n, n_max, n_embd;
+    float * embd;               // [n_max, n_embd]
+    int32_t *positions, *cells; // [n_max]
+    int32_t * n_visible;        // [n_max]
+    uint64_t * contents;        // [n_max]
+    int32_t * out_rows;         // [BATCH_LOGITS]
+    int32_t n_out;
+    attention_block * blocks; // [n_max]
+    int32_t n_blocks;
+} batch;
+
+pyllava_status batch_create(batch * b, int32_t n_max, int32_t n_embd);
+void batch_free(batch * b);
+void batch_clear(batch * b);
+// Adds a row whose cell is reserved; gives where its embedding goes.
+float * batch_add(batch * b, int32_t position, int32_t cell, uint64_t content);
+// Attention of the rows from `first` on, which follow each other in one sequence, in blocks of at most
+// `longest` rows.
+void batch_attend(batch * b, int32_t first, int32_t longest, const int32_t * cells);
+// The blocks of n rows from `first` on, from out[n_blocks] on; gives their number then.
+int32_t attention_blocks(attention_block * out, int32_t n_blocks, int32_t first, int32_t n, int32_t longest,
+                         const int32_t * cells, int32_t first_row);
+// PYLLAVA_ERR_NUMERIC for an embedding that is not finite: a device's softmax may pass over it, so that its
+// logits would not show it.
+pyllava_status batch_check(const batch * b);
+// For attention on devices: which cells each row sees, f16 [n, n_cells].
+void batch_mask(const batch * b, tensor * mask);
+
+size_t first_not_finite(const float * x, size_t n); // its index; n: all are finite

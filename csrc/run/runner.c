@@ -1,0 +1,369 @@
+// runner.c - see runner.h.
+#include "runner.h"
+
+#include "guard.h"
+#include "memory.h"
+
+#include <micro.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CELL_STEP 256 // devices look at multiples of so many cells: fewer graphs
+
+void runner_cancel(runner * r, bool cancel) {
+    atomic_store(&r->cancelled, cancel);
+    if (cancel) atomic_store(&r->stop, 1);
+}
+
+bool runner_is_cancelled(const runner * r) { return atomic_load(&r->cancelled) != 0; }
+
+// What was asked to stop has skipped some of its work: its results are none, even if nobody asks any more.
+static bool has_to_stop(void * r) { return atomic_load(&((runner *) r)->stop) != 0; }
+
+static pyllava_status cancelled_status(void) { FAIL(PYLLAVA_ERR_CANCELLED, "cancelled"); }
+
+// ------------------------------------------------------------------------------------------ graphs
+
+// The GPU that may be sent the CPU's matrices.
+static ggml_backend_dev_t stream_of(const runner * r) {
+    const placement * p = &r->model->placement;
+    const bool may =
+        r->params->precision == PYLLAVA_FAST && p->n_for_layers > 0 && device_is_gpu(p->devices.items[0]);
+    return may ? p->devices.items[0] : NULL;
+}
+
+// A graph of this session, for attention of such heads.
+static pyllava_status begin(runner * r, graph * g, int32_t n_nodes, int32_t n_head, int32_t n_head_kv,
+                            int32_t head_dim) {
+    TRY(graph_begin(g, r->pool, &r->env, &r->attention, n_nodes));
+    r->attention.n_head = n_head;
+    r->attention.n_head_kv = n_head_kv;
+    r->attention.head_dim = head_dim;
+    g->flash = r->params->precision == PYLLAVA_EXACT ? FLASH_OFF : (flash_mode) r->params->flash_attn;
+    g->stream = stream_of(r);
+    g->on_host = r->model->placement.devices.n == 0;
+    return PYLLAVA_OK;
+}
+
+static pyllava_status finish(const runner * r, graph * g, tensor * out) {
+    if (g->flash_missing) {
+        FAIL(PYLLAVA_ERR_DEVICE,
+             "flash attention: %s has no kernel for this model with this KV cache: leave it to choose (auto)",
+             ggml_backend_dev_name(r->model->placement.devices.items[0]));
+    }
+    return graph_finish(g, out);
+}
+
+static pyllava_status build_vision(runner * r, graph * g, int32_t n_views, tensor ** out_patches,
+                                   tensor ** out_embd) {
+    const vit * v = &r->model->vit;
+    const int64_t P = v->hparams.patch_size;
+    const int32_t n_head = v->hparams.n_head;
+    TRY(begin(r, g, vit_n_nodes(v), n_head, n_head, v->hparams.n_embd / n_head));
+    g->rows = ROWS_VIEW;
+    g->n_views = n_views;
+    *out_patches = nn_input(g, GGML_TYPE_F32, (int64_t) v->hparams.n_patch * n_views, 3 * P * P, "v.patches");
+    *out_embd = projector_apply(g, &r->model->projector, vit_features(g, v, *out_patches, n_views));
+    return finish(r, g, *out_embd);
+}
+
+static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n, int32_t n_out,
+                                 int32_t n_cells, llama_input * in, tensor ** out_logits) {
+    const llama_hparams * h = &r->model->llama.hparams;
+    TRY(begin(r, g, llama_n_nodes(&r->model->llama), h->n_head, h->n_head_kv, h->head_dim));
+    g->rows = rows;
+    *in = (llama_input) {
+        .embd = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
+        .positions = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
+        .cells = nn_input(g, GGML_TYPE_I32, 1, n, "cells"),
+        .rope_divisors = nn_input(g, GGML_TYPE_F32, 1, h->head_dim / 2, "rope_divisors"),
+        .out_rows = nn_input(g, GGML_TYPE_I32, 1, n_out, "out_rows"),
+    };
+    if (n_cells) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, n, n_cells, "mask");
+    *out_logits = llama_logits(g, &r->model->llama, in, r->kv);
+    return finish(r, g, *out_logits);
+}
+
+static void drop_graph(runner * r) {
+    graph_free(&r->built.g);
+    r->built = (built_graph) { 0 };
+}
+
+static pyllava_status build(void * runner_) {
+    runner * r = runner_;
+    built_graph * b = &r->built;
+    if (b->kind == GRAPH_TEXT)
+        TRY(build_text(r, &b->g, b->rows, b->n, b->n_out, b->n_cells, &b->in, &b->out));
+    else TRY(build_vision(r, &b->g, b->n, &b->patches, &b->out));
+    return engine_load(&r->engine, &b->g);
+}
+
+// Cells that attention on devices looks at; 0 where there is none.
+static int32_t cells_looked_at(const runner * r) {
+    if (!r->kv_on_device) return 0;
+    const int32_t n = (kv_cells_used(r->kv) + CELL_STEP - 1) / CELL_STEP * CELL_STEP;
+    return n < r->kv->n_cells ? n : r->kv->n_cells;
+}
+
+// A graph of this shape, ready for its inputs: all of them, since what lies in their memory is overwritten.
+static pyllava_status graph_for(runner * r, int kind, row_kind rows, int32_t n, int32_t n_out) {
+    built_graph * b = &r->built;
+    const int32_t n_cells = kind == GRAPH_TEXT ? cells_looked_at(r) : 0;
+    if ((int) b->kind == kind && b->rows == rows && b->n == n && b->n_out == n_out && b->n_cells == n_cells) {
+        graph_rewind(&b->g);
+        return PYLLAVA_OK;
+    }
+    drop_graph(r);
+    b->kind = kind;
+    b->rows = rows;
+    b->n = n;
+    b->n_out = n_out;
+    b->n_cells = n_cells;
+    pyllava_status status = guarded(build, r);
+    if (status != PYLLAVA_OK) drop_graph(r);
+    return status;
+}
+
+static pyllava_status run(runner * r, graph * g) {
+    TRY(cores_take(r->model->cores, r->params->n_threads, &r->cancelled));
+    atomic_store(&r->stop, 0);
+    if (runner_is_cancelled(r)) atomic_store(&r->stop, 1);
+    pyllava_status status = engine_run(&r->engine, g, pool_threads(r->pool));
+    cores_give(r->model->cores, r->params->n_threads);
+    return has_to_stop(r) ? cancelled_status() : status;
+}
+
+static void put(tensor * t, const void * data) { ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t)); }
+
+// ------------------------------------------------------------------------------------------- trace
+
+static bool is_intermediate(const struct ggml_tensor * t) {
+    return t->type == GGML_TYPE_F32 && t->name[0] && strncmp(t->name, "node_", 5) &&
+           strncmp(t->name, "leaf_", 5) && !strpbrk(t->name, " (#") && ggml_is_contiguous(t);
+}
+
+static bool on_tensor(struct ggml_tensor * t, bool ask, void * runner_) {
+    runner * r = runner_;
+    if (ask) return is_intermediate(t);
+    float * data = malloc(ggml_nbytes(t));
+    if (!data) return true;
+    ggml_backend_tensor_get(t, data, 0, ggml_nbytes(t));
+    int64_t shape[4];
+    int n_dims = ggml_n_dims(t) < 2 ? 2 : ggml_n_dims(t);
+    for (int d = 0; d < n_dims; d++) shape[d] = t->ne[n_dims - 1 - d];
+    r->trace(t->name, data, shape, n_dims, r->trace_user);
+    free(data);
+    return true;
+}
+
+void runner_trace(runner * r, pyllava_trace_fn fn, void * user) {
+    r->trace = fn;
+    r->trace_user = user;
+    ggml_backend_sched_set_eval_callback(r->engine.sched, fn ? on_tensor : NULL, fn ? r : NULL);
+}
+
+// ------------------------------------------------------------------------------------------- views
+
+pyllava_status runner_views(runner * r, const float * pixels, int32_t n_views, float * out) {
+    const vit * v = &r->model->vit;
+    const size_t S = (size_t) v->hparams.image_size, P = (size_t) v->hparams.patch_size;
+    for (int32_t i = 0; i < n_views; i++) {
+        vit_unfold(&v->hparams, pixels + (size_t) i * 3 * S * S,
+                   r->patches + (size_t) i * (size_t) v->hparams.n_patch * 3 * P * P);
+    }
+    r->attention = (attention_env) {
+        .env = r->env,
+        .n_head = v->hparams.n_head,
+        .n_head_kv = v->hparams.n_head,
+        .head_dim = v->hparams.n_embd / v->hparams.n_head,
+        .blocks = r->view_blocks,
+        .n_visible = r->view_visible,
+        .rows = ROWS_VIEW,
+    };
+    const int32_t longest = r->env.micro ? fast_attention_queries(r->attention.head_dim) : KERNEL_QUERIES;
+    for (int32_t i = 0; i < n_views; i++) {
+        const int32_t first = i * v->n_pos;
+        r->attention.n_blocks =
+            attention_blocks(r->view_blocks, r->attention.n_blocks, first, v->n_pos, longest, NULL, first);
+    }
+    for (int32_t i = 0; i < n_views * v->n_pos; i++) r->view_visible[i] = v->n_pos;
+    TRY(graph_for(r, GRAPH_VISION, ROWS_VIEW, n_views, 0));
+    tensor * embd = r->built.out;
+    put(r->built.patches, r->patches);
+    TRY(run(r, &r->built.g));
+    TRY(engine_get(&r->engine, embd, out));
+    const size_t n = ggml_nbytes(embd) / sizeof *out, bad = first_not_finite(out, n);
+    if (bad < n)
+        FAIL(PYLLAVA_ERR_NUMERIC, "image embeddings: entry %zu is not finite (bad weights or pixels)", bad);
+    return PYLLAVA_OK;
+}
+
+// ------------------------------------------------------------------------------------------- rows
+
+int32_t runner_block_rows(const runner * r) {
+    const llama_hparams * h = &r->model->llama.hparams;
+    const int32_t most = r->env.micro ? fast_attention_queries(h->head_dim) : KERNEL_QUERIES;
+    const int32_t group = h->n_head / h->n_head_kv;
+    return most / group > 1 ? most / group : 1;
+}
+
+// On devices, what is no number must not stay in the cells unnoticed: others look at them.
+static pyllava_status check_sums(runner * r, const batch * b, const tensor * sums) {
+    float * found = malloc(ggml_nbytes(sums));
+    TRY_ALLOC(found, ggml_nbytes(sums));
+    pyllava_status status = engine_get(&r->engine, sums, found);
+    const size_t n = (size_t) ggml_nelements(sums),
+                 bad = status == PYLLAVA_OK ? first_not_finite(found, n) : n;
+    free(found);
+    if (bad < n)
+        FAIL(PYLLAVA_ERR_NUMERIC, "position %d is not finite (bad weights or embeddings)", b->positions[bad]);
+    return status;
+}
+
+// A graph has an end: without a row that is wanted, the last one's logits are computed and not read.
+pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
+    const llama_hparams * h = &r->model->llama.hparams;
+    r->attention = (attention_env) {
+        .env = r->env,
+        .n_head = h->n_head,
+        .n_head_kv = h->n_head_kv,
+        .head_dim = h->head_dim,
+        .n_blocks = b->n_blocks,
+        .blocks = b->blocks,
+        .n_visible = b->n_visible,
+        .rows = rows,
+    };
+    TRY(batch_check(b));
+    const int32_t last = b->n - 1;
+    TRY(graph_for(r, GRAPH_TEXT, rows, b->n, b->n_out ? b->n_out : 1));
+    const llama_input * in = &r->built.in;
+    put(in->embd, b->embd);
+    put(in->positions, b->positions);
+    put(in->cells, b->cells);
+    put(in->rope_divisors, r->model->llama.rope_divisors);
+    put(in->out_rows, b->n_out ? b->out_rows : &last);
+    if (in->mask) batch_mask(b, in->mask);
+    TRY(run(r, &r->built.g));
+    return in->sums ? check_sums(r, b, in->sums) : PYLLAVA_OK;
+}
+
+pyllava_status runner_logits(runner * r, int32_t first, int32_t n, float * out) {
+    const tensor * logits = r->built.out;
+    TRY(engine_get_rows(&r->engine, logits, first, n, out));
+    const size_t count = (size_t) n * (size_t) logits->ne[0], bad = first_not_finite(out, count);
+    if (bad < count)
+        FAIL(PYLLAVA_ERR_NUMERIC, "logits: entry %zu is not finite (bad weights or embeddings)", bad);
+    return PYLLAVA_OK;
+}
+
+void runner_clear_unused(runner * r) {
+    if (!r->kv_on_device || r->engine.broken) return;
+    for (int32_t first = 0, n; (n = kv_next_unused(r->kv, &first)) > 0; first += n) {
+        for (int32_t i = 0; i < r->kv->n_layer; i++) {
+            if (device_of(r->kv->k[i])) engine_zero(&r->engine, r->kv->k[i], first, n);
+            if (device_of(r->kv->v[i])) engine_zero(&r->engine, r->kv->v[i], first, n);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------- creation
+
+static pyllava_status create_scratch(runner * r) {
+    const llama_hparams * h = &r->model->llama.hparams;
+    const vit_hparams * v = &r->model->vit.hparams;
+    size_t size = linear_scratch_size();
+    const size_t fast[] = { fast_linear_scratch_size(), fast_attention_scratch_size() };
+    for (int i = 0; i < 2; i++) size = size > fast[i] ? size : fast[i];
+    size_t text = attention_scratch_size(h->n_head, h->n_head_kv, h->head_dim);
+    size_t vision =
+        r->model->has_vision ? attention_scratch_size(v->n_head, v->n_head, v->n_embd / v->n_head) : 0;
+    size = size > text ? size : text;
+    size = ((size > vision ? size : vision) + MEMORY_ALIGNMENT - 1) / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT;
+    r->env = (kernel_env) { &r->stop, aligned_new(size * (size_t) r->params->n_threads), size, NULL };
+    TRY_ALLOC(r->env.scratch, size * (size_t) r->params->n_threads);
+    if (r->params->precision == PYLLAVA_EXACT) return PYLLAVA_OK;
+    const char * wanted = getenv("PYLLAVA_CPU");
+    r->env.micro = micro_choose(wanted);
+    if (!r->env.micro)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "PYLLAVA_CPU=%s: no such instruction set on this machine", wanted);
+    return PYLLAVA_OK;
+}
+
+static pyllava_status create_views(runner * r) {
+    if (!r->model->has_vision) return PYLLAVA_OK;
+    const vit * v = &r->model->vit;
+    const size_t n_pos = (size_t) v->n_pos * (size_t) r->params->n_views, P = (size_t) v->hparams.patch_size;
+    r->view_visible = malloc(n_pos * sizeof *r->view_visible);
+    r->view_blocks = malloc(n_pos * sizeof *r->view_blocks);
+    r->patches = malloc(n_pos * 3 * P * P * sizeof *r->patches);
+    if (!r->view_visible || !r->view_blocks || !r->patches)
+        FAIL(PYLLAVA_ERR_MEMORY, "out of memory for %d image views", r->params->n_views);
+    return PYLLAVA_OK;
+}
+
+pyllava_status runner_start(runner * r, const pyllava_model * model, const pyllava_session_params * params) {
+    r->model = model;
+    r->params = params;
+    TRY(engine_start(&r->engine, &model->placement, has_to_stop, r));
+    // More threads than cores would only get in each other's way.
+    return pool_create(params->n_threads < cpu_count() ? params->n_threads : cpu_count(), &r->pool);
+}
+
+pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device) {
+    r->kv = kv;
+    r->kv_on_device = kv_on_device;
+    TRY(create_scratch(r));
+    TRY(create_views(r));
+    const int32_t n_text = llama_n_nodes(&r->model->llama),
+                  n_vision = r->model->has_vision ? vit_n_nodes(&r->model->vit) : 0;
+    return engine_schedule(&r->engine, n_text > n_vision ? n_text : n_vision, stream_of(r) != NULL);
+}
+
+// Calls fn with the largest graph of each kind.
+static pyllava_status each_largest(runner * r, int32_t n_rows,
+                                   pyllava_status (*fn)(runner *, graph *, engine_size *),
+                                   runner_size * out) {
+    graph g = { 0 };
+    llama_input in;
+    tensor *a, *b;
+    const int32_t n_out = n_rows < BATCH_LOGITS ? n_rows : BATCH_LOGITS;
+    const int32_t n_cells = r->kv_on_device ? r->kv->n_cells : 0;
+    pyllava_status status = build_text(r, &g, ROWS_PROMPT, n_rows, n_out, n_cells, &in, &a);
+    if (status == PYLLAVA_OK) status = fn(r, &g, &out->text);
+    graph_free(&g);
+    if (status == PYLLAVA_OK && r->model->has_vision) {
+        status = build_vision(r, &g, r->params->n_views, &a, &b);
+        if (status == PYLLAVA_OK) status = fn(r, &g, &out->vision);
+        graph_free(&g);
+    }
+    return status;
+}
+
+static pyllava_status measure(runner * r, graph * g, engine_size * out) {
+    return engine_measure(&r->engine, g, out);
+}
+
+static pyllava_status reserve(runner * r, graph * g, engine_size * out) {
+    (void) out;
+    return engine_reserve(&r->engine, g);
+}
+
+pyllava_status runner_measure(runner * r, int32_t n_rows, runner_size * out) {
+    *out = (runner_size) { 0 };
+    return each_largest(r, n_rows, measure, out);
+}
+
+pyllava_status runner_reserve(runner * r, int32_t n_rows) {
+    runner_size none = { 0 };
+    return each_largest(r, n_rows, reserve, &none);
+}
+
+void runner_stop(runner * r) {
+    drop_graph(r);
+    engine_stop(&r->engine);
+    pool_free(r->pool);
+    free(r->view_visible);
+    free(r->view_blocks);
+    free(r->patches);
+    aligned_free(r->env.scratch);
+}

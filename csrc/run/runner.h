@@ -1,0 +1,63 @@
+// runner.h - what computes for a session: the graphs of a step and of image views, the one that is kept for
+// steps of the same shape, the engine and the threads that run it, and how it is stopped.
+#pragma once
+
+#include "batch.h"
+#include "engine.h"
+#include "model.h"
+
+#include <stdatomic.h>
+
+// The graph that the scheduler holds.
+typedef struct built_graph {
+    enum { GRAPH_NONE, GRAPH_TEXT, GRAPH_VISION } kind;
+    row_kind rows;
+    int32_t n, n_out; // rows and rows of logits, or views
+    int32_t n_cells;  // that devices look at
+    graph g;
+    llama_input in;
+    tensor *patches, *out; // out: logits or image embeddings
+} built_graph;
+
+typedef struct runner {
+    const pyllava_model * model;
+    const pyllava_session_params * params;
+    const kv_cache * kv;
+    bool kv_on_device; // of any layer
+    engine engine;
+    pool * pool;
+    kernel_env env;
+    attention_env attention;
+    built_graph built;
+    int32_t * view_visible; // [n_views * n_pos] for the vision tower
+    attention_block * view_blocks;
+    float * patches;      // [n_views * n_patch, 3 * patch_size^2]
+    atomic_int cancelled; // until it is taken back
+    atomic_int stop;      // of this run; stays when that comes before the run has ended
+    pyllava_trace_fn trace;
+    void * trace_user;
+} runner;
+
+typedef struct runner_size {
+    engine_size text, vision; // bytes of the largest graphs' buffers
+} runner_size;
+
+// The engine and the threads; the memory that graphs need is measured and taken once the cache is there.
+pyllava_status runner_start(runner * r, const pyllava_model * model, const pyllava_session_params * params);
+pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device);
+pyllava_status runner_measure(runner * r, int32_t n_rows, runner_size * out);
+pyllava_status runner_reserve(runner * r, int32_t n_rows);
+void runner_stop(runner * r);
+
+int32_t runner_block_rows(const runner * r); // rows of a prompt that one block of attention takes
+// Computes the rows of a batch. Their logits are then read by runner_logits: n rows of them, from row `first`
+// of the batch's out_rows on.
+pyllava_status runner_rows(runner * r, const batch * b, row_kind rows);
+pyllava_status runner_logits(runner * r, int32_t first, int32_t n, float * out);
+pyllava_status runner_views(runner * r, const float * pixels, int32_t n_views, float * out);
+
+void runner_cancel(runner * r, bool cancel); // from any thread
+bool runner_is_cancelled(const runner * r);
+void runner_trace(runner * r, pyllava_trace_fn fn, void * user);
+// Zeroes the cells that nobody uses, on devices: attention there multiplies them by 0.
+void runner_clear_unused(runner * r);

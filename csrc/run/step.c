@@ -1,0 +1,186 @@
+// step.c - one step: runs of positions of some sequences become batches, each batch a graph. Rows of prompts
+// and rows of answers are computed in graphs of their own, since each kind has its own arithmetic; a run that
+// is longer than a batch takes several, short ones share one. Nothing in a row depends on that.
+#include "session.h"
+
+#include "prompt.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// A run under way.
+typedef struct run_state {
+    pyllava_run * run;
+    span_cursor at;
+    int32_t total;   // rows of all its spans
+    int32_t from;    // logits are wanted from this row on
+    int32_t shared;  // rows that the sequence holds already
+    int32_t before;  // positions of the sequence when the step began, after trimming
+    int32_t n_batch; // rows of the batch that is being made
+} run_state;
+
+typedef struct step {
+    pyllava_session * s;
+    run_state * runs;
+    int32_t n;
+    int32_t done, todo; // rows of prompts, for the progress
+} step;
+
+static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, int32_t i, run_state * out) {
+    pyllava_run * r = &runs[i];
+    int64_t total;
+    if (r->seq < 0 || r->seq >= s->params.n_seq)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "sequence: found %d, need 0..%d", r->seq, s->params.n_seq - 1);
+    for (int32_t j = 0; j < i; j++) {
+        if (runs[j].seq == r->seq) FAIL(PYLLAVA_ERR_ARGUMENT, "sequence %d stands twice in one step", r->seq);
+    }
+    if (r->kind != PYLLAVA_PROMPT && r->kind != PYLLAVA_ANSWER)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: kind: found %d", i, (int) r->kind);
+    if (r->n_spans < 1 || !r->spans) FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: need at least one span", i);
+    TRY(spans_check(r->spans, r->n_spans, s->model->vocab.n, &total));
+    const int32_t held = r->append ? s->kv.sequences[r->seq].length : 0;
+    if (held && held + total > s->params.n_ctx) {
+        FAIL(PYLLAVA_ERR_CONTEXT, "sequence %d is full: n_ctx is %d (it holds %d, %lld more were asked for)",
+             r->seq, s->params.n_ctx, held, (long long) total);
+    }
+    if (total > s->params.n_ctx) {
+        FAIL(PYLLAVA_ERR_CONTEXT, "prompt of %lld positions, n_ctx is %d: raise n_ctx or shorten the prompt",
+             (long long) total, s->params.n_ctx);
+    }
+    if (r->first < PYLLAVA_LAST) FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: first: found %d", i, r->first);
+    const int32_t from = r->first == PYLLAVA_LAST ? (int32_t) total - 1 : r->first;
+    if (from < total && !r->logits) FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: need logits", i);
+    *out = (run_state) {
+        .run = r,
+        .at = { .spans = r->spans },
+        .total = (int32_t) total,
+        .from = from < total ? from : (int32_t) total,
+    };
+    return PYLLAVA_OK;
+}
+
+// Keeps what the sequence shares with the run, up to the first row whose logits are wanted.
+static void begin_run(pyllava_session * s, run_state * r) {
+    const kv_sequence * q = &s->kv.sequences[r->run->seq];
+    if (!r->run->append) {
+        r->shared = spans_shared(r->run->spans, r->run->n_spans, q);
+        if (r->shared > r->from) r->shared = r->from;
+        kv_trim(&s->kv, r->run->seq, r->shared);
+        span_skip(&r->at, r->shared);
+    }
+    r->before = q->length;
+    r->run->n_reused = r->shared;
+}
+
+// Adds rows of one run to the batch, as many as it takes.
+static void add_rows(pyllava_session * s, run_state * r) {
+    batch * b = &s->batch;
+    const kv_sequence * q = &s->kv.sequences[r->run->seq];
+    const int32_t most = r->run->kind == PYLLAVA_PROMPT ? s->params.n_batch : b->n_max;
+    int32_t n = r->total - r->at.done < most - b->n ? r->total - r->at.done : most - b->n;
+    const int32_t quiet = r->from > r->at.done ? r->from - r->at.done : 0; // rows before the first wanted one
+    if (n > quiet + BATCH_LOGITS - b->n_out) n = quiet + BATCH_LOGITS - b->n_out;
+    const int32_t first = b->n;
+    kv_reserve(&s->kv, r->run->seq, n);
+    for (int32_t i = 0; i < n; i++) {
+        int32_t row;
+        if (r->at.done >= r->from) b->out_rows[b->n_out++] = b->n;
+        const pyllava_span * span = span_next(&r->at, &row);
+        const int32_t position = q->length + i;
+        float * embd = batch_add(b, position, q->cells[position], span_content(span, row));
+        if (span->tokens) llama_embed(&s->model->llama, span->tokens[row], embd);
+        else memcpy(embd, span->embd + (size_t) row * (size_t) b->n_embd, (size_t) b->n_embd * sizeof *embd);
+    }
+    const int32_t longest = r->run->kind == PYLLAVA_PROMPT ? runner_block_rows(&s->runner) : 1;
+    if (n) batch_attend(b, first, longest, q->cells);
+    r->n_batch = n;
+}
+
+// The logits of a batch, each run's to where it wants them.
+static pyllava_status read_logits(step * t, pyllava_row_kind kind) {
+    pyllava_session * s = t->s;
+    const size_t n_vocab = (size_t) s->model->vocab.n;
+    for (int32_t i = 0, first = 0; i < t->n; i++) {
+        run_state * r = &t->runs[i];
+        if (r->run->kind != kind || !r->n_batch) continue;
+        const int32_t begin = r->at.done - r->n_batch > r->from ? r->at.done - r->n_batch : r->from;
+        const int32_t n = r->at.done - begin;
+        if (n <= 0) continue;
+        TRY(runner_logits(&s->runner, first, n, r->run->logits + (size_t) (begin - r->from) * n_vocab));
+        first += n;
+    }
+    return PYLLAVA_OK;
+}
+
+static void end_batch(step * t, pyllava_row_kind kind, pyllava_status status) {
+    kv_cache * kv = &t->s->kv;
+    const uint64_t * contents = t->s->batch.contents;
+    for (int32_t i = 0; i < t->n; i++) {
+        run_state * r = &t->runs[i];
+        if (r->run->kind != kind) continue;
+        if (status == PYLLAVA_OK) kv_commit(kv, r->run->seq, contents, r->n_batch);
+        else kv_rollback(kv, r->run->seq, r->n_batch);
+        contents += r->n_batch;
+        r->n_batch = 0;
+    }
+}
+
+// Makes a batch of the next rows of that kind and computes it; false: there were none.
+static bool next_batch(step * t, pyllava_row_kind kind, pyllava_status * out) {
+    pyllava_session * s = t->s;
+    batch_clear(&s->batch);
+    for (int32_t i = 0; i < t->n; i++) {
+        if (t->runs[i].run->kind == kind) add_rows(s, &t->runs[i]);
+    }
+    if (s->batch.n == 0) return false;
+    if (kind == PYLLAVA_PROMPT) *out = session_report(s, "prefill", (float) t->done / (float) t->todo);
+    else if (runner_is_cancelled(&s->runner)) *out = error_set(PYLLAVA_ERR_CANCELLED, "cancelled");
+    if (*out == PYLLAVA_OK)
+        *out = runner_rows(&s->runner, &s->batch, kind == PYLLAVA_PROMPT ? ROWS_PROMPT : ROWS_ANSWER);
+    if (*out == PYLLAVA_OK && s->batch.n_out) *out = read_logits(t, kind);
+    end_batch(t, kind, *out);
+    if (kind == PYLLAVA_PROMPT) t->done += s->batch.n;
+    return true;
+}
+
+// What a step that failed has left in cells must not reach those who look at them.
+static void undo(step * t, bool keep, pyllava_status status) {
+    pyllava_session * s = t->s;
+    char text[PYLLAVA_ERROR_MAX];
+    snprintf(text, sizeof text, "%s", error_text()); // of the step, not of what follows
+    for (int32_t i = 0; i < t->n; i++) {
+        const run_state * r = &t->runs[i];
+        const bool spoiled = status == PYLLAVA_ERR_NUMERIC && r->run->kind == PYLLAVA_PROMPT;
+        if (spoiled) kv_trim(&s->kv, r->run->seq, 0); // rows before these may hold the cause
+        else if (!keep) kv_trim(&s->kv, r->run->seq, r->before);
+    }
+    runner_clear_unused(&s->runner);
+    error_set(status, "%s", text);
+}
+
+static pyllava_status compute(step * t, bool keep) {
+    pyllava_status status = PYLLAVA_OK;
+    for (int32_t i = 0; i < t->n; i++) {
+        begin_run(t->s, &t->runs[i]);
+        if (t->runs[i].run->kind == PYLLAVA_PROMPT) t->todo += t->runs[i].total - t->runs[i].shared;
+    }
+    while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_ANSWER, &status));
+    while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_PROMPT, &status));
+    if (status == PYLLAVA_OK && t->todo) return session_report(t->s, "prefill", 1.0f);
+    if (status != PYLLAVA_OK) undo(t, keep, status);
+    return status;
+}
+
+pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep) {
+    if (n_runs < 1 || n_runs > s->params.n_seq)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "a step of %d runs: need 1..%d, one for each sequence at most", n_runs,
+             s->params.n_seq);
+    step t = { .s = s, .runs = calloc((size_t) n_runs, sizeof *t.runs), .n = n_runs };
+    TRY_ALLOC(t.runs, (size_t) n_runs * sizeof *t.runs);
+    pyllava_status status = PYLLAVA_OK;
+    for (int32_t i = 0; status == PYLLAVA_OK && i < n_runs; i++) status = check_run(s, runs, i, &t.runs[i]);
+    if (status == PYLLAVA_OK) status = compute(&t, keep);
+    free(t.runs);
+    return status;
+}

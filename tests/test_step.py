@@ -1,0 +1,224 @@
+"""A step of the core: runs of several sequences, rows whose bytes depend on their kind and on nothing beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tiny_gguf
+from reference.cases import text
+from tiny import TinySpec
+
+import pyllava
+from pyllava import _lib
+from pyllava._lib import NOTHING, Rows, Run, Span, Tokens
+
+SPEC = TinySpec(seed=90, n_layer=3, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_ctx=512)
+N_SEQ = 6
+Array = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_lib.ModelHandle]:
+    files = tiny_gguf.convert(tmp_path_factory.mktemp("step"), SPEC)
+    with_model = _lib.ModelHandle(files.model, files.mmproj, placement=_lib.Placement(device="cpu"))
+    yield with_model
+    with_model.close()
+
+
+def opened(model: _lib.ModelHandle, precision: str, **options: Any) -> _lib.SessionHandle:
+    return _lib.SessionHandle(
+        model,
+        **{"n_ctx": 512, "n_seq": N_SEQ, "n_batch": 64, "n_threads": 2, "precision": precision, **options},
+    )
+
+
+@pytest.fixture(params=["exact", "fast"])
+def session(model: _lib.ModelHandle, request: pytest.FixtureRequest) -> Iterator[_lib.SessionHandle]:
+    with_session = opened(model, request.param)
+    yield with_session
+    with_session.close()
+
+
+def ids(seed: int, n: int) -> list[int]:
+    return text(seed, n, SPEC.n_vocab)
+
+
+def picture(seed: int, n: int = 16) -> Rows:
+    return Rows(np.random.RandomState(seed).standard_normal((n, SPEC.n_embd)).astype(np.float32), seed)
+
+
+def question(seed: int, n: int = 30) -> list[Span]:
+    return [Tokens([1, *ids(seed, 5)]), picture(seed), Tokens(ids(seed + 1, n))]
+
+
+def test_prefill_decode_and_logits_are_uses_of_it(session: _lib.SessionHandle) -> None:
+    every = session.logits(question(1), seq=0)
+    ((last, n_reused),) = session.step([Run(question(1), seq=1)])
+    assert n_reused == 0
+    assert last.tobytes() == every[-1:].tobytes() == session.prefill(question(1), seq=2)[0].tobytes()
+    ((rows, _),) = session.step([Run([Tokens([7])], seq=1, append=True, answer=True)])
+    assert rows.tobytes() == session.decode([7], seqs=[2]).tobytes()
+
+
+def test_ten_scores_behind_one_picture(session: _lib.SessionHandle) -> None:
+    """Only what follows it is computed again."""
+    before = question(3)
+    n_before = sum(map(len, before))
+    for i in range(10):
+        tail: Span = Tokens(ids(50 + i, 6))
+        ((rows, n_reused),) = session.step([Run([*before, tail], first=n_before - 1)])
+        assert rows.shape == (7, SPEC.n_vocab)
+        assert n_reused == (0 if i == 0 else n_before - 1)
+        every = session.logits([*before, tail], seq=1)
+        assert rows.tobytes() == every[n_before - 1 :].tobytes()
+
+
+def test_nothing_is_wanted(session: _lib.SessionHandle) -> None:
+    ((rows, n_reused),) = session.step([Run(question(4), first=NOTHING)])
+    assert (rows.shape, n_reused) == ((0, SPEC.n_vocab), 0)
+    assert session.seq_length(0) == sum(map(len, question(4)))
+    ((_, n_reused),) = session.step([Run(question(4), first=NOTHING)])
+    assert n_reused == session.seq_length(0)
+    assert session.prefill(question(4))[1] == session.seq_length(0) - 1
+
+
+def test_many_rows_of_logits(session: _lib.SessionHandle) -> None:
+    """More than a graph gives at once, of several runs, before and after rows that nobody wants."""
+    runs = [
+        Run([Tokens([1, *ids(seed, 150)])], seq=seed, first=first) for seed, first in enumerate((0, 149, 70))
+    ]
+    together = session.step(runs)
+    for run, (rows, _) in zip(runs, together, strict=True):
+        assert rows.shape[0] == 151 - run.first
+        session.seq_trim(5, 0)
+        assert rows.tobytes() == session.step([Run(run.parts, seq=5, first=run.first)])[0][0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([], "a step of 0 runs: need 1..6"),
+        ([Run([Tokens([1])], seq=9)], "sequence: found 9, need 0..5"),
+        ([Run([Tokens([1])]), Run([Tokens([1])])], "sequence 0 stands twice in one step"),
+        ([Run([])], "run 0: need at least one span"),
+        ([Run([Tokens([])])], "empty prompt"),
+        ([Run([Tokens([1])]), Run([Tokens([-1])], seq=1)], "token 0: found -1, need 0"),
+        ([Run([Tokens([1])], first=-2)], "run 0: first: found -2"),
+        ([Run([Tokens([1])])] * 7, "a step of 7 runs: need 1..6"),
+    ],
+)
+def test_wrong_runs_change_nothing(session: _lib.SessionHandle, runs: list[Run], message: str) -> None:
+    session.prefill(question(1))
+    with pytest.raises(ValueError, match=message):
+        session.step(runs)
+    assert session.prefill(question(1))[1] == session.seq_length(0) - 1
+
+
+def test_full_sequences(session: _lib.SessionHandle) -> None:
+    session.prefill([Tokens([5] * 500)])
+    with pytest.raises(
+        pyllava.ContextOverflowError, match="sequence 0 is full: n_ctx is 512 .it holds 500, 13 more"
+    ):
+        session.step([Run([Tokens([1])], seq=1), Run([Tokens([5] * 13)], append=True)])
+    assert (session.seq_length(0), session.seq_length(1)) == (500, 0)
+    session.step([Run([Tokens([5] * 12)], append=True, first=NOTHING)])
+    assert session.seq_length(0) == 512
+
+
+def test_a_step_that_fails_has_not_happened(session: _lib.SessionHandle) -> None:
+    """But prompts with what is no number leave their sequences empty: rows before it may hold the cause."""
+    session.prefill(question(1), seq=0)
+    session.prefill(question(2), seq=1)
+    expected = session.decode([3, 4], seqs=[0, 1])
+    session.seq_trim(0, session.seq_length(0) - 1)
+    session.seq_trim(1, session.seq_length(1) - 1)
+    bad = Rows(np.full((3, SPEC.n_embd), np.nan, np.float32), 1)
+    with pytest.raises(pyllava.NumericError):
+        session.step(
+            [
+                Run([Tokens([3])], seq=0, append=True, answer=True),
+                Run([Tokens([4])], seq=1, append=True, answer=True),
+                Run([Tokens(ids(9, 100)), bad], seq=2),
+            ]
+        )
+    assert session.seq_length(2) == 0
+    assert session.decode([3, 4], seqs=[0, 1]).tobytes() == expected.tobytes()
+
+
+class Alone:
+    """Each sequence computed by itself, its prompt in one piece, its answer row by row: what every mix has to equal."""
+
+    def __init__(self, model: _lib.ModelHandle, precision: str) -> None:
+        self.session = opened(model, precision, n_seq=1, n_batch=512)
+
+    def rows(self, prompt: list[Span], answer: list[int]) -> tuple[Array, Array]:
+        self.session.seq_trim(0, 0)
+        every = self.session.logits(prompt)
+        answered = [self.session.decode([token])[0] for token in answer]
+        return every, np.array(answered, np.float32).reshape(len(answer), SPEC.n_vocab)
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_200_mixes_are_equal_to_the_byte(model: _lib.ModelHandle, precision: str) -> None:
+    """Prompts in pieces of any length, beside answers of others, reused or not: nothing of that is in a row."""
+    random = np.random.RandomState(7)
+    prompts = [question(seed, int(random.randint(1, 120))) for seed in range(10, 22)]
+    answers = [ids(100 + seed, 8) for seed in range(12)]
+    alone = Alone(model, precision)
+    expected = [alone.rows(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    alone.session.close()
+    session = opened(model, precision, n_batch=int(random.randint(3, 70)), n_threads=3)
+    holds: dict[
+        int, tuple[int, int, int]
+    ] = {}  # sequence -> which text, positions of its prompt, of its answer
+    n_rows = 0
+    for _ in range(200):
+        runs, wanted = [], []
+        for seq in random.permutation(N_SEQ)[: random.randint(1, N_SEQ + 1)]:
+            which, n_prompt, n_answer = holds.get(int(seq), (-1, 0, 0))
+            total = sum(map(len, prompts[which])) if which >= 0 else 0
+            if which >= 0 and n_prompt == total and n_answer < len(answers[which]) and random.rand() < 0.8:
+                n = min(int(random.randint(1, 4)), len(answers[which]) - n_answer)
+                tokens = Tokens(answers[which][n_answer : n_answer + n])
+                runs.append(Run([tokens], int(seq), append=True, answer=True, first=0))
+                wanted.append(expected[which][1][n_answer : n_answer + n])
+                holds[int(seq)] = (which, n_prompt, n_answer + n)
+                continue
+            if which < 0 or n_prompt == total:
+                which, n_prompt = int(random.randint(len(prompts))), 0
+                if random.rand() < 0.5:  # as the whole, with what the sequence still has of it
+                    total = sum(map(len, prompts[which]))
+                    first = int(random.randint(total))
+                    runs.append(Run(prompts[which], int(seq), first=first))
+                    wanted.append(expected[which][0][first:])
+                    holds[int(seq)] = (which, total, 0)
+                    continue
+                session.seq_trim(int(seq), 0)
+            total = sum(map(len, prompts[which]))
+            n = min(int(random.randint(1, 60)), total - n_prompt)
+            first = int(random.randint(n + 1))
+            runs.append(Run(part(prompts[which], n_prompt, n), int(seq), append=True, first=first))
+            wanted.append(expected[which][0][n_prompt + first : n_prompt + n])
+            holds[int(seq)] = (which, n_prompt + n, 0)
+        for (rows, _), row in zip(session.step(runs), wanted, strict=True):
+            assert rows.tobytes() == np.ascontiguousarray(row).tobytes()
+            n_rows += len(rows)
+    session.close()
+    assert n_rows > 3000
+
+
+def part(spans: list[Span], start: int, n: int) -> list[Span]:
+    """Rows start to start + n - 1 of the spans."""
+    found: list[Span] = []
+    for span in spans:
+        a, b = max(start, 0), min(start + n, len(span))
+        if a < b:
+            cut = Tokens(span.ids[a:b]) if isinstance(span, Tokens) else None
+            found.append(cut or Rows(span.embd[a:b], span.key + a))  # type: ignore[union-attr]
+        start -= len(span)
+    return found
