@@ -4,7 +4,6 @@
 #include "quantize.h"
 #include "sampler.h"
 #include "session.h"
-#include "tokenizer_spm.h"
 
 #include <ggml.h>
 #include <stdlib.h>
@@ -152,12 +151,11 @@ pyllava_status pyllava_tokenize(const pyllava_model * model, const char * text, 
     NEED(model && (text || !n_bytes) && (plain || !n_plain) && (out_ids || !n_max) && out_n,
          "model, text and outputs");
     if (!text_is_utf8(text, n_bytes)) FAIL(PYLLAVA_ERR_ARGUMENT, "text is not valid UTF-8");
-    uint64_t n = 0;
-    TRY(spm_tokenize(&model->vocab, (gguf_text) { text, n_bytes }, plain, n_plain, add_bos, out_ids, n_max,
-                     &n));
-    *out_n = n;
-    if (n > n_max)
-        FAIL(PYLLAVA_ERR_ARGUMENT, "text has %llu tokens, there is room for %llu", (unsigned long long) n,
+    token_list out = { out_ids, 0, n_max };
+    TRY(tokenizer_encode(&model->tokenizer, (gguf_text) { text, n_bytes }, plain, n_plain, add_bos, &out));
+    *out_n = out.n;
+    if (out.n > n_max)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "text has %llu tokens, there is room for %llu", (unsigned long long) out.n,
              (unsigned long long) n_max);
     return PYLLAVA_OK;
 }
@@ -167,10 +165,9 @@ pyllava_status pyllava_token_piece(const pyllava_model * model, int32_t id, bool
     NEED(model && out_text && out_size, "model and outputs");
     if (id < 0 || id >= model->vocab.n)
         FAIL(PYLLAVA_ERR_ARGUMENT, "token: found %d, need 0..%d", id, model->vocab.n - 1);
-    bool hidden =
-        !with_special && (model->vocab.kinds[id] == KIND_CONTROL || model->vocab.kinds[id] == KIND_UNKNOWN);
-    *out_text = hidden ? "" : model->vocab.pieces[id].data;
-    *out_size = hidden ? 0 : model->vocab.pieces[id].size;
+    const gguf_text piece = tokenizer_piece(&model->tokenizer, id, with_special);
+    *out_text = piece.data;
+    *out_size = piece.size;
     return PYLLAVA_OK;
 }
 

@@ -190,7 +190,7 @@ static pyllava_status open_text(pyllava_model * m, const pyllava_model_params * 
     weights * w = &m->text_weights;
     TRY(weights_open(w, p->path, p->use_mmap, p->progress, &m->log));
     TRY(llama_hparams_read(&m->llama.hparams, w->files[0]));
-    return vocab_read(&m->vocab, w->files[0]);
+    return tokenizer_read(&m->tokenizer, &m->vocab, w->files[0]);
 }
 
 static pyllava_status open_vision(pyllava_model * m, const pyllava_model_params * p) {
@@ -286,6 +286,7 @@ void model_free(pyllava_model * m) {
     cores_free(m->cores);
     llama_free(&m->llama);
     vit_free(&m->vit);
+    tokenizer_free(&m->tokenizer);
     vocab_free(&m->vocab);
     if (m->placement.devices.n == 0 || !guard_has_failed()) guarded(close_weights, m);
     free(m);

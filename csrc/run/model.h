@@ -6,8 +6,8 @@
 #include "merge.h"
 #include "placement.h"
 #include "projector.h"
+#include "tokenizer.h"
 #include "vit.h"
-#include "vocab.h"
 
 struct pyllava_model {
     logger log;
@@ -15,6 +15,7 @@ struct pyllava_model {
     placement placement;
     llama llama;
     vocab vocab;
+    tokenizer tokenizer; // over vocab
     bool has_vision;
     vit vit;
     projector projector;

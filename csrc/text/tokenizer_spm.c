@@ -1,14 +1,18 @@
-// tokenizer_spm.c - see tokenizer_spm.h. A text is cut at special tokens; each piece between them gets a
-// leading space, spaces become U+2581, and from single characters on the neighbouring pair whose union has
-// the best score is merged until none is left (ties: the leftmost). A priority queue holds the candidates;
-// one whose parts have changed since is stale and is known by its length. Characters that are no token become
-// bytes.
+// tokenizer_spm.c - see tokenizer_spm.h. A text gets a leading space, spaces become U+2581, and from single
+// characters on the neighbouring pair whose union has the best score is merged until no union of two
+// neighbours is a token (ties: the leftmost). A priority queue holds the candidates; a merge of one of its
+// parts makes a candidate stale, which shows in their size. Characters that are no token become bytes.
 #include "tokenizer_spm.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define SPACE "\xE2\x96\x81"
+#define SPACE "\xE2\x96\x81" // U+2581, SentencePiece's visible space
+
+typedef struct spm_data {
+    int32_t byte_ids[256];
+    bool add_space_prefix;
+} spm_data;
 
 typedef struct symbol {
     int32_t previous, next; // -1: none
@@ -17,13 +21,8 @@ typedef struct symbol {
 
 typedef struct candidate {
     float score;
-    int32_t left, right, size;
+    int32_t left, right, size; // symbols, and the size of their union
 } candidate;
-
-typedef struct output {
-    int32_t * ids;
-    uint64_t n, n_max;
-} output;
 
 typedef struct spm {
     const vocab * v;
@@ -33,9 +32,50 @@ typedef struct spm {
     int32_t n_heap;
 } spm;
 
-static void emit(output * out, int32_t id) {
-    if (out->n < out->n_max) out->ids[out->n] = id;
-    out->n++;
+// ------------------------------------------------------------------------------------- byte tokens
+
+// The byte that a token's text stands for: 65 for "<0x41>", -1 if it is no such text.
+static int32_t byte_of(gguf_text text) {
+    static const char DIGITS[] = "0123456789ABCDEF";
+    if (text.size != 6 || memcmp(text.data, "<0x", 3) || text.data[5] != '>') return -1;
+    const char *high = memchr(DIGITS, text.data[3], 16), *low = memchr(DIGITS, text.data[4], 16);
+    return high && low ? (int32_t) (16 * (high - DIGITS) + (low - DIGITS)) : -1;
+}
+
+pyllava_status spm_check(tokenizer * t, vocab * v, const pyllava_gguf * f) {
+    spm_data * own = t->own = malloc(sizeof *own);
+    TRY_ALLOC(own, sizeof *own);
+    own->add_space_prefix = true;
+    TRY(gguf_get_bool(f, "tokenizer.ggml.add_space_prefix", &own->add_space_prefix));
+    for (int b = 0; b < 256; b++) own->byte_ids[b] = -1;
+    for (int32_t id = 0; id < v->n; id++) {
+        int32_t b = byte_of(v->texts[id]);
+        if (b < 0) continue;
+        own->byte_ids[b] = id;
+        v->kinds[id] = KIND_BYTE;
+    }
+    for (int b = 0; b < 256; b++) {
+        if (own->byte_ids[b] < 0)
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: the vocabulary has no token <0x%02X> for a single byte", f->path,
+                 b);
+    }
+    return PYLLAVA_OK;
+}
+
+uint64_t spm_decode(const tokenizer * t, int32_t id, char * out) {
+    const gguf_text text = t->vocab->texts[id];
+    const int32_t byte = byte_of(text);
+    if (byte >= 0) {
+        *out = (char) byte;
+        return 1;
+    }
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < text.size; n++) {
+        bool space = text.size - i >= 3 && !memcmp(text.data + i, SPACE, 3);
+        out[n] = space ? ' ' : text.data[i];
+        i += space ? 3 : 1;
+    }
+    return n;
 }
 
 // ---------------------------------------------------------------------------------- priority queue
@@ -67,7 +107,8 @@ static candidate heap_pop(spm * s) {
 
 // ----------------------------------------------------------------------------------------- merging
 
-// Only these kinds come from text; "<s>" typed by a user stays letters.
+// The id of the token with this text, or -1. Control tokens are none that letters become: "<s>" typed by a
+// user stays letters. Nor are byte tokens.
 static int32_t mergeable(const vocab * v, const char * text, int32_t size) {
     int32_t id = vocab_find(v, text, (uint64_t) size);
     if (id < 0) return -1;
@@ -98,10 +139,13 @@ static void merge_all(spm * s) {
 
 static int32_t char_size(uint8_t b) { return b < 0x80 ? 1 : b < 0xE0 ? 2 : b < 0xF0 ? 3 : 4; }
 
-static pyllava_status encode(const vocab * v, const char * text, int32_t size, output * out) {
-    // each symbol is proposed once with its right neighbour, each merge at most twice more
-    spm s = { v, text, malloc((size_t) size * sizeof(symbol)), malloc((size_t) size * 3 * sizeof(candidate)),
-              0 };
+// visible: a text with its spaces as U+2581.
+static pyllava_status merge_text(const tokenizer * t, const char * visible, int32_t size, token_list * out) {
+    const vocab * v = t->vocab;
+    const spm_data * own = t->own;
+    // Each symbol is proposed once with its right neighbour, and each merge proposes at most two pairs more.
+    spm s = { v, visible, malloc((size_t) size * sizeof(symbol)),
+              malloc((size_t) size * 3 * sizeof(candidate)), 0 };
     if (!s.symbols || !s.heap) {
         free(s.symbols);
         free(s.heap);
@@ -109,8 +153,8 @@ static pyllava_status encode(const vocab * v, const char * text, int32_t size, o
     }
     int32_t n = 0;
     for (int32_t at = 0; at < size; n++) {
-        int32_t length = char_size((uint8_t) text[at]);
-        if (length > size - at) length = size - at; // a token can cut through a character
+        int32_t length = char_size((uint8_t) visible[at]);
+        if (length > size - at) length = size - at; // a special token can begin within a character
         s.symbols[n] = (symbol) { n - 1, at + length < size ? n + 1 : -1, at, length };
         at += length;
     }
@@ -118,53 +162,31 @@ static pyllava_status encode(const vocab * v, const char * text, int32_t size, o
     merge_all(&s);
     for (int32_t i = 0; i >= 0; i = s.symbols[i].next) {
         const symbol * y = &s.symbols[i];
-        int32_t id = mergeable(v, text + y->begin, y->size);
-        for (int32_t b = 0; id < 0 && b < y->size; b++) emit(out, v->byte_ids[(uint8_t) text[y->begin + b]]);
-        if (id >= 0) emit(out, id);
+        const char * bytes = visible + y->begin;
+        int32_t id = mergeable(v, bytes, y->size);
+        for (int32_t b = 0; id < 0 && b < y->size; b++)
+            token_list_add(out, own->byte_ids[(uint8_t) bytes[b]]);
+        if (id >= 0) token_list_add(out, id);
     }
     free(s.symbols);
     free(s.heap);
     return PYLLAVA_OK;
 }
 
-// A stretch without special tokens: spaces made visible, one more in front if it follows a special token or
-// nothing.
-static pyllava_status encode_fragment(const vocab * v, const char * text, uint64_t size, output * out) {
-    if (size == 0) return PYLLAVA_OK;
-    if (size > (uint64_t) 64 << 20)
-        FAIL(PYLLAVA_ERR_ARGUMENT, "text of %llu bytes, need at most 64 MiB", (unsigned long long) size);
-    char * visible = malloc((size_t) size * 3 + 3);
-    TRY_ALLOC(visible, size * 3 + 3);
+pyllava_status spm_encode(const tokenizer * t, gguf_text text, token_list * out) {
+    const spm_data * own = t->own;
+    char * visible = malloc((size_t) text.size * 3 + 3);
+    TRY_ALLOC(visible, text.size * 3 + 3);
     int32_t n = 0;
-    if (v->add_space_prefix) {
+    if (own->add_space_prefix) {
         memcpy(visible, SPACE, 3);
         n = 3;
     }
-    for (uint64_t i = 0; i < size; i++) {
-        if (text[i] != ' ') visible[n++] = text[i];
+    for (uint64_t i = 0; i < text.size; i++) {
+        if (text.data[i] != ' ') visible[n++] = text.data[i];
         else memcpy(visible + n, SPACE, 3), n += 3;
     }
-    pyllava_status status = encode(v, visible, n, out);
+    pyllava_status status = merge_text(t, visible, n, out);
     free(visible);
     return status;
-}
-
-pyllava_status spm_tokenize(const vocab * v, gguf_text text, const pyllava_range * plain, uint64_t n_plain,
-                            bool add_bos, int32_t * out_ids, uint64_t n_max, uint64_t * out_n) {
-    output out = { out_ids, 0, n_max };
-    if (add_bos) emit(&out, v->bos);
-    uint64_t begin = 0;
-    for (uint64_t at = 0; at < text.size;) {
-        int32_t id = vocab_special_at(v, text, at, plain, n_plain);
-        if (id < 0) {
-            at++;
-            continue;
-        }
-        TRY(encode_fragment(v, text.data + begin, at - begin, &out));
-        emit(&out, id);
-        begin = at += v->texts[id].size;
-    }
-    TRY(encode_fragment(v, text.data + begin, text.size - begin, &out));
-    *out_n = out.n;
-    return PYLLAVA_OK;
 }

@@ -1,8 +1,10 @@
-// tokenizer_spm.h - SentencePiece BPE as LLaMA uses it (Kudo and Richardson, 2018).
+// tokenizer_spm.h - SentencePiece BPE as LLaMA uses it (Kudo and Richardson, 2018): a row of the table in
+// tokenizer.c.
 #pragma once
 
-#include "vocab.h"
+#include "tokenizer.h"
 
-// Ids of a text, at most n_max of them; *out_n is the full count. See pyllava_tokenize.
-pyllava_status spm_tokenize(const vocab * v, gguf_text text, const pyllava_range * plain, uint64_t n_plain,
-                            bool add_bos, int32_t * out_ids, uint64_t n_max, uint64_t * out_n);
+// Needs a token "<0x00>" to "<0xFF>" for each byte, whatever kind the file says it has.
+pyllava_status spm_check(tokenizer * t, vocab * v, const pyllava_gguf * file);
+pyllava_status spm_encode(const tokenizer * t, gguf_text text, token_list * out);
+uint64_t spm_decode(const tokenizer * t, int32_t id, char * out);

@@ -2,14 +2,12 @@
 #include "vocab.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_TOKEN 4096
-#define SPACE     "\xE2\x96\x81" // U+2581, SentencePiece's visible space
+#define MAX_TOKEN 4096 // bytes of a token's text
 
-// Texts that end an answer whatever the file says of them.
+// Tokens with these texts are control tokens and end an answer, whatever the file says of them.
 static const char * const END_TEXTS[] = { "<|eot_id|>",    "<|im_end|>", "<|end|>", "<end_of_turn>",
                                           "<|endoftext|>", "<|eom_id|>", "<EOT>" };
 
@@ -81,7 +79,8 @@ static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
             FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: entry %d is not finite [FINITE]", f->path,
                  id);
         gguf_text t = v->texts[id];
-        // Chat markers (Yi): ordinary pieces in some files, pieces that every text may hold in others.
+        // Chat markers like "<|im_start|>" are control tokens, even where the file has them as normal or
+        // user-defined ones (Yi), which a user could type.
         bool marker = t.size > 4 && !memcmp(t.data, "<|", 2) && !memcmp(t.data + t.size - 2, "|>", 2);
         bool ordinary = kind == KIND_NORMAL || kind == KIND_USER;
         v->kinds[id] = (uint8_t) (marker && ordinary ? KIND_CONTROL : kind);
@@ -96,12 +95,11 @@ static pyllava_status read_special_id(const vocab * v, const pyllava_gguf * f, c
 
 static pyllava_status read_special_ids(vocab * v, const pyllava_gguf * f) {
     v->bos = 1, v->eos = 2, v->unk = 0;
-    v->add_bos = v->add_space_prefix = true;
+    v->add_bos = true;
     TRY(read_special_id(v, f, "tokenizer.ggml.bos_token_id", &v->bos));
     TRY(read_special_id(v, f, "tokenizer.ggml.eos_token_id", &v->eos));
     TRY(read_special_id(v, f, "tokenizer.ggml.unknown_token_id", &v->unk));
     TRY(gguf_get_bool(f, "tokenizer.ggml.add_bos_token", &v->add_bos));
-    TRY(gguf_get_bool(f, "tokenizer.ggml.add_space_prefix", &v->add_space_prefix));
     if (v->n < 3) FAIL(PYLLAVA_ERR_MISMATCH, "%s: vocabulary of %d tokens", f->path, v->n);
     int32_t eot = v->eos, eom = v->eos;
     TRY(read_special_id(v, f, "tokenizer.ggml.eot_token_id", &eot));
@@ -116,126 +114,26 @@ static pyllava_status read_special_ids(vocab * v, const pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status read_bytes(vocab * v, const pyllava_gguf * f) {
-    for (int b = 0; b < 256; b++) {
-        char text[8];
-        snprintf(text, sizeof text, "<0x%02X>", b);
-        v->byte_ids[b] = vocab_find(v, text, 6);
-        if (v->byte_ids[b] < 0)
-            FAIL(PYLLAVA_ERR_MISMATCH, "%s: the vocabulary has no token %s for a single byte", f->path, text);
-        v->kinds[v->byte_ids[b]] = KIND_BYTE;
-    }
-    return PYLLAVA_OK;
-}
-
-static pyllava_status build_pieces(vocab * v) {
-    size_t size = 256;
-    for (int32_t id = 0; id < v->n; id++) size += (size_t) v->texts[id].size;
-    v->arena = malloc(size);
-    TRY_ALLOC(v->arena, size);
-    char * out = v->arena;
-    for (int32_t id = 0; id < v->n; id++) {
-        gguf_text t = v->texts[id];
-        const char * start = out;
-        for (uint64_t i = 0; i < t.size;) {
-            bool space = t.size - i >= 3 && !memcmp(t.data + i, SPACE, 3);
-            *out++ = space ? ' ' : t.data[i];
-            i += space ? 3 : 1;
-        }
-        v->pieces[id] = (gguf_text) { start, (uint64_t) (out - start) };
-    }
-    for (int b = 0; b < 256; b++) {
-        *out = (char) b;
-        v->pieces[v->byte_ids[b]] = (gguf_text) { out++, 1 };
-    }
-    return PYLLAVA_OK;
-}
-
-typedef struct special {
-    uint64_t size;
-    int32_t id;
-} special;
-
-static int longest_first(const void * a, const void * b) {
-    const special *x = a, *y = b;
-    return x->size != y->size ? (x->size < y->size ? 1 : -1) : x->id - y->id;
-}
-
-static pyllava_status collect_specials(vocab * v) {
-    special * found = malloc((size_t) v->n * sizeof *found);
-    v->specials = malloc((size_t) v->n * sizeof *v->specials);
-    if (!found || !v->specials) {
-        free(found);
-        FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
-    }
-    for (int32_t id = 0; id < v->n; id++) {
-        bool is_special =
-            v->kinds[id] == KIND_CONTROL || v->kinds[id] == KIND_UNKNOWN || v->kinds[id] == KIND_USER;
-        if (is_special && v->texts[id].size) found[v->n_specials++] = (special) { v->texts[id].size, id };
-    }
-    qsort(found, (size_t) v->n_specials, sizeof *found, longest_first);
-    for (int32_t i = 0; i < v->n_specials; i++) {
-        v->specials[i] = found[i].id;
-        v->starts_special[(uint8_t) v->texts[found[i].id].data[0]] = true;
-    }
-    free(found);
-    return PYLLAVA_OK;
-}
-
 pyllava_status vocab_read(vocab * v, const pyllava_gguf * f) {
-    gguf_text model = { 0 };
-    TRY(gguf_get_text(f, "tokenizer.ggml.model", true, &model));
-    if (!gguf_text_is(model, "llama")) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: tokenizer '%.*s', this version runs 'llama' (SentencePiece)",
-             f->path, (int) (model.size < 64 ? model.size : 64), model.data);
-    }
     const gguf_key * tokens = NULL;
     TRY(gguf_get_array(f, "tokenizer.ggml.tokens", GGUF_STRING, &tokens));
     if (!tokens || !tokens->n)
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: key tokenizer.ggml.tokens is missing or empty", f->path);
     v->n = (int32_t) tokens->n;
     v->texts = tokens->strings;
-    v->pieces = calloc((size_t) v->n, sizeof *v->pieces);
     v->scores = calloc((size_t) v->n, sizeof *v->scores);
     v->kinds = calloc((size_t) v->n, 1);
     v->ends = calloc((size_t) v->n, sizeof *v->ends);
-    if (!v->pieces || !v->scores || !v->kinds || !v->ends) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
+    if (!v->scores || !v->kinds || !v->ends) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
     TRY(build_table(v, f));
     TRY(read_scores(v, f));
-    TRY(read_special_ids(v, f));
-    TRY(read_bytes(v, f));
-    TRY(build_pieces(v));
-    return collect_specials(v);
+    return read_special_ids(v, f);
 }
 
 void vocab_free(vocab * v) {
-    free(v->pieces);
     free(v->scores);
     free(v->kinds);
     free(v->ends);
     free(v->table);
-    free(v->specials);
-    free(v->arena);
     memset(v, 0, sizeof *v);
-}
-
-// ---------------------------------------------------------------------------------- special tokens
-
-static bool touches(uint64_t begin, uint64_t end, const pyllava_range * plain, uint64_t n_plain) {
-    for (uint64_t i = 0; i < n_plain; i++) {
-        if (plain[i].begin < plain[i].end && plain[i].begin < end && begin < plain[i].end) return true;
-    }
-    return false;
-}
-
-int32_t vocab_special_at(const vocab * v, gguf_text text, uint64_t at, const pyllava_range * plain,
-                         uint64_t n_plain) {
-    if (!v->starts_special[(uint8_t) text.data[at]]) return -1;
-    for (int32_t i = 0; i < v->n_specials; i++) {
-        int32_t id = v->specials[i];
-        gguf_text t = v->texts[id];
-        if (t.size > text.size - at || memcmp(t.data, text.data + at, (size_t) t.size)) continue;
-        if (v->kinds[id] == KIND_USER || !touches(at, at + t.size, plain, n_plain)) return id;
-    }
-    return -1;
 }
