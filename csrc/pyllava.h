@@ -298,8 +298,8 @@ PYLLAVA_API pyllava_status pyllava_merge_length(const pyllava_model * model, con
 PYLLAVA_API pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout * layout,
                                          const float * views, float * out_rows);
 
-// Rows of a prompt and rows of an answer have each one arithmetic: what a row's numbers are depends on itself,
-// its kind and the positions before it, and on nothing that is computed beside it.
+// Rows of a prompt and rows of an answer have each one arithmetic: a row's numbers depend on itself, its kind
+// and the positions before it, and on nothing that is computed beside it.
 typedef enum pyllava_row_kind { PYLLAVA_PROMPT, PYLLAVA_ANSWER } pyllava_row_kind;
 
 #define PYLLAVA_LAST    (-1)      // first: the last row
@@ -320,8 +320,8 @@ typedef struct pyllava_run {
 // One step of several sequences, each at most once. Of a run that does not append, what its sequence holds of
 // it already is kept, up to the row `first`, and the rest dropped; the other rows are computed, in as few
 // graphs as they fit in (n_batch rows of prompts, 64 rows of logits). On failure no run has happened: a
-// sequence holds what it held, or what of that its run shares; after PYLLAVA_ERR_NUMERIC those of prompts hold
-// nothing.
+// sequence holds what it held, or what of that its run shares; after PYLLAVA_ERR_NUMERIC those of prompts
+// hold nothing.
 PYLLAVA_API pyllava_status pyllava_step(pyllava_session * session, pyllava_run * runs, int32_t n_runs);
 
 // Three uses of it.

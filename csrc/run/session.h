@@ -1,5 +1,5 @@
-// session.h - a model at work: a KV cache with sequences, a runner, a batch. A session is used by one thread at
-// a time. See pyllava.h for what the calls mean.
+// session.h - a model at work: a KV cache with sequences, a runner, a batch. One thread at a time uses it. See
+// pyllava.h for what the calls mean.
 #pragma once
 
 #include "runner.h"
