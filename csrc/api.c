@@ -315,15 +315,22 @@ pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t
 
 // ----------------------------------------------------------------------------------------- sampler
 
-pyllava_status pyllava_sampler_create(const pyllava_sampler_params * params, pyllava_sampler ** out_sampler) {
-    NEED(params && out_sampler, "params and out_sampler");
-    return sampler_create(params, out_sampler);
+pyllava_status pyllava_sampler_create(const pyllava_model * model, const pyllava_sampler_params * params,
+                                      pyllava_sampler ** out_sampler) {
+    NEED(model && params && out_sampler, "model, params and out_sampler");
+    return sampler_create(model->vocab.n, params, out_sampler);
 }
 
 void pyllava_sampler_free(pyllava_sampler * sampler) { sampler_free(sampler); }
 
-pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, int32_t n_vocab,
-                              int32_t * out_id) {
-    NEED(sampler && logits && out_id && n_vocab > 0, "sampler, logits, out_id and n_vocab > 0");
-    return sampler_choose(sampler, logits, n_vocab, out_id);
+pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, const uint32_t * mask,
+                              int32_t n_alternatives, pyllava_choice * out_choice,
+                              pyllava_choice * out_alternatives) {
+    NEED(sampler && logits && out_choice, "sampler, logits and out_choice");
+    NEED(out_alternatives || n_alternatives == 0, "out_alternatives for n_alternatives > 0");
+    if (n_alternatives < 0 || n_alternatives > sampler_n_vocab(sampler)) {
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_alternatives: found %d, need 0..%d", n_alternatives,
+             sampler_n_vocab(sampler));
+    }
+    return sampler_choose(sampler, logits, mask, n_alternatives, out_choice, out_alternatives);
 }

@@ -3,7 +3,7 @@
 //   pyllava_gguf     a parsed GGUF file: metadata and tensor table. Immutable.
 //   pyllava_model    weights, vocabulary, hyper-parameters. Immutable; share it between threads.
 //   pyllava_session  KV cache, compute buffers. One thread at a time; must not outlive its model.
-//   pyllava_sampler  random state and the last tokens of one answer. One thread at a time.
+//   pyllava_sampler  random state and last tokens of one answer. One thread at a time; may outlive its model.
 //
 // A function that can fail returns pyllava_status and writes results through trailing out_ pointers, which
 // stay untouched on failure; pyllava_last_error() then explains in one line, on the same thread. Text is
@@ -356,13 +356,29 @@ typedef struct pyllava_sampler_params {
     uint64_t seed;
 } pyllava_sampler_params;
 
-PYLLAVA_API pyllava_status pyllava_sampler_create(const pyllava_sampler_params * params,
+// log_prob is the natural logarithm of the probability that the model itself gives the token: softmax over
+// the whole vocabulary of the logits as they are, before mask, penalty, cuts and temperature; within 3e-6 and
+// the rounding to float32.
+typedef struct pyllava_choice {
+    int32_t id;
+    float log_prob;
+} pyllava_choice;
+
+// For the vocabulary of this model. All its memory is taken here.
+PYLLAVA_API pyllava_status pyllava_sampler_create(const pyllava_model * model,
+                                                  const pyllava_sampler_params * params,
                                                   pyllava_sampler ** out_sampler);
 PYLLAVA_API void pyllava_sampler_free(pyllava_sampler * sampler);
-// Chooses from logits f32 [n_vocab] and remembers the choice for the repeat penalty. Greedy ties go to the
-// lowest id.
-PYLLAVA_API pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, int32_t n_vocab,
-                                          int32_t * out_id);
+// Chooses from logits f32 [n_vocab] and remembers the choice for the repeat penalty. The stages, in this
+// order: mask, repeat_penalty, top_k, top_p, min_p, temperature, then a draw; of equal logits the lowest ids
+// come first. The same seed and logits give the same tokens on every platform. Takes no memory.
+// mask: a bit for each token, number id % 32 of word id / 32, set where it may be chosen; NULL: any may.
+// PYLLAVA_ERR_ARGUMENT where it leaves none.
+// out_alternatives: [n_alternatives], at most n_vocab: the most probable tokens by log_prob, whatever the
+// stages made of them; may be NULL for 0.
+PYLLAVA_API pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits,
+                                          const uint32_t * mask, int32_t n_alternatives,
+                                          pyllava_choice * out_choice, pyllava_choice * out_alternatives);
 
 #ifdef __cplusplus
 }

@@ -212,6 +212,10 @@ class _SamplerParams(c.Structure):
     ]
 
 
+class _Choice(c.Structure):
+    _fields_ = [("id", _I32), ("log_prob", c.c_float)]
+
+
 _STATUS = c.c_int  # functions that return pyllava_status
 
 # name: (result, arguments), in the order of the header
@@ -262,9 +266,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_seq_length": (_STATUS, [_P, _I32, c.POINTER(_I32)]),
     "pyllava_seq_trim": (_STATUS, [_P, _I32, _I32]),
     "pyllava_seq_copy": (_STATUS, [_P, _I32, _I32, _I32]),
-    "pyllava_sampler_create": (_STATUS, [c.POINTER(_SamplerParams), c.POINTER(_P)]),
+    "pyllava_sampler_create": (_STATUS, [_P, c.POINTER(_SamplerParams), c.POINTER(_P)]),
     "pyllava_sampler_free": (None, [_P]),
-    "pyllava_sample": (_STATUS, [_P, _P, _I32, c.POINTER(_I32)]),
+    "pyllava_sample": (_STATUS, [_P, _P, _P, _I32, c.POINTER(_Choice), c.POINTER(_Choice)]),
 }
 
 _EXCEPTIONS: dict[int, type[Exception]] = {
@@ -1179,11 +1183,22 @@ class SessionHandle:
 # --------------------------------------------------------------------------------------------------- sampler
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A token, and what the model itself thinks of it: before mask, penalty, cuts and temperature."""
+
+    id: int
+    log_prob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """(id, log_prob) of the tokens that the model finds most probable, as many as were asked for."""
+
+
 class SamplerHandle:
-    """Random state and the recent tokens of one answer."""
+    """Random state and the recent tokens of one answer, for the vocabulary of one model."""
 
     def __init__(
         self,
+        model: ModelHandle,
         *,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -1202,14 +1217,35 @@ class SamplerHandle:
             _i32("repeat_last_n", repeat_last_n),
             operator.index(seed) & (2**64 - 1),
         )
-        address = _P()
-        _check(lib.pyllava_sampler_create(c.byref(params), c.byref(address)))
+        address, self._n_vocab = _P(), model.info.n_vocab
+        with model.handle.use() as at:
+            _check(lib.pyllava_sampler_create(at, c.byref(params), c.byref(address)))
         self._handle = _Handle("pyllava_sampler_free", address.value)
 
-    def sample(self, logits: FloatArray) -> int:
-        """Chooses a token from logits float32 [n_vocab]."""
-        logits = np.ascontiguousarray(logits, np.float32)
-        out = _I32()
+    def sample(
+        self,
+        logits: FloatArray,
+        *,
+        mask: npt.NDArray[np.uint32] | None = None,
+        n_alternatives: int = 0,
+    ) -> Choice:
+        """Chooses a token from logits float32 [n_vocab].
+
+        mask: uint32 [(n_vocab + 31) // 32]; a token may be chosen whose bit is set, id % 32 of word id // 32.
+        Raises ValueError where it leaves none.
+        """
+        logits = self._sized("logits", logits, np.float32, self._n_vocab)
+        words = None if mask is None else self._sized("mask", mask, np.uint32, (self._n_vocab + 31) // 32)
+        if not 0 <= n_alternatives <= self._n_vocab:  # before room for them is taken
+            raise ValueError(f"n_alternatives: found {n_alternatives}, need 0..{self._n_vocab}")
+        out, others = _Choice(), (_Choice * n_alternatives)()
         with self._handle.use() as at:
-            _check(lib.pyllava_sample(at, _pointer(logits), logits.size, c.byref(out)))
-        return out.value
+            bits = None if words is None else _pointer(words)
+            _check(lib.pyllava_sample(at, _pointer(logits), bits, n_alternatives, c.byref(out), others))
+        return Choice(out.id, out.log_prob, tuple((other.id, other.log_prob) for other in others))
+
+    @staticmethod
+    def _sized(name: str, array: npt.NDArray[Any], dtype: Any, n: int) -> npt.NDArray[Any]:
+        if array.shape != (n,):
+            raise ValueError(f"{name}: shape {array.shape}, need ({n},)")
+        return np.ascontiguousarray(array, dtype)

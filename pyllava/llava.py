@@ -110,8 +110,9 @@ class Sampling:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
 
-    def sampler(self, n_ctx: int) -> _lib.SamplerHandle:
+    def sampler(self, model: _lib.ModelHandle, n_ctx: int) -> _lib.SamplerHandle:
         return _lib.SamplerHandle(
+            model,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -611,7 +612,7 @@ class Llava:
     def _generate(
         self, run: _Run, prompt: _Prompt, stop: Sequence[str], sampling: Sampling, result: list[Answer]
     ) -> Generator[str, None, None]:
-        sampler, transcript = sampling.sampler(self.n_ctx), Transcript(stop)
+        sampler, transcript = sampling.sampler(self._model, self.n_ctx), Transcript(stop)
         started = time.perf_counter()
         logits, cached = self._prefill(run, prompt.spans)
         prefill_seconds = time.perf_counter() - started
@@ -619,7 +620,7 @@ class Llava:
         tokens: list[int] = []
         reason: FinishReason = "length"
         while len(tokens) < room:
-            token = sampler.sample(logits)
+            token = sampler.sample(logits).id
             if self._model.is_end(token):
                 reason = "stop"
                 break

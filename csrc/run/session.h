@@ -1,5 +1,5 @@
-// session.h - a model at work: a KV cache with sequences, a runner, a batch. One thread at a time uses it. See
-// pyllava.h for what the calls mean.
+// session.h - a model at work: a KV cache with sequences, a runner, a batch. One thread at a time uses it. What
+// the calls mean stands in pyllava.h.
 #pragma once
 
 #include "runner.h"
