@@ -121,7 +121,7 @@ def test_wrong_runs_change_nothing(session: _lib.SessionHandle, runs: list[Run],
 def test_full_sequences(session: _lib.SessionHandle) -> None:
     session.prefill([Tokens([5] * 500)])
     with pytest.raises(
-        pyllava.ContextOverflowError, match="sequence 0 is full: n_ctx is 512 .it holds 500, 13 more"
+        pyllava.ContextOverflowError, match=r"sequence 0 is full: n_ctx is 512 \(it holds 500, 13 more"
     ):
         session.step([Run([Tokens([1])], seq=1), Run([Tokens([5] * 13)], append=True)])
     assert (session.seq_length(0), session.seq_length(1)) == (500, 0)
