@@ -90,8 +90,6 @@ void llama_embed(const llama * m, int32_t id, float * out_row) {
 
 // ----------------------------------------------------------------------------------------- network
 
-int32_t llama_n_nodes(const llama * m) { return 64 + 64 * m->hparams.n_layer; }
-
 // What all layers share.
 typedef struct llama_step {
     const kv_cache * kv;
@@ -139,7 +137,7 @@ tensor * llama_logits(graph * g, const llama * m, llama_input * in, const kv_cac
     const llama_step s = { kv, nn_turns(g, in->positions, in->rope_divisors), in->cells };
     tensor * x = in->embd;
     for (int i = 0; i < m->hparams.n_layer; i++) x = llama_block(g, m, &s, i, x);
-    if (in->mask) in->sums = nn_result(g, nn_row_sums(g, x));
+    if (in->mask) nn_tap(g, TAP_ROW_SUMS, nn_row_sums(g, x));
     graph_enter(g, m->output_norm);
     x = nn_rows(g, x, in->out_rows); // only these are asked for
     x = nn_name(g, nn_rms_norm(g, m->output_norm, m->hparams.eps, x), "output_norm");

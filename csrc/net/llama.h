@@ -33,7 +33,6 @@ typedef struct llama_input {
     tensor * cells;         // i32 [n_tokens] rows of the cache that the tokens' keys and values go to
     tensor * rope_divisors; // f32 [head_dim / 2]
     tensor * out_rows;      // i32 [n_out] tokens whose logits are wanted
-    tensor * sums; // f32 [n_tokens] with a mask only, a result: not finite where a token's last layer is not
     tensor * mask; // f16 [n_tokens, n_cells in use]: 0 where a token sees a cell, else -inf; for devices
 } llama_input;
 
@@ -42,6 +41,5 @@ pyllava_status llama_bind(llama * m, weights * w, const placement * p);
 void llama_free(llama * m);
 void llama_embed(const llama * m, int32_t id, float * out_row); // token_embd[id] as f32 [E]
 
-int32_t llama_n_nodes(const llama * m);
 tensor * llama_logits(graph * g, const llama * m, llama_input * in,
                       const kv_cache * kv); // f32 [n_out, n_vocab]

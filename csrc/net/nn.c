@@ -7,10 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define LIGHT      8192 // results of a cheap node that are worth a thread
-#define LINE       64   // of a cache. ggml aligns to 32: no input shifts what follows it
-#define HALVES_MIN 8    // rows up to which a device's kernels read weights as they are
-#define STREAM_MIN 32   // tokens for which a matrix is worth the way to a device
+#define MOST_TENSORS 24   // of one operation
+#define LIGHT        8192 // results of a cheap node that are worth a thread
+#define LINE         64   // of a cache. ggml aligns to 32: no input shifts what follows it
+#define HALVES_MIN   8    // rows up to which a device's kernels read weights as they are
+#define STREAM_MIN   32   // tokens for which a matrix is worth the way to a device
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 
@@ -24,20 +25,31 @@ struct node_call {
     kernel_job job; // of a fast one
 };
 
-pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention,
-                           int32_t n_nodes) {
-    size_t size =
-        ggml_tensor_overhead() * 2 * (size_t) n_nodes + ggml_graph_overhead_custom((size_t) n_nodes, false);
-    *g = (graph) { .pool = p, .env = env, .attention = attention, .n_max_calls = n_nodes, .n_views = 1 };
-    g->calls = calloc((size_t) n_nodes, sizeof *g->calls);
-    TRY_ALLOC(g->calls, sizeof *g->calls * (size_t) n_nodes);
+pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention, int32_t n_max) {
+    size_t size = ggml_tensor_overhead() * (size_t) n_max + ggml_graph_overhead_custom((size_t) n_max, false);
+    *g = (graph) { .pool = p, .env = env, .attention = attention, .n_max = n_max, .n_views = 1 };
+    g->calls = calloc((size_t) n_max, sizeof *g->calls);
+    TRY_ALLOC(g->calls, sizeof *g->calls * (size_t) n_max);
     g->ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
     TRY_ALLOC(g->ctx, size);
-    g->nodes = ggml_new_graph_custom(g->ctx, (size_t) n_nodes, false);
+    g->nodes = ggml_new_graph_custom(g->ctx, (size_t) n_max, false);
+    g->size = ggml_used_mem(g->ctx) + ggml_tensor_overhead() * (size_t) n_max;
     return PYLLAVA_OK;
 }
 
+int32_t graph_n_tensors(const graph * g) {
+    const size_t left = (g->size - ggml_used_mem(g->ctx)) / ggml_tensor_overhead();
+    return g->n_max - (int32_t) left;
+}
+
+// Room for the tensors of one operation; where there is none, that is what the graph has failed for.
+static bool has_room(graph * g) {
+    if (graph_n_tensors(g) + MOST_TENSORS > g->n_max) g->is_full = true;
+    return !g->is_full;
+}
+
 pyllava_status graph_finish(graph * g, tensor * out) {
+    if (g->is_full) FAIL(PYLLAVA_ERR_MEMORY, "a graph of more than %d tensors", g->n_max);
     if (!out) FAIL(PYLLAVA_ERR_UNSUPPORTED, "the network could not be built: a weight is missing");
     ggml_set_output(out);
     ggml_build_forward_expand(g->nodes, out);
@@ -78,7 +90,6 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...) {
 // ------------------------------------------------------------------------------- nodes of our own
 
 static node_call * new_call(graph * g, kernel_fn kernel, void * userdata) {
-    if (g->n_calls == g->n_max_calls) return NULL;
     node_call * call = &g->calls[g->n_calls++];
     *call = (node_call) { g->pool, kernel, userdata, pool_threads(g->pool), NULL, { .env = g->env } };
     return call;
@@ -198,7 +209,7 @@ static bool is_streamed(const graph * g, tensor * w, tensor * x) {
 }
 
 static tensor * linear(graph * g, tensor * w, tensor * b, tensor * x, bool fine) {
-    if (!w || !x) return NULL;
+    if (!w || !x || !has_room(g)) return NULL;
     if (device_of(w) || is_streamed(g, w, x)) return engine_linear(g, w, b, x);
     const linear_plan plan = plan_of(g, w, fine);
     if (plan == LINEAR_ENGINE) return engine_linear(g, w, b, x);
@@ -212,7 +223,7 @@ tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) { return linea
 tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x) { return linear(g, w, b, x, true); }
 
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
-    if (!gate || !up || !x) return NULL;
+    if (!gate || !up || !x || !has_room(g)) return NULL;
     if (g->device) return ggml_swiglu_split(g->ctx, nn_linear(g, gate, NULL, x), nn_linear(g, up, NULL, x));
     const linear_plan plan = is_streamed(g, gate, x) ? LINEAR_ENGINE : plan_of(g, gate, false);
     if (!is_fast(plan) || plan_of(g, up, false) != plan)
@@ -225,7 +236,7 @@ tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
 }
 
 tensor * nn_add(graph * g, tensor * x, tensor * y) {
-    if (!x || !y) return NULL;
+    if (!x || !y || !has_room(g)) return NULL;
     kernel_job * job = open_end(g, y);
     if (!job || !ggml_are_same_shape(x, y) || !ggml_is_contiguous(x)) return ggml_add(g->ctx, x, y);
     job->residual = add_source(y, x);
@@ -234,17 +245,19 @@ tensor * nn_add(graph * g, tensor * x, tensor * y) {
 
 // ------------------------------------------------------------------- what surrounds linear layers
 
-tensor * nn_mul(graph * g, tensor * x, tensor * y) { return x && y ? ggml_mul(g->ctx, x, y) : NULL; }
+tensor * nn_mul(graph * g, tensor * x, tensor * y) {
+    return x && y && has_room(g) ? ggml_mul(g->ctx, x, y) : NULL;
+}
 
 tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps, tensor * x) {
-    if (!w || !b || !x) return NULL;
+    if (!w || !b || !x || !has_room(g)) return NULL;
     tensor * y = ggml_add(g->ctx, ggml_mul(g->ctx, ggml_norm(g->ctx, x, eps), w), b);
     g->norm.out = y, g->norm.x = x, g->norm.w = w, g->norm.b = b, g->norm.eps = eps;
     return y;
 }
 
 tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x) {
-    if (!w || !x) return NULL;
+    if (!w || !x || !has_room(g)) return NULL;
     tensor * y = ggml_mul(g->ctx, ggml_rms_norm(g->ctx, x, eps), w);
     g->norm.out = y, g->norm.x = x, g->norm.w = w, g->norm.b = NULL, g->norm.eps = eps;
     return y;
@@ -257,26 +270,27 @@ static tensor * end_with(kernel_job * job, linear_end end, tensor * x) {
 
 tensor * nn_silu(graph * g, tensor * x) {
     kernel_job * job = open_end(g, x);
-    return job ? end_with(job, END_SILU, x) : x ? ggml_silu(g->ctx, x) : NULL;
+    return job ? end_with(job, END_SILU, x) : x && has_room(g) ? ggml_silu(g->ctx, x) : NULL;
 }
 
 tensor * nn_gelu(graph * g, tensor * x) {
     kernel_job * job = open_end(g, x);
-    return job ? end_with(job, END_GELU, x) : x ? ggml_gelu_erf(g->ctx, x) : NULL;
+    return job ? end_with(job, END_GELU, x) : x && has_room(g) ? ggml_gelu_erf(g->ctx, x) : NULL;
 }
 
 // ggml's own quick GELU goes through a table of f16 values: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
 tensor * nn_quick_gelu(graph * g, tensor * x) {
     kernel_job * job = open_end(g, x);
     if (job) return end_with(job, END_QUICK_GELU, x);
-    return x ? ggml_scale(g->ctx, ggml_silu(g->ctx, ggml_scale(g->ctx, x, 1.702f)), 1.0f / 1.702f) : NULL;
+    if (!x || !has_room(g)) return NULL;
+    return ggml_scale(g->ctx, ggml_silu(g->ctx, ggml_scale(g->ctx, x, 1.702f)), 1.0f / 1.702f);
 }
 
 // -------------------------------------------------------------------------------------- attention
 
 // ggml's own powers of theta drift by multiplication.
 tensor * nn_turns(graph * g, tensor * positions, tensor * divisors) {
-    if (!positions || !divisors) return NULL;
+    if (!positions || !divisors || !has_room(g)) return NULL;
     const int64_t n_tokens = positions->ne[0], head_dim = 2 * divisors->ne[0];
     tensor * args[] = { positions, divisors, NULL };
     node_call * call = light(new_call(g, kernel_turns, NULL), 8 * n_tokens * head_dim); // dear results
@@ -293,7 +307,7 @@ static tensor * device_rope(graph * g, tensor * x, tensor * positions, tensor * 
 }
 
 tensor * nn_rope(graph * g, tensor * x, tensor * turns) {
-    if (!x || !turns) return NULL;
+    if (!x || !turns || !has_room(g)) return NULL;
     if (g->device) return device_rope(g, x, turns->src[0], turns->src[1]);
     tensor * args[] = { x, turns, NULL };
     node_call * call = light(new_call(g, kernel_rope, NULL), ggml_nelements(x));
@@ -356,7 +370,7 @@ static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) 
 }
 
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
-    if (!q || !k || !v) return NULL;
+    if (!q || !k || !v || !has_room(g)) return NULL;
     const bool cached = k->view_src && k->view_src->buffer; // then it runs beside the cache
     if (cached ? device_of(k) != NULL : g->device != NULL) return device_attention(g, q, k, v);
     tensor * args[] = { q, k, v };
@@ -366,28 +380,51 @@ tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     return add_node(g, call, GGML_TYPE_F32, q->ne[1], q->ne[0], args);
 }
 
-tensor * nn_row_sums(graph * g, tensor * x) { return x ? ggml_sum_rows(g->ctx, x) : NULL; }
+tensor * nn_row_sums(graph * g, tensor * x) { return x && has_room(g) ? ggml_sum_rows(g->ctx, x) : NULL; }
 
-tensor * nn_result(graph * g, tensor * x) {
-    if (!x) return NULL;
+void nn_tap(graph * g, tap_kind kind, tensor * x) {
+    if (!x) return;
     ggml_set_output(x);
     ggml_build_forward_expand(g->nodes, x);
-    return x;
+    g->taps[kind] = x;
 }
 
 tensor * nn_rows(graph * g, tensor * x, tensor * rows) {
-    return x && rows ? ggml_get_rows(g->ctx, x, rows) : NULL;
+    return x && rows && has_room(g) ? ggml_get_rows(g->ctx, x, rows) : NULL;
+}
+
+// ------------------------------------------------------------------------------------------- views
+
+tensor * nn_views(graph * g, tensor * x) {
+    if (!x || !has_room(g)) return NULL;
+    return ggml_reshape_3d(g->ctx, x, x->ne[0], x->ne[1] / g->n_views, g->n_views);
+}
+
+tensor * nn_all_rows(graph * g, tensor * x) {
+    return x && has_room(g) ? ggml_reshape_2d(g->ctx, x, x->ne[0], x->ne[1] * x->ne[2]) : NULL;
+}
+
+tensor * nn_put_first(graph * g, tensor * row, tensor * x) {
+    if (!row || !x || !has_room(g)) return NULL;
+    return ggml_concat(g->ctx, ggml_repeat_4d(g->ctx, row, x->ne[0], 1, x->ne[2], 1), x, 1);
+}
+
+tensor * nn_skip_first(graph * g, tensor * x) {
+    if (!x || !has_room(g)) return NULL;
+    const int64_t n_pos = x->ne[1] / g->n_views;
+    const size_t row = ggml_row_size(GGML_TYPE_F32, x->ne[0]);
+    x = ggml_view_3d(g->ctx, x, x->ne[0], n_pos - 1, g->n_views, row, row * (size_t) n_pos, row);
+    return ggml_cont_2d(g->ctx, x, x->ne[0], (n_pos - 1) * g->n_views);
 }
 
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows) {
-    if (!to || !x || !rows) return NULL;
+    if (!to || !x || !rows || !has_room(g)) return NULL;
     if (device_of(to)) {
         tensor * stored = ggml_set_rows(g->ctx, to, x, rows);
         ggml_build_forward_expand(g->nodes, stored);
         return stored;
     }
     node_call * call = light(new_call(g, kernel_store, NULL), ggml_nelements(x));
-    if (!call) return NULL;
     tensor * args[] = { x, rows };
     tensor * stored = ggml_custom_inplace(g->ctx, to, args, 2, run_node, GGML_N_TASKS_MAX, call);
     ggml_build_forward_expand(g->nodes, stored); // before whatever reads it

@@ -12,6 +12,12 @@
 typedef struct ggml_tensor tensor;
 typedef struct node_call node_call;
 
+// What is kept for reading, besides a graph's last tensor.
+typedef enum tap_kind {
+    TAP_ROW_SUMS, // f32 [n_tokens]: not finite where a token's last layer is not; on devices
+    N_TAPS,
+} tap_kind;
+
 typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_mode; // on devices
 
 // Our kernels share their work over the session's pool, and ggml runs its own few nodes on the calling
@@ -25,7 +31,10 @@ typedef struct graph {
     kernel_env * env; // of the session that runs it
     attention_env * attention;
     node_call * calls; // [n_max_calls] of our kernels
-    int32_t n_calls, n_max_calls;
+    int32_t n_calls;
+    int32_t n_max;             // tensors that there is room for
+    size_t size;               // bytes of ctx that they take
+    bool is_full;              // there was no room for all
     bool on_engine;            // to be run by ggml's threads
     bool on_host;              // nothing of it is on a device
     row_kind rows;             // of the operations that follow, in the fast mode
@@ -42,14 +51,16 @@ typedef struct graph {
     struct {
         tensor *out, *x, *w, *b;
         float eps;
-    } norm; // the last normalisation
+    } norm;                // the last normalisation
+    tensor * taps[N_TAPS]; // NULL: not there
 } graph;
 
-pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention, int32_t n_nodes);
+pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention, int32_t n_max);
 pyllava_status graph_finish(graph * g, tensor * out); // out: the last tensor, kept for reading
 // The operations that follow belong to the layer that holds this weight, and run where it lies.
 void graph_enter(graph * g, const tensor * weight);
-void graph_rewind(graph * g); // before it is run again
+int32_t graph_n_tensors(const graph * g); // so far
+void graph_rewind(graph * g);             // before it is run again
 void graph_free(graph * g);
 
 tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n,
@@ -77,7 +88,13 @@ tensor * nn_turns(graph * g, tensor * positions, tensor * divisors); // [n_token
 tensor * nn_rope(graph * g, tensor * x, tensor * turns);             // of rows of n_head * head_dim
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
-tensor * nn_row_sums(graph * g, tensor * x);            // [n_rows, n] to [n_rows, 1]
-tensor * nn_result(graph * g, tensor * x);              // kept for reading, besides the last
-tensor * nn_rows(graph * g, tensor * x, tensor * rows); // x[rows]
+tensor * nn_row_sums(graph * g, tensor * x); // [n_rows, n] to [n_rows, 1]
+void nn_tap(graph * g, tap_kind kind, tensor * x);
+tensor * nn_rows(graph * g, tensor * x, tensor * rows);                    // x[rows]
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows); // to[rows] = x; gives to
+// Rows of views: [n_views * n, width] as [n_views, n, width], and back; a row in front of each view's, and each
+// without its first again ([n_views * n, width]).
+tensor * nn_views(graph * g, tensor * x);
+tensor * nn_all_rows(graph * g, tensor * x);
+tensor * nn_put_first(graph * g, tensor * row, tensor * x);
+tensor * nn_skip_first(graph * g, tensor * x);

@@ -78,8 +78,6 @@ void vit_free(vit * v) {
 
 // ----------------------------------------------------------------------------------------- network
 
-int32_t vit_n_nodes(const vit * v) { return 64 + 56 * v->hparams.n_layer_run; }
-
 void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
     const int S = h->image_size, P = h->patch_size, n = S / P;
     for (int patch = 0; patch < n * n; patch++) {
@@ -94,15 +92,12 @@ void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
 
 // Patch embeddings with the class token in front of each view, plus position embeddings: [n_views * n_pos,
 // D].
-static tensor * embed(graph * g, const vit * v, tensor * patches, int32_t n_views) {
-    const int64_t D = v->hparams.n_embd;
+static tensor * embed(graph * g, const vit * v, tensor * patches) {
     graph_enter(g, v->patch_embd);
     tensor * x = nn_name(g, nn_linear_fine(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");
-    if (!x || !v->position_embd) return NULL;
-    x = ggml_reshape_3d(g->ctx, x, D, v->hparams.n_patch, n_views);
-    if (v->class_embd) x = ggml_concat(g->ctx, ggml_repeat_4d(g->ctx, v->class_embd, D, 1, n_views, 1), x, 1);
-    x = nn_name(g, ggml_add(g->ctx, x, v->position_embd), "v.embd");
-    return ggml_reshape_2d(g->ctx, x, D, (int64_t) v->n_pos * n_views);
+    x = nn_views(g, x);
+    if (v->class_embd) x = nn_put_first(g, v->class_embd, x);
+    return nn_all_rows(g, nn_name(g, nn_add(g, x, v->position_embd), "v.embd"));
 }
 
 static tensor * vit_attention(graph * g, const vit_layer * l, int i, tensor * x) {
@@ -129,16 +124,10 @@ static tensor * vit_block(graph * g, const vit * v, const vit_layer * l, int i, 
     return nn_name(g, nn_add(g, x, y), "v.blk.%d.out", i); // [n_views * n_pos, D]
 }
 
-tensor * vit_features(graph * g, const vit * v, tensor * patches, int32_t n_views) {
-    const int64_t D = v->hparams.n_embd;
-    tensor * x = embed(g, v, patches, n_views);
+tensor * vit_features(graph * g, const vit * v, tensor * patches) {
+    tensor * x = embed(g, v, patches);
     if (v->pre_ln) x = nn_name(g, nn_layer_norm(g, v->pre_ln, v->pre_ln_b, v->hparams.eps, x), "v.pre_ln");
     for (int i = 0; i < v->hparams.n_layer_run; i++) x = vit_block(g, v, &v->layers[i], i, x);
-    if (!x) return NULL;
-    if (v->class_embd) { // LLaVA reads the patches alone
-        const size_t row = ggml_row_size(GGML_TYPE_F32, D);
-        x = ggml_view_3d(g->ctx, x, D, v->hparams.n_patch, n_views, row, row * (size_t) v->n_pos, row);
-        x = ggml_cont_2d(g->ctx, x, D, (int64_t) v->hparams.n_patch * n_views);
-    }
-    return nn_name(g, x, "v.features"); // [n_views * n_patch, D]
+    if (v->class_embd) x = nn_skip_first(g, x); // LLaVA reads the patches alone
+    return nn_name(g, x, "v.features");         // [n_views * n_patch, D]
 }

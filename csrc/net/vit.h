@@ -28,10 +28,9 @@ int32_t vit_n_tensors(const vit_hparams * h);
 pyllava_status vit_bind(vit * v, weights * w);
 void vit_free(vit * v);
 
-int32_t vit_n_nodes(const vit * v);
 // patches f32 [n_views * n_patch, 3 * patch_size^2] (channel, row, column) to features [n_views * n_patch,
 // D].
-tensor * vit_features(graph * g, const vit * v, tensor * patches, int32_t n_views);
+tensor * vit_features(graph * g, const vit * v, tensor * patches); // of g->n_views
 // Pixels f32 [3, image_size, image_size] of one view to its patches f32 [n_patch, 3 * patch_size^2], row by
 // row.
 void vit_unfold(const vit_hparams * h, const float * pixels, float * out_patches);

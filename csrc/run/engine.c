@@ -96,6 +96,10 @@ pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool stream) {
     return PYLLAVA_OK;
 }
 
+void engine_observe(engine * e, ggml_backend_sched_eval_callback fn, void * user) {
+    ggml_backend_sched_set_eval_callback(e->sched, fn, fn ? user : NULL);
+}
+
 // ------------------------------------------------------------------------------------------ graphs
 
 // A call of the scheduler's about a graph.

@@ -28,6 +28,8 @@ ggml_backend_buffer_type_t engine_memory(const engine * e, const placement * p, 
 
 // For graphs of at most n_nodes. stream: matrices in host memory may be sent to a device for many tokens.
 pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool stream);
+// fn sees every tensor that is computed from now on; NULL: none does.
+void engine_observe(engine * e, ggml_backend_sched_eval_callback fn, void * user);
 // Bytes of a graph's buffers: all of them, and those in host memory.
 typedef struct engine_size {
     uint64_t all, host;

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CELL_STEP 256 // devices look at multiples of so many cells: fewer graphs
+#define TENSORS      2048      // of a graph: tried first
+#define MOST_TENSORS (1 << 20) // and last
+#define CELL_STEP    256       // devices look at multiples of so many cells: fewer graphs
 
 void runner_cancel(runner * r, bool cancel) {
     atomic_store(&r->cancelled, cancel);
@@ -33,9 +35,8 @@ static ggml_backend_dev_t stream_of(const runner * r) {
 }
 
 // A graph of this session, for attention of such heads.
-static pyllava_status begin(runner * r, graph * g, int32_t n_nodes, int32_t n_head, int32_t n_head_kv,
-                            int32_t head_dim) {
-    TRY(graph_begin(g, r->pool, &r->env, &r->attention, n_nodes));
+static pyllava_status begin(runner * r, graph * g, int32_t n_head, int32_t n_head_kv, int32_t head_dim) {
+    TRY(graph_begin(g, r->pool, &r->env, &r->attention, r->n_tensors));
     r->attention.n_head = n_head;
     r->attention.n_head_kv = n_head_kv;
     r->attention.head_dim = head_dim;
@@ -59,18 +60,18 @@ static pyllava_status build_vision(runner * r, graph * g, int32_t n_views, tenso
     const vit * v = &r->model->vit;
     const int64_t P = v->hparams.patch_size;
     const int32_t n_head = v->hparams.n_head;
-    TRY(begin(r, g, vit_n_nodes(v), n_head, n_head, v->hparams.n_embd / n_head));
+    TRY(begin(r, g, n_head, n_head, v->hparams.n_embd / n_head));
     g->rows = ROWS_VIEW;
     g->n_views = n_views;
     *out_patches = nn_input(g, GGML_TYPE_F32, (int64_t) v->hparams.n_patch * n_views, 3 * P * P, "v.patches");
-    *out_embd = projector_apply(g, &r->model->projector, vit_features(g, v, *out_patches, n_views));
+    *out_embd = projector_apply(g, &r->model->projector, vit_features(g, v, *out_patches));
     return finish(r, g, *out_embd);
 }
 
 static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n, int32_t n_out,
                                  int32_t n_cells, llama_input * in, tensor ** out_logits) {
     const llama_hparams * h = &r->model->llama.hparams;
-    TRY(begin(r, g, llama_n_nodes(&r->model->llama), h->n_head, h->n_head_kv, h->head_dim));
+    TRY(begin(r, g, h->n_head, h->n_head_kv, h->head_dim));
     g->rows = rows;
     *in = (llama_input) {
         .embd = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
@@ -159,7 +160,7 @@ static bool on_tensor(struct ggml_tensor * t, bool ask, void * runner_) {
 void runner_trace(runner * r, pyllava_trace_fn fn, void * user) {
     r->trace = fn;
     r->trace_user = user;
-    ggml_backend_sched_set_eval_callback(r->engine.sched, fn ? on_tensor : NULL, fn ? r : NULL);
+    engine_observe(&r->engine, fn ? on_tensor : NULL, r);
 }
 
 // ------------------------------------------------------------------------------------------- views
@@ -244,7 +245,8 @@ pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
     put(in->out_rows, b->n_out ? b->out_rows : &last);
     if (in->mask) batch_mask(b, in->mask);
     TRY(run(r, &r->built.g));
-    return in->sums ? check_sums(r, b, in->sums) : PYLLAVA_OK;
+    const tensor * sums = r->built.g.taps[TAP_ROW_SUMS];
+    return sums ? check_sums(r, b, sums) : PYLLAVA_OK;
 }
 
 pyllava_status runner_logits(runner * r, int32_t first, int32_t n, float * out) {
@@ -309,16 +311,6 @@ pyllava_status runner_start(runner * r, const pyllava_model * model, const pylla
     return pool_create(params->n_threads < cpu_count() ? params->n_threads : cpu_count(), &r->pool);
 }
 
-pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device) {
-    r->kv = kv;
-    r->kv_on_device = kv_on_device;
-    TRY(create_scratch(r));
-    TRY(create_views(r));
-    const int32_t n_text = llama_n_nodes(&r->model->llama),
-                  n_vision = r->model->has_vision ? vit_n_nodes(&r->model->vit) : 0;
-    return engine_schedule(&r->engine, n_text > n_vision ? n_text : n_vision, stream_of(r) != NULL);
-}
-
 // Calls fn with the largest graph of each kind.
 static pyllava_status each_largest(runner * r, int32_t n_rows,
                                    pyllava_status (*fn)(runner *, graph *, engine_size *),
@@ -337,6 +329,32 @@ static pyllava_status each_largest(runner * r, int32_t n_rows,
         graph_free(&g);
     }
     return status;
+}
+
+static pyllava_status count(runner * r, graph * g, engine_size * out) {
+    (void) r;
+    out->all = (uint64_t) graph_n_tensors(g);
+    return PYLLAVA_OK;
+}
+
+// Room for graphs of any shape: twice what the largest have.
+static pyllava_status count_tensors(runner * r, int32_t n_rows) {
+    runner_size n = { 0 };
+    pyllava_status status = PYLLAVA_ERR_MEMORY;
+    for (r->n_tensors = TENSORS; status == PYLLAVA_ERR_MEMORY && r->n_tensors < MOST_TENSORS;
+         r->n_tensors *= 2)
+        status = each_largest(r, n_rows, count, &n);
+    r->n_tensors = 2 * (int32_t) (n.text.all > n.vision.all ? n.text.all : n.vision.all);
+    return status;
+}
+
+pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device, int32_t n_rows) {
+    r->kv = kv;
+    r->kv_on_device = kv_on_device;
+    TRY(create_scratch(r));
+    TRY(create_views(r));
+    TRY(count_tensors(r, n_rows));
+    return engine_schedule(&r->engine, r->n_tensors, stream_of(r) != NULL);
 }
 
 static pyllava_status measure(runner * r, graph * g, engine_size * out) {

@@ -25,6 +25,7 @@ typedef struct runner {
     const kv_cache * kv;
     bool kv_on_device; // of any layer
     engine engine;
+    int32_t n_tensors; // that a graph has room for
     pool * pool;
     kernel_env env;
     attention_env attention;
@@ -44,7 +45,7 @@ typedef struct runner_size {
 
 // The engine and the threads; the memory that graphs need is measured and taken once the cache is there.
 pyllava_status runner_start(runner * r, const pyllava_model * model, const pyllava_session_params * params);
-pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device);
+pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device, int32_t n_rows);
 pyllava_status runner_measure(runner * r, int32_t n_rows, runner_size * out);
 pyllava_status runner_reserve(runner * r, int32_t n_rows);
 void runner_stop(runner * r);

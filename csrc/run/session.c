@@ -144,8 +144,8 @@ static pyllava_status create(void * session) {
     TRY(check_params(&s->params));
     TRY(runner_start(&s->runner, s->model, p));
     TRY(create_cache(s));
-    TRY(runner_prepare(&s->runner, &s->kv, s->kv_on_device));
     const int32_t n_rows = p->n_batch > p->n_seq ? p->n_batch : p->n_seq;
+    TRY(runner_prepare(&s->runner, &s->kv, s->kv_on_device, n_rows));
     TRY(batch_create(&s->batch, n_rows, s->model->llama.hparams.n_embd));
     const uint64_t kv_on_host = s->host_size;
     runner_size size;

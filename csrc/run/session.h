@@ -1,5 +1,5 @@
-// session.h - a model at work: a KV cache with sequences, a runner, a batch. One thread at a time uses it. What
-// the calls mean stands in pyllava.h.
+// session.h - a model at work: a KV cache with sequences, a runner, a batch. One thread at a time uses it.
+// pyllava.h says what the calls mean.
 #pragma once
 
 #include "runner.h"
