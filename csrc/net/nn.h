@@ -92,8 +92,8 @@ tensor * nn_row_sums(graph * g, tensor * x); // [n_rows, n] to [n_rows, 1]
 void nn_tap(graph * g, tap_kind kind, tensor * x);
 tensor * nn_rows(graph * g, tensor * x, tensor * rows);                    // x[rows]
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows); // to[rows] = x; gives to
-// Rows of views: [n_views * n, width] as [n_views, n, width], and back; a row in front of each view's, and each
-// without its first again ([n_views * n, width]).
+// Rows of views: [n_views * n, width] as [n_views, n, width], and back; a row in front of those of each view;
+// [n_views * n, width] without the first of each.
 tensor * nn_views(graph * g, tensor * x);
 tensor * nn_all_rows(graph * g, tensor * x);
 tensor * nn_put_first(graph * g, tensor * row, tensor * x);
