@@ -328,9 +328,6 @@ pyllava_status pyllava_sample(pyllava_sampler * sampler, const float * logits, c
                               pyllava_choice * out_alternatives) {
     NEED(sampler && logits && out_choice, "sampler, logits and out_choice");
     NEED(out_alternatives || n_alternatives == 0, "out_alternatives for n_alternatives > 0");
-    if (n_alternatives < 0 || n_alternatives > sampler_n_vocab(sampler)) {
-        FAIL(PYLLAVA_ERR_ARGUMENT, "n_alternatives: found %d, need 0..%d", n_alternatives,
-             sampler_n_vocab(sampler));
-    }
+    TRY(sampler_check(sampler, mask, n_alternatives));
     return sampler_choose(sampler, logits, mask, n_alternatives, out_choice, out_alternatives);
 }

@@ -298,6 +298,14 @@ PYLLAVA_API pyllava_status pyllava_merge_length(const pyllava_model * model, con
 PYLLAVA_API pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout * layout,
                                          const float * views, float * out_rows);
 
+// log_prob is the natural logarithm of the probability that the model itself gives the token: softmax over
+// the whole vocabulary of the logits as they are, before mask, penalty, cuts and temperature; within 3e-6 and
+// the rounding to float32.
+typedef struct pyllava_choice {
+    int32_t id;
+    float log_prob;
+} pyllava_choice;
+
 // Rows of a prompt and rows of an answer have each one arithmetic: a row's numbers depend on itself, its kind
 // and the positions before it, and on nothing that is computed beside it.
 typedef enum pyllava_row_kind { PYLLAVA_PROMPT, PYLLAVA_ANSWER } pyllava_row_kind;
@@ -315,6 +323,12 @@ typedef struct pyllava_run {
     int32_t first;    // logits of the rows from this one on, counted from the first row of the spans
     float * logits;   // f32 [rows from that one on, n_vocab]; NULL where none are wanted
     int32_t n_reused; // receives how many rows the sequence held already
+    // Instead of logits (then first is PYLLAVA_LAST): what a sampler chooses after the last row, as by
+    // pyllava_sample. Only once all runs are computed: a step that fails leaves samplers as they were.
+    pyllava_sampler * sampler; // NULL: none; one run's alone
+    const uint32_t * mask;
+    int32_t n_alternatives;
+    pyllava_choice *choice, *alternatives;
 } pyllava_run;
 
 // One step of several sequences, each at most once. Of a run that does not append, what its sequence holds of
@@ -355,14 +369,6 @@ typedef struct pyllava_sampler_params {
     int32_t repeat_last_n; // tokens the penalty looks back on
     uint64_t seed;
 } pyllava_sampler_params;
-
-// log_prob is the natural logarithm of the probability that the model itself gives the token: softmax over
-// the whole vocabulary of the logits as they are, before mask, penalty, cuts and temperature; within 3e-6 and
-// the rounding to float32.
-typedef struct pyllava_choice {
-    int32_t id;
-    float log_prob;
-} pyllava_choice;
 
 // For the vocabulary of this model. All its memory is taken here.
 PYLLAVA_API pyllava_status pyllava_sampler_create(const pyllava_model * model,

@@ -187,6 +187,10 @@ class _Span(c.Structure):
     _fields_ = [("tokens", _P), ("embd", _P), ("key", _U64), ("n", _I32)]
 
 
+class _Choice(c.Structure):
+    _fields_ = [("id", _I32), ("log_prob", c.c_float)]
+
+
 class _Run(c.Structure):
     _fields_ = [
         ("seq", _I32),
@@ -197,6 +201,11 @@ class _Run(c.Structure):
         ("first", _I32),
         ("logits", _P),
         ("n_reused", _I32),
+        ("sampler", _P),
+        ("mask", _P),
+        ("n_alternatives", _I32),
+        ("choice", c.POINTER(_Choice)),
+        ("alternatives", c.POINTER(_Choice)),
     ]
 
 
@@ -210,10 +219,6 @@ class _SamplerParams(c.Structure):
         ("repeat_last_n", _I32),
         ("seed", _U64),
     ]
-
-
-class _Choice(c.Structure):
-    _fields_ = [("id", _I32), ("log_prob", c.c_float)]
 
 
 _STATUS = c.c_int  # functions that return pyllava_status
@@ -1010,11 +1015,28 @@ class Run:
     """Rows of an answer, else of a prompt."""
     first: int = LAST
     """The row from which on logits are wanted; LAST, or NOTHING."""
+    sampler: SamplerHandle | None = None
+    """Chooses after the last row, instead of logits; with `mask` and `n_alternatives` as its sample() has them."""
+    mask: npt.NDArray[np.uint32] | None = None
+    n_alternatives: int = 0
 
     @property
     def n_rows(self) -> int:
         """Rows of logits."""
+        if self.sampler is not None:
+            return 0
         return 1 if self.first == LAST else max(0, sum(map(len, self.parts)) - self.first)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of a step has given."""
+
+    logits: FloatArray
+    """float32 [n_rows, n_vocab]"""
+    n_reused: int
+    """Rows that the sequence held already."""
+    choice: Choice | None
 
 
 class SessionHandle:
@@ -1089,23 +1111,35 @@ class SessionHandle:
             span.embd, span.key = _pointer(keep[-1]), part.key
         return spans, keep
 
-    def step(self, runs: Sequence[Run]) -> list[tuple[FloatArray, int]]:
-        """Computes all runs or none, each of another sequence: of each the logits float32 [n, n_vocab], and the rows reused."""
-        packed, keep, found = (_Run * max(len(runs), 1))(), [], []
-        for target, run in zip(packed, runs, strict=False):
-            spans, arrays = self._spans(run.parts)
-            logits = np.empty((run.n_rows, self._model.info.n_vocab), np.float32)
-            keep.append((spans, arrays))
-            found.append(logits)
-            target.seq, target.append, target.kind = _i32("seq", run.seq), run.append, int(run.answer)
-            target.spans, target.n_spans = spans, len(run.parts)
-            target.first = _i32("first", run.first)
-            target.logits = _pointer(logits) if logits.size else None
-        with self._handle.use() as at:
+    def step(self, runs: Sequence[Run]) -> list[Ran]:
+        """Computes all runs or none, each of another sequence."""
+        packed, found = (_Run * max(len(runs), 1))(), []
+        keep: list[object] = []
+        with contextlib.ExitStack() as used:
+            at = used.enter_context(self._handle.use())
+            for target, run in zip(packed, runs, strict=False):
+                spans, arrays = self._spans(run.parts)
+                logits = np.empty((run.n_rows, self._model.info.n_vocab), np.float32)
+                keep.append((spans, arrays))
+                found.append(logits)
+                target.seq, target.append, target.kind = _i32("seq", run.seq), run.append, int(run.answer)
+                target.spans, target.n_spans = spans, len(run.parts)
+                target.first = _i32("first", run.first)
+                target.logits = _pointer(logits) if logits.size else None
+                if run.sampler is not None:
+                    target.sampler = used.enter_context(run.sampler.handle.use())
+                    keep.append(run.sampler.ask(target, run.mask, run.n_alternatives))
             status = lib.pyllava_step(at, packed, len(runs))
         del keep
         self._finish(status)
-        return [(logits, run.n_reused) for logits, run in zip(found, packed, strict=False)]
+        return [
+            Ran(
+                logits,
+                run.n_reused,
+                _choice_of(run.choice[0], run.alternatives, run.n_alternatives) if run.sampler else None,
+            )
+            for logits, run in zip(found, packed, strict=False)
+        ]
 
     def prefill(self, parts: Sequence[Span], *, seq: int = 0) -> tuple[FloatArray, int]:
         """Makes sequence `seq` hold `parts`: the last row's logits float32 [n_vocab], and the rows reused."""
@@ -1193,6 +1227,12 @@ class Choice:
     """(id, log_prob) of the tokens that the model finds most probable, as many as were asked for."""
 
 
+def _choice_of(choice: Any, alternatives: Any, n: int) -> Choice:
+    return Choice(
+        choice.id, choice.log_prob, tuple((alternatives[i].id, alternatives[i].log_prob) for i in range(n))
+    )
+
+
 class SamplerHandle:
     """Random state and the recent tokens of one answer, for the vocabulary of one model."""
 
@@ -1235,14 +1275,29 @@ class SamplerHandle:
         Raises ValueError where it leaves none.
         """
         logits = self._sized("logits", logits, np.float32, self._n_vocab)
+        asked = _Run()
+        keep = self.ask(asked, mask, n_alternatives)
+        with self._handle.use() as at:
+            status = lib.pyllava_sample(
+                at, _pointer(logits), asked.mask, n_alternatives, asked.choice, asked.alternatives
+            )
+        _check(status)
+        del keep
+        return _choice_of(asked.choice[0], asked.alternatives, n_alternatives)
+
+    @property
+    def handle(self) -> _Handle:
+        return self._handle
+
+    def ask(self, run: _Run, mask: npt.NDArray[np.uint32] | None, n_alternatives: int) -> object:
+        """Tells a run what is to be chosen; what it gives has to be kept until that is done."""
         words = None if mask is None else self._sized("mask", mask, np.uint32, (self._n_vocab + 31) // 32)
         if not 0 <= n_alternatives <= self._n_vocab:  # before room for them is taken
             raise ValueError(f"n_alternatives: found {n_alternatives}, need 0..{self._n_vocab}")
-        out, others = _Choice(), (_Choice * n_alternatives)()
-        with self._handle.use() as at:
-            bits = None if words is None else _pointer(words)
-            _check(lib.pyllava_sample(at, _pointer(logits), bits, n_alternatives, c.byref(out), others))
-        return Choice(out.id, out.log_prob, tuple((other.id, other.log_prob) for other in others))
+        out, others = (_Choice * 1)(), (_Choice * n_alternatives)()
+        run.mask = None if words is None else _pointer(words)
+        run.choice, run.alternatives, run.n_alternatives = out, others, n_alternatives
+        return words, out, others
 
     @staticmethod
     def _sized(name: str, array: npt.NDArray[Any], dtype: Any, n: int) -> npt.NDArray[Any]:

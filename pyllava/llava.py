@@ -686,7 +686,7 @@ class Llava:
             rows = [self._compute(run, lambda: self._session.logits(prepared.spans))]
             if ids:
                 answered = _lib.Run([_lib.Tokens(ids)], append=True, answer=True, first=0)
-                rows.append(self._compute(run, lambda: self._session.step([answered])[0][0]))
+                rows.append(self._compute(run, lambda: self._session.step([answered])[0].logits))
         return np.concatenate(rows) if ids else rows[0]
 
     def chat(self, system: str | None = None) -> Chat:

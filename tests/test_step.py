@@ -57,11 +57,11 @@ def question(seed: int, n: int = 30) -> list[Span]:
 
 def test_prefill_decode_and_logits_are_uses_of_it(session: _lib.SessionHandle) -> None:
     every = session.logits(question(1), seq=0)
-    ((last, n_reused),) = session.step([Run(question(1), seq=1)])
-    assert n_reused == 0
-    assert last.tobytes() == every[-1:].tobytes() == session.prefill(question(1), seq=2)[0].tobytes()
-    ((rows, _),) = session.step([Run([Tokens([7])], seq=1, append=True, answer=True)])
-    assert rows.tobytes() == session.decode([7], seqs=[2]).tobytes()
+    (ran,) = session.step([Run(question(1), seq=1)])
+    assert (ran.n_reused, ran.choice) == (0, None)
+    assert ran.logits.tobytes() == every[-1:].tobytes() == session.prefill(question(1), seq=2)[0].tobytes()
+    (ran,) = session.step([Run([Tokens([7])], seq=1, append=True, answer=True)])
+    assert ran.logits.tobytes() == session.decode([7], seqs=[2]).tobytes()
 
 
 def test_ten_scores_behind_one_picture(session: _lib.SessionHandle) -> None:
@@ -70,19 +70,19 @@ def test_ten_scores_behind_one_picture(session: _lib.SessionHandle) -> None:
     n_before = sum(map(len, before))
     for i in range(10):
         tail: Span = Tokens(ids(50 + i, 6))
-        ((rows, n_reused),) = session.step([Run([*before, tail], first=n_before - 1)])
-        assert rows.shape == (7, SPEC.n_vocab)
-        assert n_reused == (0 if i == 0 else n_before - 1)
+        (ran,) = session.step([Run([*before, tail], first=n_before - 1)])
+        assert ran.logits.shape == (7, SPEC.n_vocab)
+        assert ran.n_reused == (0 if i == 0 else n_before - 1)
         every = session.logits([*before, tail], seq=1)
-        assert rows.tobytes() == every[n_before - 1 :].tobytes()
+        assert ran.logits.tobytes() == every[n_before - 1 :].tobytes()
 
 
 def test_nothing_is_wanted(session: _lib.SessionHandle) -> None:
-    ((rows, n_reused),) = session.step([Run(question(4), first=NOTHING)])
-    assert (rows.shape, n_reused) == ((0, SPEC.n_vocab), 0)
+    (ran,) = session.step([Run(question(4), first=NOTHING)])
+    assert (ran.logits.shape, ran.n_reused) == ((0, SPEC.n_vocab), 0)
     assert session.seq_length(0) == sum(map(len, question(4)))
-    ((_, n_reused),) = session.step([Run(question(4), first=NOTHING)])
-    assert n_reused == session.seq_length(0)
+    (ran,) = session.step([Run(question(4), first=NOTHING)])
+    assert ran.n_reused == session.seq_length(0)
     assert session.prefill(question(4))[1] == session.seq_length(0) - 1
 
 
@@ -92,10 +92,11 @@ def test_many_rows_of_logits(session: _lib.SessionHandle) -> None:
         Run([Tokens([1, *ids(seed, 150)])], seq=seed, first=first) for seed, first in enumerate((0, 149, 70))
     ]
     together = session.step(runs)
-    for run, (rows, _) in zip(runs, together, strict=True):
-        assert rows.shape[0] == 151 - run.first
+    for run, ran in zip(runs, together, strict=True):
+        assert ran.logits.shape[0] == 151 - run.first
         session.seq_trim(5, 0)
-        assert rows.tobytes() == session.step([Run(run.parts, seq=5, first=run.first)])[0][0].tobytes()
+        (alone,) = session.step([Run(run.parts, seq=5, first=run.first)])
+        assert ran.logits.tobytes() == alone.logits.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,68 @@ def test_a_step_that_fails_has_not_happened(session: _lib.SessionHandle) -> None
         )
     assert session.seq_length(2) == 0
     assert session.decode([3, 4], seqs=[0, 1]).tobytes() == expected.tobytes()
+
+
+def test_choices_instead_of_logits(model: _lib.ModelHandle, session: _lib.SessionHandle) -> None:
+    """As by sample() from the logits, with mask and alternatives, of a prompt and of answers in one step."""
+    options = {"temperature": 0.8, "top_k": 40, "repeat_penalty": 1.1, "seed": 5}
+    mask = np.full((SPEC.n_vocab + 31) // 32, 0x55555555, np.uint32)
+    here, there = ([_lib.SamplerHandle(model, **options) for _ in range(3)] for _ in range(2))
+    for seq in (0, 1):
+        session.prefill(question(seq + 1), seq=seq)
+    tokens = [3, 4]
+    for turn in range(4):
+        runs = [
+            Run(
+                [Tokens([tokens[seq]])],
+                seq,
+                append=True,
+                answer=True,
+                sampler=here[seq],
+                mask=mask,
+                n_alternatives=3,
+            )
+            for seq in (0, 1)
+        ]
+        runs.append(Run(question(20 + turn), 2, sampler=here[2]))
+        found = [ran.choice for ran in session.step(runs)]
+        assert session.seq_length(0) == sum(map(len, question(1))) + turn + 1
+        for seq in (0, 1):
+            session.seq_trim(seq, session.seq_length(seq) - 1)
+        rows = session.decode(tokens, seqs=[0, 1])
+        expected = [there[seq].sample(rows[seq], mask=mask, n_alternatives=3) for seq in (0, 1)]
+        session.seq_trim(3, 0)
+        expected.append(there[2].sample(session.prefill(question(20 + turn), seq=3)[0]))
+        assert found == expected
+        tokens = [choice.id for choice in expected[:2]]
+        assert all(token % 2 == 0 for token in tokens)
+
+
+def test_wrong_choices_change_nothing(model: _lib.ModelHandle, session: _lib.SessionHandle) -> None:
+    session.prefill(question(1))
+    n = session.seq_length()
+    sampler, other = (_lib.SamplerHandle(model, temperature=1.0, seed=1) for _ in range(2))
+    more = [Tokens([5])]
+    none = np.zeros((SPEC.n_vocab + 31) // 32, np.uint32)
+    for runs, message in (
+        (
+            [Run(more, append=True, sampler=sampler, first=0)],
+            "run 0: a sampler's choice, or logits, not both",
+        ),
+        (
+            [Run(more, append=True, sampler=sampler), Run(more, 1, sampler=sampler)],
+            "run 1: its sampler is that of run 0",
+        ),
+        (
+            [Run(more, append=True, sampler=sampler), Run(more, 1, sampler=other, mask=none)],
+            "mask: no token of 384 is left",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            session.step(runs)
+    assert (session.seq_length(0), session.seq_length(1)) == (n, 0)
+    logits = session.prefill(question(1))[0]
+    assert sampler.sample(logits) == _lib.SamplerHandle(model, temperature=1.0, seed=1).sample(logits)
 
 
 class Alone:
@@ -204,8 +267,8 @@ def test_200_mixes_are_equal_to_the_byte(model: _lib.ModelHandle, precision: str
             runs.append(Run(part(prompts[which], n_prompt, n), int(seq), append=True, first=first))
             wanted.append(expected[which][0][n_prompt + first : n_prompt + n])
             holds[int(seq)] = (which, n_prompt + n, 0)
-        for (rows, _), row in zip(session.step(runs), wanted, strict=True):
-            assert rows.tobytes() == np.ascontiguousarray(row).tobytes()
+        for ran, rows in zip(session.step(runs), wanted, strict=True):
+            assert ran.logits.tobytes() == np.ascontiguousarray(rows).tobytes()
             n_rows += len(rows)
     session.close()
     assert n_rows > 3000

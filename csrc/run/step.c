@@ -4,6 +4,7 @@
 #include "session.h"
 
 #include "prompt.h"
+#include "sampler.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@ typedef struct run_state {
     int32_t shared;  // rows that the sequence holds already
     int32_t before;  // positions of the sequence when the step began, after trimming
     int32_t n_batch; // rows of the batch that is being made
+    float * row;     // [n_vocab] the logits that a sampler chooses from, or NULL
 } run_state;
 
 typedef struct step {
@@ -26,6 +28,22 @@ typedef struct step {
     int32_t n;
     int32_t done, todo; // rows of prompts, for the progress
 } step;
+
+static pyllava_status check_choice(const pyllava_session * s, const pyllava_run * runs, int32_t i) {
+    const pyllava_run * r = &runs[i];
+    if (r->first != PYLLAVA_LAST || r->logits)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: a sampler's choice, or logits, not both", i);
+    if (!r->choice || (r->n_alternatives && !r->alternatives))
+        FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: need choice, and alternatives for n_alternatives > 0", i);
+    if (sampler_n_vocab(r->sampler) != s->model->vocab.n)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: a sampler for a vocabulary of %d, the model's is %d", i,
+             sampler_n_vocab(r->sampler), s->model->vocab.n);
+    for (int32_t j = 0; j < i; j++) {
+        if (runs[j].sampler == r->sampler)
+            FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: its sampler is that of run %d", i, j);
+    }
+    return sampler_check(r->sampler, r->mask, r->n_alternatives);
+}
 
 static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, int32_t i, run_state * out) {
     pyllava_run * r = &runs[i];
@@ -50,7 +68,8 @@ static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, i
     }
     if (r->first < PYLLAVA_LAST) FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: first: found %d", i, r->first);
     const int32_t from = r->first == PYLLAVA_LAST ? (int32_t) total - 1 : r->first;
-    if (from < total && !r->logits) FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: need logits", i);
+    if (r->sampler) TRY(check_choice(s, runs, i));
+    else if (from < total && !r->logits) FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: need logits", i);
     *out = (run_state) {
         .run = r,
         .at = { .spans = r->spans },
@@ -107,7 +126,8 @@ static pyllava_status read_logits(step * t, pyllava_row_kind kind) {
         const int32_t begin = r->at.done - r->n_batch > r->from ? r->at.done - r->n_batch : r->from;
         const int32_t n = r->at.done - begin;
         if (n <= 0) continue;
-        TRY(runner_logits(&s->runner, first, n, r->run->logits + (size_t) (begin - r->from) * n_vocab));
+        float * to = r->row ? r->row : r->run->logits + (size_t) (begin - r->from) * n_vocab;
+        TRY(runner_logits(&s->runner, first, n, to));
         first += n;
     }
     return PYLLAVA_OK;
@@ -167,9 +187,23 @@ static pyllava_status compute(step * t, bool keep) {
     }
     while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_ANSWER, &status));
     while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_PROMPT, &status));
-    if (status == PYLLAVA_OK && t->todo) return session_report(t->s, "prefill", 1.0f);
-    if (status != PYLLAVA_OK) undo(t, keep, status);
+    if (status == PYLLAVA_OK && t->todo) status = session_report(t->s, "prefill", 1.0f);
+    else if (status != PYLLAVA_OK) undo(t, keep, status);
+    for (int32_t i = 0; status == PYLLAVA_OK && i < t->n; i++) {
+        const pyllava_run * r = t->runs[i].run;
+        if (r->sampler)
+            status = sampler_choose(r->sampler, t->runs[i].row, r->mask, r->n_alternatives, r->choice,
+                                    r->alternatives);
+    }
     return status;
+}
+
+static pyllava_status take_rows(step * t) {
+    const size_t size = (size_t) t->s->model->vocab.n * sizeof(float);
+    for (int32_t i = 0; i < t->n; i++) {
+        if (t->runs[i].run->sampler) TRY_ALLOC(t->runs[i].row = malloc(size), size);
+    }
+    return PYLLAVA_OK;
 }
 
 pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep) {
@@ -180,7 +214,9 @@ pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_r
     TRY_ALLOC(t.runs, (size_t) n_runs * sizeof *t.runs);
     pyllava_status status = PYLLAVA_OK;
     for (int32_t i = 0; status == PYLLAVA_OK && i < n_runs; i++) status = check_run(s, runs, i, &t.runs[i]);
+    if (status == PYLLAVA_OK) status = take_rows(&t);
     if (status == PYLLAVA_OK) status = compute(&t, keep);
+    for (int32_t i = 0; i < n_runs; i++) free(t.runs[i].row);
     free(t.runs);
     return status;
 }
