@@ -81,8 +81,8 @@ size_t linear_scratch_size(void);
 size_t attention_scratch_size(int32_t n_head, int32_t n_head_kv, int32_t head_dim);
 
 // y = W x + b.   src: W any type [n_out, n_in], x f32 [n_tokens, n_in], b f32 [n_out] or absent.   dst: f32
-// [n_tokens, n_out]. For rows of prompts and views, and for rows of answers: the sums of each are in an order of
-// its own, whatever their number.
+// [n_tokens, n_out]. For rows of prompts and views, and for rows of answers: the sums of each kind are in an
+// order of its own, whatever the number of rows.
 void kernel_linear(struct ggml_tensor * dst, int ith, int nth, void * env);
 void kernel_linear_answers(struct ggml_tensor * dst, int ith, int nth, void * env);
 // y = softmax(q k^T / sqrt(head_dim)) v per head.   src: q f32 [n_tokens, n_head * head_dim], k and v of any
