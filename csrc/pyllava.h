@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 4 // raised with every incompatible change of this file
+#define PYLLAVA_ABI 5 // raised with every incompatible change of this file
 
 #define PYLLAVA_MAX_LAYERS 512
 
@@ -40,7 +40,7 @@ typedef enum pyllava_status {
     PYLLAVA_ERR_MISMATCH = 5,    // well-formed, but its parts contradict each other or the other file
     PYLLAVA_ERR_UNSUPPORTED = 6, // a model this library does not run
     PYLLAVA_ERR_MEMORY = 7,      // what is needed does not fit; the text gives the numbers
-    PYLLAVA_ERR_CONTEXT = 8,     // more positions than n_ctx
+    PYLLAVA_ERR_CONTEXT = 8,     // more positions than n_ctx, or than cells of the KV cache are free
     PYLLAVA_ERR_CANCELLED = 9,   // pyllava_session_cancel, or a progress callback that returned false
     PYLLAVA_ERR_NUMERIC = 10,    // NaN or infinite logits, or weights
     PYLLAVA_ERR_DEVICE = 11,     // the back end could not be started or failed
@@ -246,9 +246,13 @@ typedef struct pyllava_session_params {
     const char * type_v;
     pyllava_precision precision;
     int32_t flash_attn; // on devices: 1 on, 0 off, -1: where one can, and fast
+    // Positions of all sequences together, where those that a copy shares count once: n_ctx..n_ctx * n_seq.
+    // A sequence takes cells as it grows. 0: n_ctx for each sequence.
+    int32_t kv_cells;
 } pyllava_session_params;
 
-// Memory a session with these parameters takes, in bytes, without taking it.
+// Memory a session with these parameters takes at most, in bytes: on the CPU the KV cache's is taken as its
+// cells are used.
 typedef struct pyllava_session_plan {
     uint64_t kv_size, compute_size, compute_size_vision;
 } pyllava_session_plan;

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from . import _plugins, errors
 
-ABI = 4
+ABI = 5
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
 Trace: TypeAlias = Callable[[str, FloatArray], None]
@@ -107,6 +107,7 @@ class _SessionParams(c.Structure):
         ("type_v", _TEXT),
         ("precision", c.c_int),
         ("flash_attn", _I32),
+        ("kv_cells", _I32),
     ]
 
 
@@ -749,9 +750,10 @@ class SessionOptions:
     type_k: str | None = None
     type_v: str | None = None
     flash_attn: bool | None = None
+    kv_cells: int = 0
 
     def packed(self) -> _SessionParams:
-        numbers = ("n_ctx", "n_batch", "n_seq", "n_threads", "n_views")
+        numbers = ("n_ctx", "n_batch", "n_seq", "n_threads", "n_views", "kv_cells")
         return _SessionParams(
             type_k=None if self.type_k is None else str(self.type_k).encode(),
             type_v=None if self.type_v is None else str(self.type_v).encode(),

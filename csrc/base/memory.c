@@ -12,7 +12,19 @@
 #include <malloc.h>
 #include <windows.h>
 #else
+#include <sys/mman.h>
 #include <unistd.h>
+#if !defined(MAP_ANONYMOUS)
+#define MAP_ANONYMOUS MAP_ANON
+#endif
+#if !defined(MAP_NORESERVE)
+#define MAP_NORESERVE 0
+#endif
+#if defined(__linux__)
+#define GIVE_BACK MADV_DONTNEED // at once
+#elif defined(MADV_FREE)
+#define GIVE_BACK MADV_FREE // when others need them
+#endif
 #endif
 
 #define MAX_THREADS 512
@@ -121,5 +133,36 @@ void aligned_free(void * pointer) {
     _aligned_free(pointer);
 #else
     free(pointer);
+#endif
+}
+
+void * pages_new(size_t size) {
+#if defined(_WIN32)
+    return VirtualAlloc(NULL, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+#else
+    const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void * pages = mmap(NULL, size, PROT_READ | PROT_WRITE, kind, -1, 0);
+    return pages == MAP_FAILED ? NULL : pages;
+#endif
+}
+
+void pages_free(void * pages, size_t size) {
+    if (!pages) return;
+#if defined(_WIN32)
+    (void) size;
+    VirtualFree(pages, 0, MEM_RELEASE);
+#else
+    munmap(pages, size);
+#endif
+}
+
+void pages_give_back(void * part, size_t size) {
+#if defined(GIVE_BACK)
+    const uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE), at = (uintptr_t) part;
+    const uintptr_t first = (at + page - 1) / page * page, end = (at + size) / page * page;
+    if (first < end) madvise((char *) part + (first - at), end - first, GIVE_BACK);
+#else
+    (void) part;
+    (void) size;
 #endif
 }

@@ -1,4 +1,5 @@
-// memory.h - memory and hardware threads: what the machine offers, and aligned blocks of it.
+// memory.h - memory and hardware threads: what the machine offers, aligned blocks of it, and address space
+// whose pages are taken as they are used.
 #pragma once
 
 #include "error.h"
@@ -11,3 +12,11 @@ int32_t cpu_count(void); // hardware threads this process may use, at least 1
 
 void * aligned_new(size_t size); // MEMORY_ALIGNMENT, not zeroed, NULL on failure
 void aligned_free(void * pointer);
+
+// Zeroed address space, aligned to pages, each of which takes memory from its first use on (on Windows it is
+// promised all of its memory at once). NULL on failure.
+void * pages_new(size_t size);
+void pages_free(void * pages, size_t size);
+// Part of such space whose contents are no longer needed: its whole pages go back to the system, where it can
+// take them, and are there again when they are used, with any contents.
+void pages_give_back(void * part, size_t size);

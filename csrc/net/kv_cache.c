@@ -1,14 +1,19 @@
-// kv_cache.c - see kv_cache.h. The pool has n_ctx cells for each sequence, so a sequence below n_ctx always
-// finds one.
+// kv_cache.c - see kv_cache.h.
 #include "kv_cache.h"
 
+#include "memory.h"
+
 #include <ggml-alloc.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#define GIVE_BACK ((size_t) 8 << 20) // bytes above the last cell in use, from which on they go back
+#define NAMED     8                  // sequences that a message names
+
 uint64_t kv_cache_size(const kv_params * p) {
     uint64_t row = ggml_row_size(p->type_k, p->n_embd) + ggml_row_size(p->type_v, p->n_embd);
-    return row * (uint64_t) p->n_layer * (uint64_t) p->n_ctx * (uint64_t) p->n_seq;
+    return row * (uint64_t) p->n_layer * (uint64_t) p->n_cells;
 }
 
 static pyllava_status create_tables(kv_cache * kv, int32_t n_layer) {
@@ -16,16 +21,12 @@ static pyllava_status create_tables(kv_cache * kv, int32_t n_layer) {
     kv->v = calloc((size_t) n_layer, sizeof *kv->v);
     kv->sequences = calloc((size_t) kv->n_seq, sizeof *kv->sequences);
     kv->references = calloc((size_t) kv->n_cells, sizeof *kv->references);
-    kv->free_cells = calloc((size_t) kv->n_cells, sizeof *kv->free_cells);
-    if (!kv->k || !kv->v || !kv->sequences || !kv->references || !kv->free_cells)
-        FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
+    if (!kv->k || !kv->v || !kv->sequences || !kv->references) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
     for (int32_t i = 0; i < kv->n_seq; i++) {
         kv->sequences[i].cells = calloc((size_t) kv->n_ctx, sizeof(int32_t));
         kv->sequences[i].contents = calloc((size_t) kv->n_ctx, sizeof(uint64_t));
         if (!kv->sequences[i].cells || !kv->sequences[i].contents) FAIL(PYLLAVA_ERR_MEMORY, "out of memory");
     }
-    for (int32_t i = 0; i < kv->n_cells; i++)
-        kv->free_cells[kv->n_free++] = kv->n_cells - 1 - i; // lowest first
     return PYLLAVA_OK;
 }
 
@@ -47,11 +48,36 @@ static pyllava_status find_store(kv_cache * kv, ggml_backend_buffer_type_t type,
     return PYLLAVA_OK;
 }
 
+static bool place_tensors(struct ggml_context * ctx, ggml_backend_buffer_t buffer) {
+    struct ggml_tallocr to = ggml_tallocr_new(buffer);
+    struct ggml_tensor * t = ggml_get_first_tensor(ctx);
+    while (t && ggml_tallocr_alloc(&to, t) == GGML_STATUS_SUCCESS) t = ggml_get_next_tensor(ctx, t);
+    return t == NULL;
+}
+
+// A buffer for the store's tensors: in pages of our own where that is the CPU's memory.
+static bool create_buffer(kv_cache * kv, kv_store * s) {
+    if (s->type != ggml_backend_cpu_buffer_type()) {
+        s->buffer = ggml_backend_alloc_ctx_tensors_from_buft(s->ctx, s->type);
+        // Devices multiply cells that a token does not see by 0: they must hold numbers.
+        if (s->buffer && !ggml_backend_buffer_is_host(s->buffer)) ggml_backend_buffer_clear(s->buffer, 0);
+        return s->buffer != NULL;
+    }
+    const size_t alignment = ggml_backend_buft_get_alignment(s->type);
+    for (struct ggml_tensor * t = ggml_get_first_tensor(s->ctx); t; t = ggml_get_next_tensor(s->ctx, t)) {
+        s->size += GGML_PAD(ggml_backend_buft_get_alloc_size(s->type, t), alignment);
+        kv->cell_size += t->nb[1];
+    }
+    s->pages = pages_new(s->size);
+    if (s->pages) s->buffer = ggml_backend_cpu_buffer_from_ptr(s->pages, s->size);
+    return s->buffer && place_tensors(s->ctx, s->buffer);
+}
+
 pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_backend_buffer_type_t * where) {
     kv->n_ctx = p->n_ctx;
     kv->n_seq = p->n_seq;
     kv->n_layer = p->n_layer;
-    kv->n_cells = p->n_ctx * p->n_seq;
+    kv->n_cells = kv->n_free = p->n_cells;
     TRY(create_tables(kv, p->n_layer));
     for (int32_t i = 0; i < p->n_layer; i++) {
         struct ggml_context * ctx = NULL;
@@ -60,15 +86,10 @@ pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_ba
         kv->v[i] = ggml_new_tensor_2d(ctx, p->type_v, p->n_embd, kv->n_cells);
     }
     for (int32_t i = 0; i < kv->n_stores; i++) {
-        kv->stores[i].buffer =
-            ggml_backend_alloc_ctx_tensors_from_buft(kv->stores[i].ctx, kv->stores[i].type);
-        if (!kv->stores[i].buffer) {
-            FAIL(PYLLAVA_ERR_MEMORY, "KV cache of %d x %d positions needs %.1f MiB: try a smaller n_ctx",
-                 p->n_seq, p->n_ctx, (double) kv_cache_size(p) / (1 << 20));
+        if (!create_buffer(kv, &kv->stores[i])) {
+            FAIL(PYLLAVA_ERR_MEMORY, "KV cache of %d cells needs %.1f MiB: try a smaller n_ctx", p->n_cells,
+                 (double) kv_cache_size(p) / (1 << 20));
         }
-        // Devices multiply cells that a token does not see by 0: they must hold numbers.
-        if (!ggml_backend_buffer_is_host(kv->stores[i].buffer))
-            ggml_backend_buffer_clear(kv->stores[i].buffer, 0);
     }
     return PYLLAVA_OK;
 }
@@ -80,27 +101,130 @@ void kv_cache_free(kv_cache * kv) {
     }
     free(kv->sequences);
     free(kv->references);
-    free(kv->free_cells);
     free(kv->k);
     free(kv->v);
     for (int32_t i = 0; i < kv->n_stores; i++) {
         ggml_backend_buffer_free(kv->stores[i].buffer);
+        pages_free(kv->stores[i].pages, kv->stores[i].size);
         ggml_free(kv->stores[i].ctx);
     }
     memset(kv, 0, sizeof *kv);
 }
 
+// ------------------------------------------------------------------------------------------- cells
+
 static void release(kv_cache * kv, int32_t cell) {
-    if (--kv->references[cell] == 0) kv->free_cells[kv->n_free++] = cell;
+    if (--kv->references[cell] > 0) return;
+    kv->n_free++;
+    if (cell < kv->lowest) kv->lowest = cell;
+}
+
+static void drop(kv_cache * kv, int32_t seq, int32_t keep) {
+    kv_sequence * s = &kv->sequences[seq];
+    while (s->length > keep) release(kv, s->cells[--s->length]);
+}
+
+// Gives back the pages of the cells from n on, none of which is in use, where they are many.
+static void give_back(kv_cache * kv, int32_t n) {
+    if ((size_t) (kv->n_touched - n) * kv->cell_size < GIVE_BACK) return;
+    for (int32_t i = 0; i < kv->n_stores; i++) {
+        const kv_store * s = &kv->stores[i];
+        struct ggml_tensor * t = s->pages ? ggml_get_first_tensor(s->ctx) : NULL;
+        for (; t; t = ggml_get_next_tensor(s->ctx, t)) {
+            const size_t first = (size_t) n * t->nb[1], end = (size_t) kv->n_touched * t->nb[1];
+            pages_give_back((char *) t->data + first, end - first);
+        }
+    }
+    kv->n_touched = n;
+}
+
+// How sequences are cut.
+typedef struct cuts {
+    const kv_wish * wishes;
+    int32_t n;
+} cuts;
+
+// What a sequence holds then.
+static int32_t held_by(const kv_cache * kv, const cuts * c, int32_t seq) {
+    for (int32_t i = 0; i < c->n; i++) {
+        if (c->wishes[i].seq == seq) return c->wishes[i].keep;
+    }
+    return kv->sequences[seq].length;
+}
+
+// Counts one reference less, or one more, of each cell that is cut off: the cells that none lists then.
+static int32_t count_cut(kv_cache * kv, const cuts * c, int32_t one) {
+    int32_t n_unused = 0;
+    for (int32_t i = 0; i < c->n; i++) {
+        const kv_sequence * s = &kv->sequences[c->wishes[i].seq];
+        for (int32_t p = c->wishes[i].keep; p < s->length; p++) {
+            kv->references[s->cells[p]] += one;
+            n_unused += kv->references[s->cells[p]] == 0;
+        }
+    }
+    return n_unused;
+}
+
+// The sequence that holds most after `last` (-1: of all), of equals the first; -1 where none is left.
+static int32_t next_holder(const kv_cache * kv, const cuts * c, int32_t last) {
+    const int32_t most = last < 0 ? INT32_MAX : held_by(kv, c, last);
+    int32_t found = -1;
+    for (int32_t i = 0; i < kv->n_seq; i++) {
+        const int32_t n = held_by(kv, c, i);
+        const bool is_after = n < most || (n == most && i > last);
+        if (n && is_after && (found < 0 || n > held_by(kv, c, found))) found = i;
+    }
+    return found;
+}
+
+static int32_t count_shared(const kv_cache * kv, int32_t seq, int32_t n) {
+    int32_t n_shared = 0;
+    for (int32_t p = 0; p < n; p++) n_shared += kv->references[kv->sequences[seq].cells[p]] > 1;
+    return n_shared;
+}
+
+// "sequence 2 holds 300, sequence 0 holds 120 (80 shared), 5 more", the largest first.
+static void describe_holders(const kv_cache * kv, const cuts * c, char * text, size_t size) {
+    size_t used = 0;
+    int32_t i = next_holder(kv, c, -1), n_more = 0;
+    for (int32_t n = 0; i >= 0 && n < NAMED; n++, i = next_holder(kv, c, i)) {
+        const int32_t held = held_by(kv, c, i), n_shared = count_shared(kv, i, held);
+        const char * comma = n ? ", " : "";
+        used += (size_t) snprintf(text + used, size - used, "%ssequence %d holds %d", comma, i, held);
+        if (n_shared) used += (size_t) snprintf(text + used, size - used, " (%d shared)", n_shared);
+    }
+    for (; i >= 0; i = next_holder(kv, c, i)) n_more++;
+    if (n_more) snprintf(text + used, size - used, ", %d more", n_more);
+}
+
+pyllava_status kv_make_room(kv_cache * kv, const kv_wish * wishes, int32_t n_wishes) {
+    const cuts c = { wishes, n_wishes };
+    int64_t n = 0;
+    for (int32_t i = 0; i < n_wishes; i++) n += wishes[i].n;
+    const int32_t n_free = kv->n_free + count_cut(kv, &c, -1);
+    char holders[NAMED * 64 + 16] = "";
+    if (n > n_free) describe_holders(kv, &c, holders, sizeof holders);
+    count_cut(kv, &c, 1);
+    if (n > n_free) {
+        FAIL(PYLLAVA_ERR_CONTEXT,
+             "KV cache: %lld cells needed, %d of %d are free (%s): trim a sequence or raise kv_cells",
+             (long long) n, n_free, kv->n_cells, holders);
+    }
+    for (int32_t i = 0; i < n_wishes; i++) drop(kv, wishes[i].seq, wishes[i].keep);
+    const int32_t top = kv_cells_used(kv); // the n lowest free cells lie below top + n
+    if (n < kv->n_cells - top) give_back(kv, top + (int32_t) n);
+    return PYLLAVA_OK;
 }
 
 void kv_reserve(kv_cache * kv, int32_t seq, int32_t n) {
     kv_sequence * s = &kv->sequences[seq];
     for (int32_t i = 0; i < n; i++) {
-        int32_t cell = kv->free_cells[--kv->n_free];
-        kv->references[cell] = 1;
-        s->cells[s->length + i] = cell;
+        while (kv->references[kv->lowest]) kv->lowest++;
+        s->cells[s->length + i] = kv->lowest;
+        kv->references[kv->lowest++] = 1;
+        if (kv->n_touched < kv->lowest) kv->n_touched = kv->lowest;
     }
+    kv->n_free -= n;
 }
 
 void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n) {
@@ -111,12 +235,12 @@ void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n)
 
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n) {
     kv_sequence * s = &kv->sequences[seq];
-    while (n-- > 0) release(kv, s->cells[s->length + n]); // last first: the stack gives them back in order
+    for (int32_t i = 0; i < n; i++) release(kv, s->cells[s->length + i]);
 }
 
 void kv_trim(kv_cache * kv, int32_t seq, int32_t n) {
-    kv_sequence * s = &kv->sequences[seq];
-    while (s->length > n) release(kv, s->cells[--s->length]);
+    drop(kv, seq, n);
+    give_back(kv, kv_cells_used(kv));
 }
 
 void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n) {
@@ -133,7 +257,7 @@ void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n) {
 }
 
 int32_t kv_cells_used(const kv_cache * kv) {
-    int32_t n = kv->n_cells;
+    int32_t n = kv->n_touched;
     while (n > 0 && kv->references[n - 1] == 0) n--;
     return n;
 }

@@ -3,6 +3,10 @@
 // end (trim) and reused, and where a cell lies never changes what is computed. A position also remembers what
 // it holds (a token id, or a picture's key and row), which is how a prompt finds the prefix it shares with
 // the past.
+//
+// Sequences take cells as they need them, each up to n_ctx, the lowest that nobody uses first. In host memory
+// the pool is address space, whose pages are there from a cell's first use on; those above the last cell in
+// use go back when they are many megabytes.
 #pragma once
 
 #include "error.h"
@@ -21,6 +25,7 @@ typedef struct kv_sequence {
 typedef struct kv_params {
     int32_t n_layer, n_embd; // n_embd: n_head_kv * head_dim
     int32_t n_ctx, n_seq;
+    int32_t n_cells; // that the sequences share, at least n_ctx
     enum ggml_type type_k, type_v;
 } kv_params;
 
@@ -28,6 +33,8 @@ typedef struct kv_store {
     ggml_backend_buffer_type_t type;
     struct ggml_context * ctx;
     ggml_backend_buffer_t buffer;
+    void * pages; // of `size` bytes, that the buffer lies in; NULL: it has its own
+    size_t size;
 } kv_store;
 
 typedef struct kv_cache {
@@ -37,8 +44,10 @@ typedef struct kv_cache {
     struct ggml_tensor **k, **v; // [n_layer] each [n_cells, n_embd]
     kv_sequence * sequences;     // [n_seq]
     int32_t * references;        // [n_cells] sequences that list the cell
-    int32_t * free_cells;        // stack of unused cells
-    int32_t n_free;
+    int32_t n_free;              // cells that none lists
+    int32_t lowest;              // no cell below is free
+    int32_t n_touched;           // no cell from this one on has pages
+    size_t cell_size;            // bytes of a cell in such pages
 } kv_cache;
 
 uint64_t kv_cache_size(const kv_params * p); // bytes of K and V
@@ -49,9 +58,17 @@ int32_t kv_cells_used(const kv_cache * kv); // no cell from this one on is in us
 // The next run of cells from `first` on that nobody uses: its first cell and length; 0 where there is none.
 int32_t kv_next_unused(const kv_cache * kv, int32_t * first);
 
-// Cells for n more positions of a sequence, in kv_sequence.cells[length..length + n); the length grows with
-// kv_commit, after they have been computed, and kv_rollback gives them back instead. There is always room up
-// to n_ctx.
+// Of a sequence, each at most once: keep its first `keep` positions, and have n cells free for more.
+typedef struct kv_wish {
+    int32_t seq, keep, n;
+} kv_wish;
+
+// Cuts the sequences as wished, so that the cells wished for are free; PYLLAVA_ERR_CONTEXT where they would
+// not be, with who would hold the rest: then nothing has changed.
+pyllava_status kv_make_room(kv_cache * kv, const kv_wish * wishes, int32_t n_wishes);
+// Cells, which kv_make_room has found, for n more positions of a sequence, n_ctx in all at most: in
+// kv_sequence.cells[length..length + n). The length grows with kv_commit, after they have been computed, and
+// kv_rollback gives them back instead.
 void kv_reserve(kv_cache * kv, int32_t seq, int32_t n);
 void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n);
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n);

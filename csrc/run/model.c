@@ -12,10 +12,15 @@
 
 // ----------------------------------------------------------------------------------------- placing
 
+// Cells of a session's KV cache.
+static uint64_t cells_of(const pyllava_session_params * s) {
+    return s->kv_cells > 0 ? (uint64_t) s->kv_cells : (uint64_t) s->n_ctx * (uint64_t) s->n_seq;
+}
+
 // Numbers that the compute buffer of a language model holds at once, roughly: rows of the widest layer, the
 // mask, attention's scores where it is no single operation, and 64 rows of logits.
 static uint64_t compute_of_text(const llama_hparams * h, const pyllava_session_params * s, bool flash) {
-    const uint64_t n = (uint64_t) s->n_batch, n_cells = (uint64_t) s->n_ctx * (uint64_t) s->n_seq;
+    const uint64_t n = (uint64_t) s->n_batch, n_cells = cells_of(s);
     const uint64_t row = 6 * (uint64_t) h->n_embd + 3 * (uint64_t) h->n_ff;
     const uint64_t kv = 2 * n_cells * (uint64_t) h->n_head_kv * (uint64_t) h->head_dim;
     return 4 * (n * row + n * n_cells + 64 * (uint64_t) h->n_vocab) +
@@ -30,8 +35,7 @@ static uint64_t compute_of_vision(const vit_hparams * h, const pyllava_session_p
 
 // Bytes that one layer's keys and values take for a session.
 static uint64_t kv_of_layer(const llama_hparams * h, const pyllava_session_params * s) {
-    const uint64_t n =
-        2 * (uint64_t) s->n_ctx * (uint64_t) s->n_seq * (uint64_t) h->n_head_kv * (uint64_t) h->head_dim;
+    const uint64_t n = 2 * cells_of(s) * (uint64_t) h->n_head_kv * (uint64_t) h->head_dim;
     const bool wide = s->precision == PYLLAVA_EXACT || (s->type_k && !strcmp(s->type_k, "f32")) ||
                       (s->type_v && !strcmp(s->type_v, "f32"));
     return n * (wide ? 4 : 2);

@@ -70,12 +70,15 @@ static pyllava_status kv_type(const char * name, pyllava_precision precision, in
 
 static pyllava_status check_plan(const pyllava_session * s, uint64_t kv_on_host) {
     const uint64_t need = s->host_size, have = memory_available();
+    const int32_t n_cells = s->params.kv_cells;
+    const char * what = n_cells ? "kv_cells" : "n_ctx";
     if (need > have) {
         FAIL(PYLLAVA_ERR_MEMORY,
-             "need %.2f GiB (KV cache %.2f for n_ctx %d, compute buffer %.2f), %.2f GiB are free: try a "
-             "smaller n_ctx or an f16 cache",
-             (double) need / (1 << 30), (double) kv_on_host / (1 << 30), s->params.n_ctx,
-             (double) (need - kv_on_host) / (1 << 30), (double) have / (1 << 30));
+             "need %.2f GiB (KV cache %.2f for %s %d, compute buffer %.2f), %.2f GiB are free: try a "
+             "smaller %s or an f16 cache",
+             (double) need / (1 << 30), (double) kv_on_host / (1 << 30), what,
+             n_cells ? n_cells : s->params.n_ctx, (double) (need - kv_on_host) / (1 << 30),
+             (double) have / (1 << 30), what);
     }
     return PYLLAVA_OK;
 }
@@ -92,7 +95,12 @@ static pyllava_status check_params(pyllava_session_params * p) {
         FAIL(PYLLAVA_ERR_ARGUMENT, "n_threads: found %d, need 0..%d", p->n_threads, MAX_THREADS);
     if (p->precision != PYLLAVA_EXACT && p->precision != PYLLAVA_FAST)
         FAIL(PYLLAVA_ERR_ARGUMENT, "precision: found %d", (int) p->precision);
-    if ((int64_t) p->n_ctx * p->n_seq > INT32_MAX)
+    const int64_t most_cells = (int64_t) p->n_ctx * p->n_seq;
+    if (p->kv_cells && (p->kv_cells < p->n_ctx || p->kv_cells > most_cells)) {
+        FAIL(PYLLAVA_ERR_ARGUMENT, "kv_cells: found %d, need 0 or %d..%lld (n_ctx to n_ctx times n_seq)",
+             p->kv_cells, p->n_ctx, (long long) most_cells);
+    }
+    if (!p->kv_cells && most_cells > INT32_MAX)
         FAIL(PYLLAVA_ERR_ARGUMENT, "n_ctx %d times n_seq %d is too large", p->n_ctx, p->n_seq);
     if (p->flash_attn < -1 || p->flash_attn > 1)
         FAIL(PYLLAVA_ERR_ARGUMENT, "flash_attn: found %d, need -1, 0 or 1", p->flash_attn);
@@ -112,6 +120,7 @@ static pyllava_status create_cache(pyllava_session * s) {
                      .n_embd = h->n_head_kv * h->head_dim,
                      .n_ctx = s->params.n_ctx,
                      .n_seq = s->params.n_seq };
+    kv.n_cells = s->params.kv_cells ? s->params.kv_cells : kv.n_ctx * kv.n_seq;
     TRY(kv_type(s->params.type_k, s->params.precision, h->head_dim, "type_k", &kv.type_k));
     TRY(kv_type(s->params.type_v, s->params.precision, h->head_dim, "type_v", &kv.type_v));
     ggml_backend_buffer_type_t where[PYLLAVA_MAX_LAYERS];

@@ -25,6 +25,7 @@ typedef struct run_state {
 typedef struct step {
     pyllava_session * s;
     run_state * runs;
+    kv_wish * wishes; // [n] of the runs
     int32_t n;
     int32_t done, todo; // rows of prompts, for the progress
 } step;
@@ -79,17 +80,18 @@ static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, i
     return PYLLAVA_OK;
 }
 
-// Keeps what the sequence shares with the run, up to the first row whose logits are wanted.
-static void begin_run(pyllava_session * s, run_state * r) {
+// What to keep of the sequence, which is what the run shares with it, up to the first row whose logits are
+// wanted; and how many cells the run needs then.
+static kv_wish begin_run(const pyllava_session * s, run_state * r) {
     const kv_sequence * q = &s->kv.sequences[r->run->seq];
     if (!r->run->append) {
         r->shared = spans_shared(r->run->spans, r->run->n_spans, q);
         if (r->shared > r->from) r->shared = r->from;
-        kv_trim(&s->kv, r->run->seq, r->shared);
         span_skip(&r->at, r->shared);
     }
-    r->before = q->length;
+    r->before = r->run->append ? q->length : r->shared;
     r->run->n_reused = r->shared;
+    return (kv_wish) { .seq = r->run->seq, .keep = r->before, .n = r->total - r->shared };
 }
 
 // Adds rows of one run to the batch, as many as it takes.
@@ -182,9 +184,10 @@ static void undo(step * t, bool keep, pyllava_status status) {
 static pyllava_status compute(step * t, bool keep) {
     pyllava_status status = PYLLAVA_OK;
     for (int32_t i = 0; i < t->n; i++) {
-        begin_run(t->s, &t->runs[i]);
+        t->wishes[i] = begin_run(t->s, &t->runs[i]);
         if (t->runs[i].run->kind == PYLLAVA_PROMPT) t->todo += t->runs[i].total - t->runs[i].shared;
     }
+    TRY(kv_make_room(&t->s->kv, t->wishes, t->n));
     while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_ANSWER, &status));
     while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_PROMPT, &status));
     if (status == PYLLAVA_OK && t->todo) status = session_report(t->s, "prefill", 1.0f);
@@ -210,13 +213,16 @@ pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_r
     if (n_runs < 1 || n_runs > s->params.n_seq)
         FAIL(PYLLAVA_ERR_ARGUMENT, "a step of %d runs: need 1..%d, one for each sequence at most", n_runs,
              s->params.n_seq);
-    step t = { .s = s, .runs = calloc((size_t) n_runs, sizeof *t.runs), .n = n_runs };
-    TRY_ALLOC(t.runs, (size_t) n_runs * sizeof *t.runs);
+    step t = { .s = s, .n = n_runs };
+    t.runs = calloc((size_t) n_runs, sizeof *t.runs);
+    t.wishes = calloc((size_t) n_runs, sizeof *t.wishes);
     pyllava_status status = PYLLAVA_OK;
+    if (!t.runs || !t.wishes) status = error_set(PYLLAVA_ERR_MEMORY, "out of memory for a step");
     for (int32_t i = 0; status == PYLLAVA_OK && i < n_runs; i++) status = check_run(s, runs, i, &t.runs[i]);
     if (status == PYLLAVA_OK) status = take_rows(&t);
     if (status == PYLLAVA_OK) status = compute(&t, keep);
-    for (int32_t i = 0; i < n_runs; i++) free(t.runs[i].row);
+    for (int32_t i = 0; t.runs && i < n_runs; i++) free(t.runs[i].row);
     free(t.runs);
+    free(t.wishes);
     return status;
 }
