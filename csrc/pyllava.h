@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 5 // raised with every incompatible change of this file
+#define PYLLAVA_ABI 4 // raised with every incompatible change of this file
 
 #define PYLLAVA_MAX_LAYERS 512
 

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from . import _plugins, errors
 
-ABI = 5
+ABI = 4
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
 Trace: TypeAlias = Callable[[str, FloatArray], None]
