@@ -1,4 +1,4 @@
-"""The language model of a LLaVA (or plain LLaMA-family) checkpoint as a GGUF file of architecture `llama`."""
+"""The language model of a LLaVA (or plain) checkpoint as a GGUF file of its family's architecture."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from .json_file import Config
 from .llama_params import LlamaParams, read_llama_params, special_id
 from .mixes import Mix, uniform
 from .names import (
-    LLAMA,
-    LLAMA_BLOCK,
     LLAMA_DERIVED,
     LLAMA_HEAD,
     META,
@@ -97,9 +95,8 @@ def language_tensors(
     }
     unknown = [name for name in checkpoint if name not in plan and not LLAMA_DERIVED.fullmatch(name)]
     meta_layout = "tok_embeddings.weight" in plan
-    tensors, n_needed = [], 0
+    tensors = []
     for name, rule in plan.items():
-        n_needed += not rule.optional
         tensor = checkpoint.get(name)
         if tensor is None and rule.optional:
             continue
@@ -111,20 +108,18 @@ def language_tensors(
             raise CheckpointError(f"{shown(name)}: shape {list(tensor.shape)}, need {list(shape)}")
         tensors.append(_out(tensor, rule, params, mix, meta_layout))
     _check_unknown(unknown, skip_unknown)
-    if sum("bias" not in tensor.name for tensor in tensors) != n_needed:
-        raise CheckpointError(f"{len(tensors)} tensors of the language model, need {n_needed}")
     return tensors
 
 
 def _plan(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Rule]:
-    """Checkpoint name -> rule: 3 + 9 n_layer needed tensors, one fewer where the output is tied."""
+    """Checkpoint name -> rule: of all layers, without an output where that is tied."""
     if "tok_embeddings.weight" in checkpoint:
         ends, block, layer, prefix, head = META, META_BLOCK, "layers", "", "output.weight"
     else:
         found = language_prefix(checkpoint)
         if found is None:
             raise CheckpointError(f"no language model (embed_tokens.weight) among: {summary(checkpoint)}")
-        ends, block, layer, prefix = LLAMA, LLAMA_BLOCK, "layers", found
+        ends, block, layer, prefix = params.family.ends, params.family.block, "layers", found
         heads = (
             prefix.removesuffix("model.") + "lm_head.weight",
             "lm_head.weight",
@@ -146,9 +141,8 @@ def _plan(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Ru
 
 def _out(tensor: Tensor, rule: Rule, params: LlamaParams, mix: Mix, meta_layout: bool) -> OutTensor:
     target = mix.type_of(rule.name, tensor.shape)
-    if meta_layout or not rule.name.endswith(
-        ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
-    ):
+    turned = rule.name.endswith(("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"))
+    if meta_layout or not params.family.paired or not turned:
         return OutTensor(rule.name, tensor, tensor.shape, target)
     return OutTensor(rule.name, tensor, tensor.shape, target, interleave(params.head_dim), params.head_dim)
 
@@ -182,31 +176,32 @@ def _check_unknown(unknown: list[str], skip: bool) -> None:
 
 def language_metadata(name: str, params: LlamaParams, n_vocab: int, mix: Mix) -> Metadata:
     """The keys of CONTRACT 1.5 but for the tokenizer's."""
-    meta = Metadata("llama")
+    arch = params.family.architecture
+    meta = Metadata(arch)
     meta.text("general.type", "model")
     meta.text("general.name", name)
     meta.u32("general.file_type", mix.file_type)
     if mix.quantized:
         meta.u32("general.quantization_version", 2)
-    meta.u32("llama.vocab_size", n_vocab)
-    meta.u32("llama.context_length", params.n_ctx)
-    meta.u32("llama.embedding_length", params.n_embd)
-    meta.u32("llama.block_count", params.n_layer)
-    meta.u32("llama.feed_forward_length", params.n_ff)
-    meta.u32("llama.rope.dimension_count", params.head_dim)
-    meta.u32("llama.attention.head_count", params.n_head)
-    meta.u32("llama.attention.head_count_kv", params.n_head_kv)
+    meta.u32(f"{arch}.vocab_size", n_vocab)
+    meta.u32(f"{arch}.context_length", params.n_ctx)
+    meta.u32(f"{arch}.embedding_length", params.n_embd)
+    meta.u32(f"{arch}.block_count", params.n_layer)
+    meta.u32(f"{arch}.feed_forward_length", params.n_ff)
+    meta.u32(f"{arch}.rope.dimension_count", params.head_dim)
+    meta.u32(f"{arch}.attention.head_count", params.n_head)
+    meta.u32(f"{arch}.attention.head_count_kv", params.n_head_kv)
     if params.head_dim * params.n_head != params.n_embd:
-        meta.u32("llama.attention.key_length", params.head_dim)
-        meta.u32("llama.attention.value_length", params.head_dim)
-    meta.f32("llama.attention.layer_norm_rms_epsilon", params.eps)
-    meta.f32("llama.rope.freq_base", params.rope_theta)
+        meta.u32(f"{arch}.attention.key_length", params.head_dim)
+        meta.u32(f"{arch}.attention.value_length", params.head_dim)
+    meta.f32(f"{arch}.attention.layer_norm_rms_epsilon", params.eps)
+    meta.f32(f"{arch}.rope.freq_base", params.rope_theta)
     if params.rope_scaling is not None:
         scaling, factor, original = params.rope_scaling
-        meta.text("llama.rope.scaling.type", scaling)
-        meta.f32("llama.rope.scaling.factor", factor)
+        meta.text(f"{arch}.rope.scaling.type", scaling)
+        meta.f32(f"{arch}.rope.scaling.factor", factor)
         if original is not None:
-            meta.u32("llama.rope.scaling.original_context_length", original)
+            meta.u32(f"{arch}.rope.scaling.original_context_length", original)
     return meta
 
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a LLaMA-family language model, from the config of any of its layouts."""
+"""Hyper-parameters of a language model, from the config of any of its layouts."""
 
 from __future__ import annotations
 
@@ -8,28 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, shown
+from .families import LLAMA_FAMILY, Family, family_of
 from .json_file import Config, read_json
 from .llava_config import is_hugging_face
 from .tensor import Tensor
-
-# What transformers assumes for a key that a nested text_config leaves out (LlamaConfig, MistralConfig).
-_LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-}
-_MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
-FAMILIES = ("llama", "llava", "mistral", "yi")
 
 
 @dataclass(frozen=True)
 class LlamaParams:
     """`rope_scaling` is (type, factor, original context) or None; `tied`: the output shares token_embd."""
 
+    family: Family
     n_vocab: int | None  # as the config says; the rows of token_embd decide
     n_ctx: int
     n_embd: int
@@ -54,28 +43,26 @@ def read_llama_params(
         if nested is None and is_hugging_face(config.table):
             nested = Config(f"{config.where}: text_config", {})
         if nested is not None:
-            nested.defaults = _MISTRAL if nested.table.get("model_type") == "mistral" else _LLAMA
+            nested.defaults = _family(nested).defaults_of(nested.table.get("model_type"))
             if "tie_word_embeddings" in config.table:
                 nested.defaults = {
                     **nested.defaults,
                     "tie_word_embeddings": config.table["tie_word_embeddings"],
                 }
             config = nested
-        _check_family(config)
-        return _from_config(config, n_ctx), config
+        return _from_config(config, _family(config), n_ctx), config
     if (folder / "params.json").exists():
         config = Config(str(folder / "params.json"), read_json(folder / "params.json"))
         return _from_params(config, tensors, n_ctx), config
     raise CheckpointError(f"{folder}: neither config.json nor params.json, the hyper-parameters are unknown")
 
 
-def _check_family(config: Config) -> None:
+def _family(config: Config) -> Family:
     names = config.get("architectures")
     kinds = [config.get("model_type"), *(names if isinstance(names, list) else ())]
     text = " ".join(str(kind).lower() for kind in kinds if kind is not None)
-    if any(other in text for other in ("qwen", "phi", "mpt", "gemma", "mixtral", "stablelm")) or (
-        text and not any(family in text for family in FAMILIES)
-    ):
+    family = family_of(text)
+    if family is None:
         raise CheckpointError(
             f"{config.where}: a model of type {shown(text)}; only the LLaMA family is supported"
         )
@@ -84,9 +71,10 @@ def _check_family(config: Config) -> None:
         raise CheckpointError(
             f"{config.where}: {shown(experts)} experts; mixtures of experts are not supported"
         )
+    return family
 
 
-def _from_config(config: Config, n_ctx: int | None) -> LlamaParams:
+def _from_config(config: Config, family: Family, n_ctx: int | None) -> LlamaParams:
     n_embd, n_head = (
         config.integer("hidden_size", high=1 << 20),
         config.integer("num_attention_heads", high=4096),
@@ -96,6 +84,7 @@ def _from_config(config: Config, n_ctx: int | None) -> LlamaParams:
         raise CheckpointError(f"{config.where}: hidden_size {n_embd} does not divide by {n_head} heads")
     head_dim = n_embd // n_head if config.get("head_dim") is None else config.integer("head_dim", high=65536)
     return LlamaParams(
+        family=family,
         n_vocab=config.integer("vocab_size") if config.get("vocab_size") is not None else None,
         n_ctx=n_ctx or _context(config),
         n_embd=n_embd,
@@ -171,6 +160,7 @@ def _from_params(config: Config, tensors: Mapping[str, Tensor], n_ctx: int | Non
         raise CheckpointError(f"{config.where}: dim {n_embd} does not divide by {n_head} heads")
     n_head_kv = n_head if config.get("n_kv_heads") is None else config.integer("n_kv_heads")
     return LlamaParams(
+        family=LLAMA_FAMILY,
         n_vocab=None,  # params.json says -1
         n_ctx=n_ctx,
         n_embd=n_embd,

@@ -216,7 +216,7 @@ static pyllava_status need_layout(const pyllava_model * model, const pyllava_lay
              (int64_t) layout->columns * layout->rows <= MAX_TILES,
          "columns and rows of at most 64 tiles, or 0 and 0");
     NEED(layout->width > 0 && layout->height > 0, "a picture's width and height above 0");
-    NEED(layout->flat || model->vit.hparams.anyres, "flat: the projector has no newline");
+    NEED(layout->flat || model->vision.vit.hparams.anyres, "flat: the projector has no newline");
     return PYLLAVA_OK;
 }
 
@@ -224,7 +224,7 @@ pyllava_status pyllava_merge_length(const pyllava_model * model, const pyllava_l
                                     int32_t * out_n) {
     NEED(model && layout && out_n, "model, layout and out_n");
     TRY(need_layout(model, layout));
-    *out_n = merge_length(&model->merge, layout);
+    *out_n = vision_rows(&model->vision, layout);
     return PYLLAVA_OK;
 }
 
@@ -232,7 +232,7 @@ pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout *
                              float * out_rows) {
     NEED(model && layout && views && out_rows, "model, layout, views and out_rows");
     TRY(need_layout(model, layout));
-    merge_apply(&model->merge, layout, views, out_rows);
+    vision_merge(&model->vision, layout, views, out_rows);
     return PYLLAVA_OK;
 }
 

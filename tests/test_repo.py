@@ -155,6 +155,14 @@ def test_c_lines_are_not_too_long() -> None:
             assert len(line) <= 110, f"{path.name}:{number}"
 
 
+def test_families_are_named_in_their_files_alone() -> None:
+    """What runs a model, and what reads its numbers, knows none of them by name."""
+    for path in C_FILES:
+        if path.parent.name in ("run", "files", "csrc"):
+            assert not re.search(r"\bllama_|\bLLAMA\b", re.sub(r"//.*", "", path.read_text())), path.name
+        assert path.name == "llama.c" or '"llama.' not in path.read_text(), path.name
+
+
 # What the loader knows and the converter never writes: of other converters, and of a projector that is refused.
 READ_ONLY = {"rope_freqs.weight", "v.image_newline", "mm.3.weight"}
 

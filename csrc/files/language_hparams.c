@@ -10,11 +10,11 @@
 // A file, and what its keys about the language model begin with: its architecture.
 typedef struct source {
     const pyllava_gguf * file;
-    const char * family;
+    const char * architecture;
 } source;
 
 static const char * full(const source * s, const char * key, char out[MAX_KEY]) {
-    snprintf(out, MAX_KEY, "%s.%s", s->family, key);
+    snprintf(out, MAX_KEY, "%s.%s", s->architecture, key);
     return out;
 }
 
@@ -40,7 +40,7 @@ static pyllava_status get_text(const source * s, const char * key, gguf_text * o
     return gguf_get_text(s->file, full(s, key, name), false, out);
 }
 
-static pyllava_status read_rope(llama_hparams * h, const source * s) {
+static pyllava_status read_rope(language_hparams * h, const source * s) {
     h->rope_theta = 10000.0f;
     h->rope_scale = 1.0f;
     TRY(get_float(s, "rope.freq_base", false, 1.0, 1e12, &h->rope_theta));
@@ -56,24 +56,24 @@ static pyllava_status read_rope(llama_hparams * h, const source * s) {
     if (!linear && !gguf_text_is(scaling, "none")) {
         FAIL(PYLLAVA_ERR_UNSUPPORTED,
              "%s: %s.rope.scaling.type '%.*s', this version runs 'none' and 'linear'", s->file->path,
-             s->family, (int) (scaling.size < 64 ? scaling.size : 64), scaling.data);
+             s->architecture, (int) (scaling.size < 64 ? scaling.size : 64), scaling.data);
     }
     if (linear && factor > 0.0f) h->rope_scale = 1.0f / factor;
     return PYLLAVA_OK;
 }
 
-static pyllava_status read_heads(llama_hparams * h, const source * s) {
+static pyllava_status read_heads(language_hparams * h, const source * s) {
     TRY(get_int(s, "attention.head_count", true, (gguf_range) { 1, 4096 }, &h->n_head));
     h->n_head_kv = h->n_head;
     TRY(get_int(s, "attention.head_count_kv", false, (gguf_range) { 1, h->n_head }, &h->n_head_kv));
     if (h->n_head % h->n_head_kv) {
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s.attention.head_count_kv: %d must divide head_count %d",
-             s->file->path, s->family, h->n_head_kv, h->n_head);
+             s->file->path, s->architecture, h->n_head_kv, h->n_head);
     }
     h->head_dim = h->n_embd / h->n_head;
     if (h->n_embd % h->n_head && !has(s, "attention.key_length")) {
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s.embedding_length %d is not a multiple of head_count %d",
-             s->file->path, s->family, h->n_embd, h->n_head);
+             s->file->path, s->architecture, h->n_embd, h->n_head);
     }
     int32_t value_dim = 0;
     TRY(get_int(s, "attention.key_length", false, (gguf_range) { 2, 1024 }, &h->head_dim));
@@ -86,11 +86,10 @@ static pyllava_status read_heads(llama_hparams * h, const source * s) {
     return PYLLAVA_OK;
 }
 
-pyllava_status llama_hparams_read(llama_hparams * out, const pyllava_gguf * f) {
-    const source s = { f, "llama" };
-    TRY(hparams_check_architecture(f, s.family, "clip",
-                                   "this is a projector (mmproj), need a language model"));
-    llama_hparams h = { 0 };
+pyllava_status language_hparams_read(language_hparams * out, const pyllava_gguf * f,
+                                     const char * architecture) {
+    const source s = { f, architecture };
+    language_hparams h = { 0 };
     int32_t n_expert = 0;
     TRY(get_int(&s, "expert_count", false, (gguf_range) { 0, INT32_MAX }, &n_expert));
     if (n_expert)

@@ -26,17 +26,6 @@ static pyllava_status read_normalisation(vit_hparams * h, const pyllava_gguf * f
     return PYLLAVA_OK;
 }
 
-static pyllava_status check_projector(const pyllava_gguf * f) {
-    gguf_text kind = { "mlp", 3 }; // files of 2023 do not say
-    TRY(gguf_get_text(f, "clip.projector_type", false, &kind));
-    if (kind.size == 0) TRY(gguf_get_text(f, "clip.vision.projector_type", false, &kind));
-    if (!gguf_text_is(kind, "mlp")) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: projector type '%.*s', this version runs 'mlp'", f->path,
-             (int) (kind.size < 64 ? kind.size : 64), kind.data);
-    }
-    return PYLLAVA_OK;
-}
-
 // Layers to run. LLaVA reads hidden state -2: all layers but the last. Files of the legacy converter have
 // dropped that layer already and do not say so (block_count = stored layers); newer ones name the hidden
 // state in feature_layer.
@@ -116,15 +105,8 @@ static pyllava_status read_tiling(vit_hparams * h, const pyllava_gguf * f) {
 }
 
 pyllava_status vit_hparams_read(vit_hparams * out, const pyllava_gguf * f) {
-    TRY(hparams_check_architecture(f, "clip", "llama",
-                                   "this is a language model, need a projector file (mmproj)"));
     vit_hparams h = { 0 };
-    bool vision = false, gelu = false, silu = false;
-    TRY(gguf_get_bool(f, "clip.has_vision_encoder", &vision));
-    if (!vision)
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.has_vision_encoder is not true: no vision tower in it",
-             f->path);
-    TRY(check_projector(f));
+    bool gelu = false, silu = false;
     TRY(gguf_get_int(f, "clip.vision.image_size", true, (gguf_range) { 1, 8192 }, &h.image_size));
     TRY(gguf_get_int(f, "clip.vision.patch_size", true, (gguf_range) { 1, h.image_size }, &h.patch_size));
     if (h.image_size % h.patch_size) {

@@ -88,7 +88,9 @@ static ggml_backend_buffer_t wrap(const void * data, size_t size) {
     return buffer;
 }
 
-pyllava_status weights_prepare(weights * w, int32_t n_max) {
+pyllava_status weights_prepare(weights * w) {
+    int32_t n_max = 1;
+    for (int32_t i = 0; i < w->n_files; i++) n_max += (int32_t) w->files[i]->n_tensors;
     w->n_max = n_max;
     w->ctx = ggml_init((struct ggml_init_params) { .mem_size = ggml_tensor_overhead() * (size_t) (n_max + 1),
                                                    .no_alloc = true });

@@ -39,8 +39,8 @@ typedef struct weights {
 // Takes over the first file and opens the rest of a split model beside it.
 pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pyllava_progress_fn progress,
                             const logger * log);
-// Room for n_max tensors; after the hyper-parameters are known.
-pyllava_status weights_prepare(weights * w, int32_t n_max);
+// Room for all tensors of the files, one of them twice: a tied output may be on a device, too.
+pyllava_status weights_prepare(weights * w);
 void weights_close(weights * w);
 // Where the tensors asked for from now on go; NULL: host memory. A matrix that the device has no kernel for
 // stays in host memory.

@@ -4,12 +4,10 @@
 #include <ggml-backend.h>
 #include <string.h>
 
-int32_t merge_n_tensors(void) { return 1; }
-
-pyllava_status merge_bind(merge * m, weights * w, const vit_hparams * h, int32_t n_embd) {
-    m->n_side = h->image_size / h->patch_size;
+pyllava_status merge_bind(merge * m, weights * w, bool with_newline, int32_t n_side, int32_t n_embd) {
+    m->n_side = n_side;
     m->n_embd = n_embd;
-    if (!h->anyres) {
+    if (!with_newline) {
         weights_ignore(w, "model.image_newline");
         weights_ignore(w, "v.image_newline");
         return w->status;

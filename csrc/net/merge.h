@@ -4,16 +4,14 @@
 #pragma once
 
 #include "nn.h"
-#include "vision_hparams.h"
 #include "weights.h"
 
 typedef struct merge {
-    int32_t n_side, n_embd; // a view is n_side x n_side patches
+    int32_t n_side, n_embd; // a view is n_side x n_side rows
     tensor * newline;       // [n_embd]; NULL in LLaVA-1.5
 } merge;
 
-int32_t merge_n_tensors(void);
-pyllava_status merge_bind(merge * m, weights * w, const vit_hparams * h, int32_t n_embd);
+pyllava_status merge_bind(merge * m, weights * w, bool with_newline, int32_t n_side, int32_t n_embd);
 int32_t merge_length(const merge * m, const pyllava_layout * layout);
 // views [1 + columns * rows, n_side^2, n_embd] to out [merge_length, n_embd].
 void merge_apply(const merge * m, const pyllava_layout * layout, const float * views, float * out);

@@ -297,20 +297,24 @@ tensor * nn_turns(graph * g, tensor * positions, tensor * divisors) {
     return add_node(g, call, GGML_TYPE_F32, n_tokens, head_dim, args);
 }
 
+static const struct {
+    kernel_fn kernel;
+    int on_devices; // ggml's name for it
+} ROPES[] = { [ROPE_NORMAL] = { kernel_rope, GGML_ROPE_TYPE_NORMAL } };
+
 // theta^(-2i / head_dim) is 1 / divisor[i]: with a base of 1, the divisors are ggml's frequency factors.
-static tensor * device_rope(graph * g, tensor * x, tensor * positions, tensor * divisors) {
+static tensor * device_rope(graph * g, tensor * x, tensor * positions, tensor * divisors, int type) {
     const int64_t head_dim = 2 * divisors->ne[0], width = x->ne[0], n = x->ne[1];
     tensor * y = ggml_reshape_3d(g->ctx, x, head_dim, width / head_dim, n);
-    y = ggml_rope_ext(g->ctx, y, positions, divisors, (int) head_dim, GGML_ROPE_TYPE_NORMAL, 0, 1, 1, 0, 1, 0,
-                      0);
+    y = ggml_rope_ext(g->ctx, y, positions, divisors, (int) head_dim, type, 0, 1, 1, 0, 1, 0, 0);
     return ggml_reshape_2d(g->ctx, y, width, n);
 }
 
-tensor * nn_rope(graph * g, tensor * x, tensor * turns) {
+tensor * nn_rope(graph * g, tensor * x, tensor * turns, rope_kind kind) {
     if (!x || !turns || !has_room(g)) return NULL;
-    if (g->device) return device_rope(g, x, turns->src[0], turns->src[1]);
+    if (g->device) return device_rope(g, x, turns->src[0], turns->src[1], ROPES[kind].on_devices);
     tensor * args[] = { x, turns, NULL };
-    node_call * call = light(new_call(g, kernel_rope, NULL), ggml_nelements(x));
+    node_call * call = light(new_call(g, ROPES[kind].kernel, NULL), ggml_nelements(x));
     return add_node(g, call, GGML_TYPE_F32, x->ne[1], x->ne[0], args);
 }
 

@@ -18,6 +18,9 @@ typedef enum tap_kind {
     N_TAPS,
 } tap_kind;
 
+// What a rotation takes as a pair, of heads of d entries: ROPE_NORMAL (2i, 2i + 1).
+typedef enum rope_kind { ROPE_NORMAL } rope_kind;
+
 typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_mode; // on devices
 
 // Our kernels share their work over the session's pool, and ggml runs its own few nodes on the calling
@@ -83,9 +86,9 @@ tensor * nn_gelu(graph * g, tensor * x);                            // x * Phi(x
 tensor * nn_quick_gelu(graph * g, tensor * x);                      // x * sigmoid(1.702 x)
 tensor * nn_silu(graph * g, tensor * x);                            // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
-// Rotary positions: pairs (2i, 2i + 1) of each head are turned by position / divisor[i].
-tensor * nn_turns(graph * g, tensor * positions, tensor * divisors); // [n_tokens, head_dim] for nn_rope
-tensor * nn_rope(graph * g, tensor * x, tensor * turns);             // of rows of n_head * head_dim
+// Rotary positions: pair i of each head is turned by position / divisor[i].
+tensor * nn_turns(graph * g, tensor * positions, tensor * divisors);     // [n_tokens, head_dim] for nn_rope
+tensor * nn_rope(graph * g, tensor * x, tensor * turns, rope_kind kind); // of rows of n_head * head_dim
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
 tensor * nn_row_sums(graph * g, tensor * x); // [n_rows, n] to [n_rows, 1]

@@ -6,8 +6,6 @@
 
 // ----------------------------------------------------------------------------------------- weights
 
-int32_t vit_n_tensors(const vit_hparams * h) { return 8 + 16 * h->n_layer_run; }
-
 static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i) {
     const int64_t D = h->n_embd, F = h->n_ff;
     // clang-format off: a table

@@ -24,7 +24,6 @@ typedef struct vit {
     vit_layer * layers;                // [n_layer_run]
 } vit;
 
-int32_t vit_n_tensors(const vit_hparams * h);
 pyllava_status vit_bind(vit * v, weights * w);
 void vit_free(vit * v);
 

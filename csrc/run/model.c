@@ -19,7 +19,7 @@ static uint64_t cells_of(const pyllava_session_params * s) {
 
 // Numbers that the compute buffer of a language model holds at once, roughly: rows of the widest layer, the
 // mask, attention's scores where it is no single operation, and 64 rows of logits.
-static uint64_t compute_of_text(const llama_hparams * h, const pyllava_session_params * s, bool flash) {
+static uint64_t compute_of_text(const language_hparams * h, const pyllava_session_params * s, bool flash) {
     const uint64_t n = (uint64_t) s->n_batch, n_cells = cells_of(s);
     const uint64_t row = 6 * (uint64_t) h->n_embd + 3 * (uint64_t) h->n_ff;
     const uint64_t kv = 2 * n_cells * (uint64_t) h->n_head_kv * (uint64_t) h->head_dim;
@@ -34,7 +34,7 @@ static uint64_t compute_of_vision(const vit_hparams * h, const pyllava_session_p
 }
 
 // Bytes that one layer's keys and values take for a session.
-static uint64_t kv_of_layer(const llama_hparams * h, const pyllava_session_params * s) {
+static uint64_t kv_of_layer(const language_hparams * h, const pyllava_session_params * s) {
     const uint64_t n = 2 * cells_of(s) * (uint64_t) h->n_head_kv * (uint64_t) h->head_dim;
     const bool wide = s->precision == PYLLAVA_EXACT || (s->type_k && !strcmp(s->type_k, "f32")) ||
                       (s->type_v && !strcmp(s->type_v, "f32"));
@@ -43,10 +43,11 @@ static uint64_t kv_of_layer(const llama_hparams * h, const pyllava_session_param
 
 // The session to leave room for.
 static pyllava_session_params session_of(const pyllava_model * m, const pyllava_model_params * p) {
-    const vit_hparams * v = &m->vit.hparams;
+    const vit_hparams * v = &m->vision.vit.hparams;
     pyllava_session_params s = { .precision = PYLLAVA_FAST, .flash_attn = -1 };
     if (p->plan_for) s = *p->plan_for;
-    if (s.n_ctx < 1) s.n_ctx = m->llama.hparams.n_ctx_train < 4096 ? m->llama.hparams.n_ctx_train : 4096;
+    if (s.n_ctx < 1)
+        s.n_ctx = m->language.hparams.n_ctx_train < 4096 ? m->language.hparams.n_ctx_train : 4096;
     if (s.n_batch < 1) s.n_batch = 1024;
     if (s.n_seq < 1) s.n_seq = 1;
     if (s.n_views > 0) return s;
@@ -67,7 +68,7 @@ static enum ggml_type cache_type(const char * name) {
 
 // Whether attention is one operation on all devices, for such a cache.
 static bool has_flash(const pyllava_model * m, const pyllava_session_params * s) {
-    const llama_hparams * h = &m->llama.hparams;
+    const language_hparams * h = &m->language.hparams;
     if (s->precision != PYLLAVA_FAST || s->flash_attn == 0) return false;
     const enum ggml_type k = cache_type(s->type_k), v = cache_type(s->type_v);
     for (int32_t i = 0; i < m->placement.devices.n; i++) {
@@ -78,7 +79,7 @@ static bool has_flash(const pyllava_model * m, const pyllava_session_params * s)
 }
 
 static void sizes_of(const pyllava_model * m, const pyllava_model_params * p, placement_sizes * out) {
-    const llama_hparams * h = &m->llama.hparams;
+    const language_hparams * h = &m->language.hparams;
     const pyllava_session_params s = session_of(m, p);
     const bool flash = has_flash(m, &s);
     const uint64_t kv = p->kv_on_host ? 0 : kv_of_layer(h, &s);
@@ -93,7 +94,7 @@ static void sizes_of(const pyllava_model * m, const pyllava_model_params * p, pl
         out->output += weights_size(&m->text_weights, "token_embd");
     if (!p->mmproj) return;
     out->vision = weights_size(&m->vision_weights, "");
-    out->compute_vision = compute_of_vision(&m->vit.hparams, &s, flash);
+    out->compute_vision = compute_of_vision(&m->vision.vit.hparams, &s, flash);
 }
 
 // The device of that name among those of p, which it joins if need be.
@@ -193,7 +194,7 @@ static pyllava_status choose_places(pyllava_model * m, const pyllava_model_param
 static pyllava_status open_text(pyllava_model * m, const pyllava_model_params * p) {
     weights * w = &m->text_weights;
     TRY(weights_open(w, p->path, p->use_mmap, p->progress, &m->log));
-    TRY(llama_hparams_read(&m->llama.hparams, w->files[0]));
+    TRY(language_read(&m->language, w->files[0]));
     return tokenizer_read(&m->tokenizer, &m->vocab, w->files[0]);
 }
 
@@ -201,24 +202,21 @@ static pyllava_status open_vision(pyllava_model * m, const pyllava_model_params 
     weights * w = &m->vision_weights;
     TRY(weights_open(w, p->mmproj, p->use_mmap, p->progress, &m->log));
     m->has_vision = true;
-    return vit_hparams_read(&m->vit.hparams, w->files[0]);
+    return vision_read(&m->vision, w->files[0]);
 }
 
 static pyllava_status load_text(pyllava_model * m, const pyllava_model_params * p) {
     weights * w = &m->text_weights;
-    TRY(weights_prepare(w, llama_n_tensors(&m->llama.hparams)));
-    TRY(llama_bind(&m->llama, w, &m->placement));
+    TRY(weights_prepare(w));
+    TRY(language_bind(&m->language, w, &m->placement));
     return weights_finish(w, p->progress, p->user);
 }
 
 static pyllava_status load_vision(pyllava_model * m, const pyllava_model_params * p) {
     weights * w = &m->vision_weights;
-    TRY(weights_prepare(w, vit_n_tensors(&m->vit.hparams) + projector_n_tensors() + merge_n_tensors()));
-    weights_place(w, placement_device(&m->placement, m->placement.vision));
-    TRY(projector_bind(&m->projector, w, &m->vit.hparams, m->llama.hparams.n_embd));
-    TRY(vit_bind(&m->vit, w));
-    weights_place(w, NULL);
-    TRY(merge_bind(&m->merge, w, &m->vit.hparams, m->projector.n_embd));
+    TRY(weights_prepare(w));
+    TRY(vision_bind(&m->vision, w, m->language.hparams.n_embd,
+                    placement_device(&m->placement, m->placement.vision)));
     return weights_finish(w, p->progress, p->user);
 }
 
@@ -288,8 +286,8 @@ pyllava_status model_load(const pyllava_model_params * p, pyllava_model ** out) 
 void model_free(pyllava_model * m) {
     if (!m) return;
     cores_free(m->cores);
-    llama_free(&m->llama);
-    vit_free(&m->vit);
+    language_free(&m->language);
+    vision_free(&m->vision);
     tokenizer_free(&m->tokenizer);
     vocab_free(&m->vocab);
     if (m->placement.devices.n == 0 || !guard_has_failed()) guarded(close_weights, m);
@@ -297,8 +295,8 @@ void model_free(pyllava_model * m) {
 }
 
 void model_describe(const pyllava_model * m, pyllava_model_info * out) {
-    const llama_hparams * h = &m->llama.hparams;
-    const vit_hparams * v = &m->vit.hparams;
+    const language_hparams * h = &m->language.hparams;
+    const vit_hparams * v = &m->vision.vit.hparams;
     pyllava_model_info info = {
         .n_vocab = h->n_vocab,
         .n_embd = h->n_embd,
@@ -315,7 +313,7 @@ void model_describe(const pyllava_model * m, pyllava_model_info * out) {
         .has_vision = m->has_vision,
         .image_size = v->image_size,
         .patch_size = v->patch_size,
-        .n_image_tokens = v->n_patch,
+        .n_image_tokens = m->has_vision ? vision_rows(&m->vision, NULL) : 0,
         .n_embd_vision = v->n_embd,
         .n_layer_vision = v->n_layer,
         .n_layer_vision_run = v->n_layer_run,

@@ -2,24 +2,20 @@
 #pragma once
 
 #include "cores.h"
-#include "llama.h"
-#include "merge.h"
+#include "language.h"
 #include "placement.h"
-#include "projector.h"
 #include "tokenizer.h"
-#include "vit.h"
+#include "vision.h"
 
 struct pyllava_model {
     logger log;
     weights text_weights, vision_weights;
     placement placement;
-    llama llama;
+    language language;
     vocab vocab;
     tokenizer tokenizer; // over vocab
     bool has_vision;
-    vit vit;
-    projector projector;
-    merge merge;
+    vision vision;
     cores * cores; // that its sessions share
 };
 

@@ -57,23 +57,23 @@ static pyllava_status finish(const runner * r, graph * g, tensor * out) {
 
 static pyllava_status build_vision(runner * r, graph * g, int32_t n_views, tensor ** out_patches,
                                    tensor ** out_embd) {
-    const vit * v = &r->model->vit;
+    const vit * v = &r->model->vision.vit;
     const int64_t P = v->hparams.patch_size;
     const int32_t n_head = v->hparams.n_head;
     TRY(begin(r, g, n_head, n_head, v->hparams.n_embd / n_head));
     g->rows = ROWS_VIEW;
     g->n_views = n_views;
     *out_patches = nn_input(g, GGML_TYPE_F32, (int64_t) v->hparams.n_patch * n_views, 3 * P * P, "v.patches");
-    *out_embd = projector_apply(g, &r->model->projector, vit_features(g, v, *out_patches));
+    *out_embd = vision_embed(g, &r->model->vision, *out_patches);
     return finish(r, g, *out_embd);
 }
 
 static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n, int32_t n_out,
-                                 int32_t n_cells, llama_input * in, tensor ** out_logits) {
-    const llama_hparams * h = &r->model->llama.hparams;
+                                 int32_t n_cells, language_input * in, tensor ** out_logits) {
+    const language_hparams * h = &r->model->language.hparams;
     TRY(begin(r, g, h->n_head, h->n_head_kv, h->head_dim));
     g->rows = rows;
-    *in = (llama_input) {
+    *in = (language_input) {
         .embd = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
         .positions = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
         .cells = nn_input(g, GGML_TYPE_I32, 1, n, "cells"),
@@ -81,7 +81,7 @@ static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n
         .out_rows = nn_input(g, GGML_TYPE_I32, 1, n_out, "out_rows"),
     };
     if (n_cells) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, n, n_cells, "mask");
-    *out_logits = llama_logits(g, &r->model->llama, in, r->kv);
+    *out_logits = language_logits(g, &r->model->language, in, r->kv);
     return finish(r, g, *out_logits);
 }
 
@@ -166,7 +166,7 @@ void runner_trace(runner * r, pyllava_trace_fn fn, void * user) {
 // ------------------------------------------------------------------------------------------- views
 
 pyllava_status runner_views(runner * r, const float * pixels, int32_t n_views, float * out) {
-    const vit * v = &r->model->vit;
+    const vit * v = &r->model->vision.vit;
     const size_t S = (size_t) v->hparams.image_size, P = (size_t) v->hparams.patch_size;
     for (int32_t i = 0; i < n_views; i++) {
         vit_unfold(&v->hparams, pixels + (size_t) i * 3 * S * S,
@@ -202,7 +202,7 @@ pyllava_status runner_views(runner * r, const float * pixels, int32_t n_views, f
 // ------------------------------------------------------------------------------------------- rows
 
 int32_t runner_block_rows(const runner * r) {
-    const llama_hparams * h = &r->model->llama.hparams;
+    const language_hparams * h = &r->model->language.hparams;
     const int32_t most = r->env.micro ? fast_attention_queries(h->head_dim) : KERNEL_QUERIES;
     const int32_t group = h->n_head / h->n_head_kv;
     return most / group > 1 ? most / group : 1;
@@ -223,7 +223,7 @@ static pyllava_status check_sums(runner * r, const batch * b, const tensor * sum
 
 // A graph has an end: without a row that is wanted, the last one's logits are computed and not read.
 pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
-    const llama_hparams * h = &r->model->llama.hparams;
+    const language_hparams * h = &r->model->language.hparams;
     r->attention = (attention_env) {
         .env = r->env,
         .n_head = h->n_head,
@@ -237,11 +237,11 @@ pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
     TRY(batch_check(b));
     const int32_t last = b->n - 1;
     TRY(graph_for(r, GRAPH_TEXT, rows, b->n, b->n_out ? b->n_out : 1));
-    const llama_input * in = &r->built.in;
+    const language_input * in = &r->built.in;
     put(in->embd, b->embd);
     put(in->positions, b->positions);
     put(in->cells, b->cells);
-    put(in->rope_divisors, r->model->llama.rope_divisors);
+    put(in->rope_divisors, r->model->language.rope_divisors);
     put(in->out_rows, b->n_out ? b->out_rows : &last);
     if (in->mask) batch_mask(b, in->mask);
     TRY(run(r, &r->built.g));
@@ -271,8 +271,8 @@ void runner_clear_unused(runner * r) {
 // ---------------------------------------------------------------------------------------- creation
 
 static pyllava_status create_scratch(runner * r) {
-    const llama_hparams * h = &r->model->llama.hparams;
-    const vit_hparams * v = &r->model->vit.hparams;
+    const language_hparams * h = &r->model->language.hparams;
+    const vit_hparams * v = &r->model->vision.vit.hparams;
     size_t size = linear_scratch_size();
     const size_t fast[] = { fast_linear_scratch_size(), fast_attention_scratch_size() };
     for (int i = 0; i < 2; i++) size = size > fast[i] ? size : fast[i];
@@ -293,7 +293,7 @@ static pyllava_status create_scratch(runner * r) {
 
 static pyllava_status create_views(runner * r) {
     if (!r->model->has_vision) return PYLLAVA_OK;
-    const vit * v = &r->model->vit;
+    const vit * v = &r->model->vision.vit;
     const size_t n_pos = (size_t) v->n_pos * (size_t) r->params->n_views, P = (size_t) v->hparams.patch_size;
     r->view_visible = malloc(n_pos * sizeof *r->view_visible);
     r->view_blocks = malloc(n_pos * sizeof *r->view_blocks);
@@ -316,7 +316,7 @@ static pyllava_status each_largest(runner * r, int32_t n_rows,
                                    pyllava_status (*fn)(runner *, graph *, engine_size *),
                                    runner_size * out) {
     graph g = { 0 };
-    llama_input in;
+    language_input in;
     tensor *a, *b;
     const int32_t n_out = n_rows < BATCH_LOGITS ? n_rows : BATCH_LOGITS;
     const int32_t n_cells = r->kv_on_device ? r->kv->n_cells : 0;

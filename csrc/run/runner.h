@@ -15,7 +15,7 @@ typedef struct built_graph {
     int32_t n, n_out; // rows and rows of logits, or views
     int32_t n_cells;  // that devices look at
     graph g;
-    llama_input in;
+    language_input in;
     tensor *patches, *out; // out: logits or image embeddings
 } built_graph;
 

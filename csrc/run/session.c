@@ -36,9 +36,10 @@ pyllava_status session_report(pyllava_session * s, const char * stage, float fra
 }
 
 pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd) {
-    const vit_hparams * h = &s->model->vit.hparams;
+    const vision * v = &s->model->vision;
+    const vit_hparams * h = &v->vit.hparams;
     const size_t n_pixels = 3 * (size_t) h->image_size * (size_t) h->image_size;
-    const size_t n_out = (size_t) h->n_patch * (size_t) s->model->projector.n_embd;
+    const size_t n_out = (size_t) vision_rows(v, NULL) * (size_t) v->projector.n_embd;
     for (int32_t i = 0; i < n_views; i += s->params.n_views) {
         TRY(session_report(s, "encode", (float) i / (float) n_views));
         const int32_t n = n_views - i < s->params.n_views ? n_views - i : s->params.n_views;
@@ -114,7 +115,7 @@ static pyllava_status check_params(pyllava_session_params * p) {
 
 // The KV cache, each layer's where the placement wants it.
 static pyllava_status create_cache(pyllava_session * s) {
-    const llama_hparams * h = &s->model->llama.hparams;
+    const language_hparams * h = &s->model->language.hparams;
     const placement * p = &s->model->placement;
     kv_params kv = { .n_layer = h->n_layer,
                      .n_embd = h->n_head_kv * h->head_dim,
@@ -155,7 +156,7 @@ static pyllava_status create(void * session) {
     TRY(create_cache(s));
     const int32_t n_rows = p->n_batch > p->n_seq ? p->n_batch : p->n_seq;
     TRY(runner_prepare(&s->runner, &s->kv, s->kv_on_device, n_rows));
-    TRY(batch_create(&s->batch, n_rows, s->model->llama.hparams.n_embd));
+    TRY(batch_create(&s->batch, n_rows, s->model->language.hparams.n_embd));
     const uint64_t kv_on_host = s->host_size;
     runner_size size;
     TRY(runner_measure(&s->runner, n_rows, &size));

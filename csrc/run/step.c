@@ -110,7 +110,7 @@ static void add_rows(pyllava_session * s, run_state * r) {
         const pyllava_span * span = span_next(&r->at, &row);
         const int32_t position = q->length + i;
         float * embd = batch_add(b, position, q->cells[position], span_content(span, row));
-        if (span->tokens) llama_embed(&s->model->llama, span->tokens[row], embd);
+        if (span->tokens) language_embed(&s->model->language, span->tokens[row], embd);
         else memcpy(embd, span->embd + (size_t) row * (size_t) b->n_embd, (size_t) b->n_embd * sizeof *embd);
     }
     const int32_t longest = r->run->kind == PYLLAVA_PROMPT ? runner_block_rows(&s->runner) : 1;
