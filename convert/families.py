@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .names import LLAMA, LLAMA_BLOCK, Rule
+from .names import LLAMA, LLAMA_BLOCK, QWEN2_BLOCK, Rule
 
-# What transformers assumes for a key that a nested text_config leaves out (LlamaConfig, MistralConfig).
+# What transformers assumes for a key that a nested text_config leaves out (LlamaConfig, MistralConfig, Qwen2Config).
 _LLAMA = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -23,6 +23,7 @@ _LLAMA = {
     "rms_norm_eps": 1e-6,
 }
 _MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_QWEN2 = {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,15 @@ LLAMA_FAMILY = Family(
     LLAMA_BLOCK,
     paired=True,
 )
-FAMILIES = (LLAMA_FAMILY,)
+QWEN2_FAMILY = Family(
+    "qwen2",
+    re.compile(r"(.* )?(qwen2|qwen2forcausallm|llavaqwenforcausallm)( .*)?", re.DOTALL),
+    {"": _QWEN2},
+    LLAMA,
+    QWEN2_BLOCK,
+    paired=False,
+)
+FAMILIES = (LLAMA_FAMILY, QWEN2_FAMILY)
 
 
 def family_of(kinds: str) -> Family | None:

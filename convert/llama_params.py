@@ -64,7 +64,7 @@ def _family(config: Config) -> Family:
     family = family_of(text)
     if family is None:
         raise CheckpointError(
-            f"{config.where}: a model of type {shown(text)}; only the LLaMA family is supported"
+            f"{config.where}: a model of type {shown(text)}; only the LLaMA family and Qwen2 are supported"
         )
     experts = config.get("num_local_experts", "num_experts")
     if experts not in (None, 0, 1):

@@ -42,6 +42,11 @@ LLAMA_BLOCK = {
     "self_attn.v_proj.bias": Rule("attn_v.bias", "k", optional=True),
     "self_attn.o_proj.bias": Rule("attn_output.bias", "d", optional=True),
 }
+QWEN2_BLOCK = {
+    name: rule._replace(optional=False)
+    for name, rule in LLAMA_BLOCK.items()
+    if name != "self_attn.o_proj.bias"
+}
 # The same in Meta's own layout (consolidated.00.pth): no prefix, q and k in the order that GGUF wants.
 META = {"tok_embeddings.weight": LLAMA["embed_tokens.weight"], "norm.weight": LLAMA["norm.weight"]}
 META_BLOCK = {

@@ -159,8 +159,11 @@ def test_families_are_named_in_their_files_alone() -> None:
     """What runs a model, and what reads its numbers, knows none of them by name."""
     for path in C_FILES:
         if path.parent.name in ("run", "files", "csrc"):
-            assert not re.search(r"\bllama_|\bLLAMA\b", re.sub(r"//.*", "", path.read_text())), path.name
-        assert path.name == "llama.c" or '"llama.' not in path.read_text(), path.name
+            assert not re.search(
+                r"\b(llama|qwen2)_|\b(LLAMA|QWEN2)\b", re.sub(r"//.*", "", path.read_text())
+            ), path.name
+        found = re.findall(r'"(llama|qwen2)\.', path.read_text())
+        assert set(found) <= {path.stem}, path.name
 
 
 # What the loader knows and the converter never writes: of other converters, and of a projector that is refused.

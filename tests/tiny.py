@@ -40,6 +40,7 @@ class TinySpec:
     v_ff: int = 96
     v_eps: float = 1e-5
     select_layer: int = -2
+    family: str = "llama"  # or qwen2
     n_embd: int = 64
     n_layer: int = 2
     n_head: int = 4
@@ -99,7 +100,9 @@ class _Draw:
 
 
 def language_tensors(spec: TinySpec) -> Arrays:
-    """LlamaForCausalLM's state: `model.embed_tokens.weight` ... `lm_head.weight` (absent when tied)."""
+    """The state of a LlamaForCausalLM or Qwen2ForCausalLM: `model.embed_tokens.weight` ... `lm_head.weight` (absent
+    when tied).
+    """
     draw = _Draw(spec.seed * 10 + 1, spec.dtype)
     d, k, f = spec.n_embd, spec.n_head_kv * spec.head_dim, spec.n_ff
     out = {"model.embed_tokens.weight": draw.normal(spec.n_vocab, d, std=1.0)}
@@ -110,6 +113,9 @@ def language_tensors(spec: TinySpec) -> Arrays:
         out[p + "self_attn.k_proj.weight"] = draw.matrix(k, d, gain=1.5)
         out[p + "self_attn.v_proj.weight"] = draw.matrix(k, d)
         out[p + "self_attn.o_proj.weight"] = draw.matrix(d, d)
+        if spec.family == "qwen2":
+            for name, n in (("q", d), ("k", k), ("v", k)):
+                out[f"{p}self_attn.{name}_proj.bias"] = draw.bias(n)
         out[p + "post_attention_layernorm.weight"] = draw.norm(d)
         out[p + "mlp.gate_proj.weight"] = draw.matrix(f, d)
         out[p + "mlp.up_proj.weight"] = draw.matrix(f, d)
@@ -160,9 +166,9 @@ def vision_tensors(spec: TinySpec) -> Arrays:
 
 
 def language_config(spec: TinySpec) -> dict[str, Any]:
-    """What transformers' LlamaConfig takes."""
+    """What transformers' LlamaConfig or Qwen2Config takes."""
     return {
-        "model_type": "llama",
+        "model_type": spec.family,
         "hidden_size": spec.n_embd,
         "intermediate_size": spec.n_ff,
         "num_hidden_layers": spec.n_layer,
@@ -180,11 +186,11 @@ def language_config(spec: TinySpec) -> dict[str, Any]:
 
 
 def llava_config(spec: TinySpec) -> dict[str, Any]:
-    """config.json of an original LLaVA-1.5 checkpoint: LLaMA's settings and LLaVA's at the top level."""
+    """config.json of an original LLaVA-1.5 checkpoint: the language model's settings and LLaVA's at the top level."""
     return {
         **language_config(spec),
         "model_type": "llava",
-        "architectures": ["LlavaLlamaForCausalLM"],
+        "architectures": ["LlavaLlamaForCausalLM" if spec.family == "llama" else "LlavaQwenForCausalLM"],
         "image_aspect_ratio": "pad",
         "image_grid_pinpoints": None,
         "mm_hidden_size": spec.v_embd,

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const language_family * const FAMILIES[] = { &LLAMA };
+static const language_family * const FAMILIES[] = { &LLAMA, &QWEN2 };
 
 // ----------------------------------------------------------------------------------------- reading
 

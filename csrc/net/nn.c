@@ -300,7 +300,8 @@ tensor * nn_turns(graph * g, tensor * positions, tensor * divisors) {
 static const struct {
     kernel_fn kernel;
     int on_devices; // ggml's name for it
-} ROPES[] = { [ROPE_NORMAL] = { kernel_rope, GGML_ROPE_TYPE_NORMAL } };
+} ROPES[] = { [ROPE_NORMAL] = { kernel_rope, GGML_ROPE_TYPE_NORMAL },
+              [ROPE_NEOX] = { kernel_rope_neox, GGML_ROPE_TYPE_NEOX } };
 
 // theta^(-2i / head_dim) is 1 / divisor[i]: with a base of 1, the divisors are ggml's frequency factors.
 static tensor * device_rope(graph * g, tensor * x, tensor * positions, tensor * divisors, int type) {

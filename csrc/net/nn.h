@@ -18,8 +18,8 @@ typedef enum tap_kind {
     N_TAPS,
 } tap_kind;
 
-// What a rotation takes as a pair, of heads of d entries: ROPE_NORMAL (2i, 2i + 1).
-typedef enum rope_kind { ROPE_NORMAL } rope_kind;
+// What a rotation takes as a pair, of heads of d entries: ROPE_NORMAL (2i, 2i + 1), ROPE_NEOX (i, i + d/2).
+typedef enum rope_kind { ROPE_NORMAL, ROPE_NEOX } rope_kind;
 
 typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_mode; // on devices
 

@@ -48,6 +48,25 @@ void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
+void KERNEL(rope_neox)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) userdata;
+    const struct ggml_tensor * x = dst->src[0], * turns = dst->src[1];
+    const int64_t head_dim = turns->ne[0], half = head_dim / 2;
+    const run rows = rows_of(dst, ith, nth);
+    for (int64_t t = rows.first; t < rows.end; t++) {
+        const float * from = (const float *) (void *) row_of(x, t);
+        const float * turn = (const float *) (void *) row_of(turns, t);
+        float * to = (float *) (void *) row_of(dst, t);
+        for (int64_t head = 0; head < dst->ne[0]; head += head_dim) {
+            for (int64_t i = 0; i < half; i++) {
+                const float a = from[head + i], b = from[head + half + i];
+                to[head + i] = a * turn[2 * i] - b * turn[2 * i + 1];
+                to[head + half + i] = a * turn[2 * i + 1] + b * turn[2 * i];
+            }
+        }
+    }
+}
+
 // Rounded to the nearest, ties to even, denormals included, without a branch: adding a power of two that
 // depends on the exponent shifts the bits that f16 lacks out of the sum. ggml's own row function is scalar.
 static void to_f16(const float * from, uint16_t * to, int64_t n) {

@@ -476,14 +476,14 @@ static void test_turns(int n_tokens, int head_dim) {
     n_checks++;
 }
 
-// apart: rows with gaps between them.
-static void test_rope_shape(int n_tokens, int n_head, int head_dim, bool apart) {
+// apart: rows with gaps between them. neox: the pairs are (i, i + head_dim / 2).
+static void test_rope_shape(int n_tokens, int n_head, int head_dim, bool apart, bool neox) {
     static float y[MAX_RESULT + GUARD];
     static double expected[MAX_RESULT];
     char what[100];
     const int width = n_head * head_dim, stride = width + 3 * apart;
-    snprintf(what, sizeof what, "rope n_tokens %d n_head %d head_dim %d%s", n_tokens, n_head, head_dim,
-             apart ? " rows apart" : "");
+    snprintf(what, sizeof what, "rope%s n_tokens %d n_head %d head_dim %d%s", neox ? " neox" : "", n_tokens,
+             n_head, head_dim, apart ? " rows apart" : "");
     float *from = normals((size_t) (n_tokens * stride) + 1, 1.0f), *turns = take(MAX_TOKENS * 128 * 4);
     for (int i = 0; i < n_tokens * head_dim; i += 2) {
         const double angle = uniform() * 7;
@@ -491,9 +491,12 @@ static void test_rope_shape(int n_tokens, int n_head, int head_dim, bool apart) 
     }
     for (int t = 0; t < n_tokens; t++) {
         for (int i = 0; i < width; i += 2) {
-            const float *x = from + apart + t * stride + i, *turn = turns + t * head_dim + i % head_dim;
-            expected[t * width + i] = (double) x[0] * turn[0] - (double) x[1] * turn[1];
-            expected[t * width + i + 1] = (double) x[0] * turn[1] + (double) x[1] * turn[0];
+            const int begin = i / head_dim * head_dim,
+                      in_head = i - begin; // of the pair of that number, times 2
+            const int a = neox ? begin + in_head / 2 : i, b = neox ? a + head_dim / 2 : i + 1;
+            const float *x = from + apart + t * stride, *turn = turns + t * head_dim + in_head;
+            expected[t * width + a] = (double) x[a] * turn[0] - (double) x[b] * turn[1];
+            expected[t * width + b] = (double) x[a] * turn[1] + (double) x[b] * turn[0];
         }
     }
     struct ggml_tensor x = tensor_2d(GGML_TYPE_F32, from + apart, n_tokens, width, (size_t) stride * 4);
@@ -501,7 +504,7 @@ static void test_rope_shape(int n_tokens, int n_head, int head_dim, bool apart) 
     struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, n_tokens, width, (size_t) width * 4);
     dst.src[0] = &x, dst.src[1] = &r;
     kernel_env env = new_env(0), used;
-    run_node(kernel_rope, &dst, &env, &used, y, (size_t) (n_tokens * width), what);
+    run_node(neox ? kernel_rope_neox : kernel_rope, &dst, &env, &used, y, (size_t) (n_tokens * width), what);
     check_nmse(expected, NULL, y, (size_t) (n_tokens * width), 1e-13, what);
     free(from);
     free(turns);
@@ -512,8 +515,10 @@ static void test_rope(void) {
     for (size_t d = 0; d < sizeof DIMS / sizeof *DIMS; d++) {
         for (int n_tokens = 1; n_tokens <= MAX_TOKENS; n_tokens++) {
             test_turns(n_tokens, DIMS[d]);
-            for (int n_head = 1; n_head <= 5; n_head += 2)
-                test_rope_shape(n_tokens, n_head, DIMS[d], n_tokens % 2);
+            for (int n_head = 1; n_head <= 5; n_head += 2) {
+                test_rope_shape(n_tokens, n_head, DIMS[d], n_tokens % 2, false);
+                test_rope_shape(n_tokens, n_head, DIMS[d], n_tokens % 2, true);
+            }
         }
     }
 }

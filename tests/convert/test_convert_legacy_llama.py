@@ -219,6 +219,23 @@ def test_attention_biases(tmp_path: Path) -> None:
     )
 
 
+def test_qwen2(tmp_path: Path) -> None:
+    """Keys under its own name, biases, and rows of q and k as they are."""
+    spec = TinySpec(family="qwen2", tied=True)
+    write_llava_checkpoint(tmp_path, spec)
+    file, source = read_gguf(convert(tmp_path, Options(kind=F32, skip_unknown=True))), language_tensors(spec)
+    assert file.kv["general.architecture"] == "qwen2"
+    assert file.kv["qwen2.block_count"] == spec.n_layer
+    assert not [key for key in file.kv if key.startswith("llama.")]
+    assert "output.weight" not in file.tensors
+    for part in "qkv":
+        for end in ("weight", "bias"):
+            np.testing.assert_array_equal(
+                file.tensors[f"blk.1.attn_{part}.{end}"],
+                source[f"model.layers.1.self_attn.{part}_proj.{end}"],
+            )
+
+
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_hugging_face_llava_layout(tmp_path: Path, prefix: str) -> None:
     """llava-hf: settings in text_config (missing ones mean LlamaConfig's defaults), names behind another prefix."""
@@ -291,7 +308,9 @@ def change_config(folder: Path, **changes: Any) -> None:
         ({"rope_theta": -1}, "rope_theta"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic'"),
         ({"max_position_embeddings": ...}, "--ctx"),
-        ({"model_type": "qwen2", "architectures": ["LlavaQwenForCausalLM"]}, "only the LLaMA family"),
+        ({"model_type": "qwen3", "architectures": ["LlavaQwen3ForCausalLM"]}, "only the LLaMA family"),
+        ({"model_type": "qwen2", "architectures": ["LlavaQwenForCausalLM"]}, r"q_proj\.bias' is missing"),
+        ({"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"]}, "only the LLaMA family"),
         ({"model_type": "gpt2", "architectures": []}, "only the LLaMA family"),
         ({"num_local_experts": 8}, "experts"),
     ],

@@ -179,11 +179,12 @@ def test_pinpoints_of_transformers_are_heights_first(tmp_path: Path) -> None:
 
 @pytest.mark.reference
 def test_defaults_of_nested_configs(tmp_path: Path) -> None:
-    """Keys that published configs leave out, as LlamaConfig, MistralConfig, CLIPVisionConfig and LlavaConfig
-    fill them.
+    """Keys that published configs leave out, as LlamaConfig, MistralConfig, Qwen2Config, CLIPVisionConfig and
+    LlavaConfig fill them.
     """
     transformers = pytest.importorskip("transformers")
-    for kind, theirs in (("llama", transformers.LlamaConfig()), ("mistral", transformers.MistralConfig())):
+    for theirs in (transformers.LlamaConfig(), transformers.MistralConfig(), transformers.Qwen2Config()):
+        kind = theirs.model_type
         config = {"model_type": "llava", "text_config": {"model_type": kind}, "vision_config": {}}
         (tmp_path / "config.json").write_text(json.dumps(config))
         ours, _ = read_llama_params(tmp_path, {}, None)
@@ -609,8 +610,8 @@ def test_other_models(tmp_path: Path) -> None:
     edit(plain, projector_hidden_act="relu")
     refused(plain, out, "projector_hidden_act is 'relu', need 'gelu'")
     plain = write_hf(tmp_path / "qwen", SPEC)
-    edit(plain, text_config={"model_type": "qwen2"})
-    refused(plain, out, "only the LLaMA family is supported")
+    edit(plain, text_config={"model_type": "qwen3"})
+    refused(plain, out, "only the LLaMA family and Qwen2 are supported")
     plain = write_hf(tmp_path / "video", SPEC, tiles=True)
     edit(plain, model_type="llava_next_video")
     refused(plain, out, "a model of type 'llava_next_video', need llava or llava_next")

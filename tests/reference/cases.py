@@ -55,8 +55,9 @@ CASES = {
     "bf16 to f16": Case(TinySpec(dtype="bf16", n_head_kv=1, seed=7), "f16"),
     "f32 to f16": Case(TinySpec(seed=8), "f16", lossless=False),
     "bf16 to f32": Case(TinySpec(dtype="bf16", eps=1e-6, seed=9), "f32"),
+    "qwen2": Case(TinySpec(family="qwen2", tied=True, rope_theta=1e6, eps=1e-6, seed=10)),
 }
-GOLDEN_CASES = ("gqa", "mha", "heads of 12", "bf16 checkpoint")
+GOLDEN_CASES = ("gqa", "mha", "heads of 12", "bf16 checkpoint", "qwen2")
 GOLDEN_PICTURE = (11, 90, 61)  # seed, width, height
 
 # LLaVA-1.6: the same weights, a newline, and these resolutions, in tiles across and down.

@@ -194,17 +194,23 @@ def packed(
 # The networks
 
 
+def language_config(spec: tiny.TinySpec, **more: Any) -> Any:
+    kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[spec.family]
+    return kind(**tiny.language_config(spec), **more)
+
+
 class Reference:
-    """CLIP's vision tower, the projector and LLaMA, with the weights of a checkpoint."""
+    """CLIP's vision tower, the projector and LLaMA or Qwen2, with the weights of a checkpoint."""
 
     def __init__(self, spec: tiny.TinySpec, weights: Weights | None = None) -> None:
         self.spec = spec
         weights = weights or Weights.of(spec)
         vision = transformers.CLIPVisionConfig(**tiny.vision_config(spec), attn_implementation="eager")
         self.tower = _load_vision(transformers.CLIPVisionModel(vision), weights.vision)
-        language = transformers.LlamaConfig(**tiny.language_config(spec), attn_implementation="eager")
+        language = language_config(spec, attn_implementation="eager")
         absent = ("lm_head.weight",) if spec.tied else ()
-        self.llama = _load(transformers.LlamaForCausalLM(language), weights.language, absent=absent)
+        model = transformers.AutoModelForCausalLM.from_config(language)
+        self.llama = _load(model, weights.language, absent=absent)
         linear = torch.nn.Linear
         layers = [linear(spec.v_embd, spec.n_embd), torch.nn.GELU(), linear(spec.n_embd, spec.n_embd)]
         projector = {k.removeprefix("model.mm_projector."): v for k, v in weights.projector.items()}
@@ -240,7 +246,8 @@ class Reference:
     def run(self, prompt: Prompt) -> Arrays:
         """Every intermediate of a whole sequence; "logits" float32 [n, n_vocab]. q and k in GGUF's order."""
         spec = self.spec
-        rotate = importlib.import_module("transformers.models.llama.modeling_llama").apply_rotary_pos_emb
+        modeling = importlib.import_module(f"transformers.models.{spec.family}.modeling_{spec.family}")
+        rotate = modeling.apply_rotary_pos_emb
         with capture(self.llama, _decoder_places(spec.n_layer)) as found, torch.no_grad():
             self.llama(inputs_embeds=self._embed(prompt), use_cache=False)
             cos, sin = found.pop("rope")
@@ -252,7 +259,7 @@ class Reference:
         out = {name: _rows(x) for name, x in found.items()}
         for name in out:
             kind = name.split(".")[-1].removesuffix("_rope")
-            if kind in ("attn_q", "attn_k"):
+            if kind in ("attn_q", "attn_k") and spec.family == "llama":
                 out[name] = paired(out[name], spec.n_head if kind == "attn_q" else spec.n_head_kv)
         return out
 
@@ -281,7 +288,7 @@ def whole_model_logits(
     """Logits of `transformers`' own LLaVA, which does the merging itself; one `image_token` in `ids` per image row."""
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**tiny.vision_config(spec)),
-        text_config=transformers.LlamaConfig(**tiny.language_config(spec)),
+        text_config=language_config(spec),
         image_token_index=image_token,
         vision_feature_layer=spec.select_layer,
         vision_feature_select_strategy="default",

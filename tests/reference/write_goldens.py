@@ -1,4 +1,4 @@
-"""Writes tests/goldens/*.npz: what `transformers` makes of five tiny models. From the root of the repository:
+"""Writes tests/goldens/*.npz: what `transformers` makes of six tiny models. From the root of the repository:
 
 python -m tests.reference.write_goldens
 
