@@ -42,14 +42,15 @@ RANKS = {
     "micro_neon": 7,
     "micro_neondot": 7,
     "micro_neoni8mm": 7,
-    "cpu": 6,
+    "cpu": 6,  # micro.h, for the tables
     "fast_linear": 6,
     "linear": 6,
     "attention": 6,
     "rope": 6,
-    "exact_code": 7,
-    **{f"exact_{name}": 8 for name in ("plain", "avx2", "avx512")},
-    "exact": 8,
+    "fast_attention": 6,
+    "shared_code": 7,
+    **{f"shared_{name}": 8 for name in ("plain", "avx2", "avx512")},
+    "shared": 8,
 }
 
 

@@ -10,17 +10,17 @@
 #define KEYS KERNEL_PANEL
 
 typedef struct attention_task {
-    const attention_env *   env;
+    const attention_env * env;
     const attention_block * block;
-    const struct ggml_tensor * k, * v;
-    int head_kv, group, n_rows, d, dp;    // dp: head_dim rounded up to 32
-    const float * q;                      // [n_tokens][n_head * d]
-    float *       y;
-    float *       queries, * out;         // [n_rows][d], [n_rows][dp]
-    float *       scores;                 // [n_rows][KEYS]
-    float *       key_panel, * values;    // [d][KEYS], [KEYS][dp]
-    float *       unpacked;               // [KEYS][d]
-    float *       max, * sum;             // [n_rows]
+    const struct ggml_tensor *k, *v;
+    int head_kv, group, n_rows, d, dp; // dp: head_dim rounded up to 32
+    const float * q;                   // [n_tokens][n_head * d]
+    float * y;
+    float *queries, *out;      // [n_rows][d], [n_rows][dp]
+    float * scores;            // [n_rows][KEYS]
+    float *key_panel, *values; // [d][KEYS], [KEYS][dp]
+    float * unpacked;          // [KEYS][d]
+    float *max, *sum;          // [n_rows]
 } attention_task;
 
 static int padded(int d) { return (d + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL; }
@@ -74,7 +74,7 @@ static void load_tile(attention_task * t, int p0, int n_keys) {
 
 // Folds the scores of one tile into row r: new maximum, old output rescaled, scores replaced by weights.
 static void fold_scores(attention_task * t, int r, int n_seen) {
-    float * s = t->scores + r * KEYS, m = t->max[r];
+    float *s = t->scores + r * KEYS, m = t->max[r];
     for (int j = 0; j < n_seen; j++) m = s[j] > m ? s[j] : m;
     for (int j = n_seen; j < KEYS; j++) s[j] = -INFINITY;
     float rescale = t->max[r] == m ? 1.0f : t->sum[r] > 0.0f ? expf(t->max[r] - m) : 0.0f;
@@ -147,76 +147,5 @@ void KERNEL(attention)(struct ggml_tensor * dst, int ith, int nth, void * userda
         t.block = &env->blocks[task / env->n_head_kv];
         t.head_kv = (int) (task % env->n_head_kv);
         run_task(&t);
-    }
-}
-
-// ---------------------------------------------------------------------------------- the fast mode
-
-static int32_t queries_of(int32_t head_dim) {
-    return head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
-}
-
-#if defined(KERNEL_SIZES)
-size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
-int32_t fast_attention_queries(int32_t head_dim) { return queries_of(head_dim); }
-#endif
-
-// Rows of an answer read each key and value once for a few heads that share them; those of a prompt and of
-// views pass tiles of keys together.
-static void run_fast(attention_task * t, const micro * m, char * scratch) {
-    const attention_env * env = t->env;
-    const attention_block * b = t->block;
-    const int n_rows = b->n * t->group, width = env->n_head * t->d;
-    const bool few = env->rows == ROWS_ANSWER;
-    if (few ? t->d > MAX_HEAD : queries_of(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES) {
-        run_task(t);
-        return;
-    }
-    const int64_t at = (int64_t) b->first * width + (int64_t) t->head_kv * t->group * t->d;
-    attention_work work = {
-        .q = t->q + at,
-        .y = t->y + at,
-        .q_stride = (size_t) width,
-        .n = b->n,
-        .group = t->group,
-        .d = t->d,
-        .n_visible = env->n_visible + b->first,
-        .k = (const char *) t->k->data + head_offset(t, t->k),
-        .v = (const char *) t->v->data + head_offset(t, t->v),
-        .k_stride = t->k->nb[1],
-        .v_stride = t->v->nb[1],
-        .k_type = t->k->type,
-        .v_type = t->v->type,
-        .cells = b->cells,
-        .first_row = b->first_row,
-        .scratch = scratch,
-    };
-    if (!few) {
-        m->attend_many(&work);
-        return;
-    }
-    work.n = 1;
-    for (int token = 0; token < b->n; token++, work.n_visible++) {
-        for (int head = 0; head < t->group; head += FEW_TOKENS) {
-            work.q = t->q + at + (int64_t) token * width + (int64_t) head * t->d;
-            work.y = t->y + at + (int64_t) token * width + (int64_t) head * t->d;
-            work.group = t->group - head < FEW_TOKENS ? t->group - head : FEW_TOKENS;
-            m->attend_few(&work);
-        }
-    }
-}
-
-void KERNEL(fast_attention)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
-    (void) nth;
-    kernel_job * job = userdata;
-    const attention_env * env = job->attention;
-    const int64_t n_tasks = (int64_t) env->n_blocks * env->n_head_kv;
-    attention_task t = new_task(env, dst, ith);
-    for (;;) {
-        const int64_t task = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
-        if (task >= n_tasks || atomic_load_explicit(env->env.cancel, memory_order_relaxed)) return;
-        t.block = &env->blocks[n_tasks / env->n_head_kv - 1 - task / env->n_head_kv]; // the longest first
-        t.head_kv = (int) (task % env->n_head_kv);
-        run_fast(&t, env->env.micro, env->env.scratch + ith * env->env.scratch_size);
     }
 }

@@ -1,4 +1,6 @@
-// cpu.c - which of the micro tables this machine can run.
+// cpu.c - see cpu.h; and which of the micro tables this machine can run.
+#include "cpu.h"
+
 #include "micro.h"
 
 #include <string.h>
@@ -6,10 +8,16 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
+bool cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool cpu_has_avx512(void) {
+    return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
 static bool has_avx2(void) {
     unsigned a, b, c, d;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1); // F16C
+    return cpu_has_avx2() && __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1); // F16C
 }
 
 static bool has_avxvnni(void) {
@@ -17,10 +25,7 @@ static bool has_avxvnni(void) {
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
-static bool has_avx512(void) {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
+static bool has_avx512(void) { return has_avx2() && cpu_has_avx512(); }
 
 static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
@@ -38,7 +43,7 @@ static bool has_i8mm(void) { return has_dotprod() && has_feature("hw.optional.ar
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
-static bool has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }  // HWCAP_ASIMDDP
+static bool has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }                  // HWCAP_ASIMDDP
 static bool has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1); } // HWCAP2_I8MM
 #elif defined(__aarch64__)
 static bool has_dotprod(void) { return false; }
@@ -53,7 +58,8 @@ typedef struct candidate {
 } candidate;
 
 const micro * micro_choose(const char * wanted) {
-    const candidate candidates[] = { // the best first
+    const candidate candidates[] = {
+        // the best first
 #if defined(__x86_64__)
         { &micro_avx512vnni, has_avx512vnni },
         { &micro_avx512, has_avx512 },

@@ -7,11 +7,11 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef float   v16  __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t vi16 __attribute__((vector_size(64), aligned(4), may_alias));
 
 // linear.c, attention.c and rope.c are compiled once per instruction set, which their kernels' names end in;
-// exact.c chooses among them.
+// shared.c chooses among them.
 #define KERNEL_JOIN(name, set) kernel_##name##_##set
 #define KERNEL_NAME(name, set) KERNEL_JOIN(name, set)
 #define KERNEL(name)           KERNEL_NAME(name, KERNEL_SET)
@@ -33,10 +33,10 @@ INLINE float v16_sum(v16 x) {
 // wider than the machine's apart, element by element.
 #define DEFINE_EXP(name, floats, integers)                                                                   \
     INLINE floats name(floats x) {                                                                           \
-        integers alive = ~(x <= -87.0f);                                 /* NaN stays NaN */                 \
+        integers alive = ~(x <= -87.0f); /* NaN stays NaN */                                                 \
         x = (floats) ((integers) x & alive);                                                                 \
-        floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;        /* round to nearest */              \
-        floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;          /* ln2 in two parts */              \
+        floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* round to nearest */                     \
+        floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;   /* ln2 in two parts */                     \
         floats p = r * (1.0f / 5040) + 1.0f / 720;                                                           \
         p = p * r + 1.0f / 120;                                                                              \
         p = p * r + 1.0f / 24;                                                                               \
@@ -56,7 +56,7 @@ INLINE float v16_sum(v16 x) {
 #else
 #define VN 4
 #endif
-typedef float   vn  __attribute__((vector_size(4 * VN), aligned(4), may_alias));
+typedef float vn __attribute__((vector_size(4 * VN), aligned(4), may_alias));
 typedef int32_t vin __attribute__((vector_size(4 * VN), aligned(4), may_alias));
 DEFINE_EXP(vn_exp, vn, vin)
 

@@ -1,5 +1,0 @@
-// exact_code.h - all that is compiled once per instruction set without being written for one: included by
-// exact_<set>.c, which names the set.
-#include "attention.c"
-#include "linear.c"
-#include "rope.c"

@@ -1,4 +1,0 @@
-// exact_plain.c - the kernels of exact_code.h for every machine of this kind, and the sizes of all sets.
-#define KERNEL_SET plain
-#define KERNEL_SIZES
-#include "exact_code.h"

@@ -1,0 +1,70 @@
+// fast_attention.c - attention of the fast mode: a task goes to the loops of a micro table where that takes
+// heads of this size, and else to those of attention.c, which shared_code.h includes before this.
+static int32_t queries_of(int32_t head_dim) {
+    return head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
+}
+
+#if defined(KERNEL_SIZES)
+size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
+int32_t fast_attention_queries(int32_t head_dim) { return queries_of(head_dim); }
+#endif
+
+// Rows of an answer read each key and value once for a few heads that share them; those of a prompt and of
+// views pass tiles of keys together.
+static void run_fast(attention_task * t, const micro * m, char * scratch) {
+    const attention_env * env = t->env;
+    const attention_block * b = t->block;
+    const int n_rows = b->n * t->group, width = env->n_head * t->d;
+    const bool few = env->rows == ROWS_ANSWER;
+    if (few ? t->d > MAX_HEAD : queries_of(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES) {
+        run_task(t);
+        return;
+    }
+    const int64_t at = (int64_t) b->first * width + (int64_t) t->head_kv * t->group * t->d;
+    attention_work work = {
+        .q = t->q + at,
+        .y = t->y + at,
+        .q_stride = (size_t) width,
+        .n = b->n,
+        .group = t->group,
+        .d = t->d,
+        .n_visible = env->n_visible + b->first,
+        .k = (const char *) t->k->data + head_offset(t, t->k),
+        .v = (const char *) t->v->data + head_offset(t, t->v),
+        .k_stride = t->k->nb[1],
+        .v_stride = t->v->nb[1],
+        .k_type = t->k->type,
+        .v_type = t->v->type,
+        .cells = b->cells,
+        .first_row = b->first_row,
+        .scratch = scratch,
+    };
+    if (!few) {
+        m->attend_many(&work);
+        return;
+    }
+    work.n = 1;
+    for (int token = 0; token < b->n; token++, work.n_visible++) {
+        for (int head = 0; head < t->group; head += FEW_TOKENS) {
+            work.q = t->q + at + (int64_t) token * width + (int64_t) head * t->d;
+            work.y = t->y + at + (int64_t) token * width + (int64_t) head * t->d;
+            work.group = t->group - head < FEW_TOKENS ? t->group - head : FEW_TOKENS;
+            m->attend_few(&work);
+        }
+    }
+}
+
+void KERNEL(fast_attention)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) nth;
+    kernel_job * job = userdata;
+    const attention_env * env = job->attention;
+    const int64_t n_tasks = (int64_t) env->n_blocks * env->n_head_kv;
+    attention_task t = new_task(env, dst, ith);
+    for (;;) {
+        const int64_t task = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
+        if (task >= n_tasks || atomic_load_explicit(env->env.cancel, memory_order_relaxed)) return;
+        t.block = &env->blocks[n_tasks / env->n_head_kv - 1 - task / env->n_head_kv]; // the longest first
+        t.head_kv = (int) (task % env->n_head_kv);
+        run_fast(&t, env->env.micro, env->env.scratch + ith * env->env.scratch_size);
+    }
+}
