@@ -1,7 +1,7 @@
 # Each verb is one line of real work. PYTHON is the interpreter of the environment to use.
 PYTHON ?= python3
 BUILD  ?= build/dev
-C_CODE := csrc/*.[ch] csrc/*/*.[ch] csrc/*/*.cpp tests/c/*.c
+C_CODE := csrc/*.[ch] csrc/*/*.[ch] csrc/*/*.cpp ggml/kernels/*.[ch] tests/c/*.c tests/c/*/*.h
 
 help:            ## what there is
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,7 +30,7 @@ slow: build      ## the tests that take minutes
 golden:          ## writes tests/goldens again; needs transformers
 	$(PYTHON) -m tests.reference.write_goldens
 
-fmt:             ## formats Python and C, but for the kernels
+fmt:             ## formats Python and C
 	ruff format . && ruff check --fix . && clang-format -i $(C_CODE)
 
 lint:            ## ruff, mypy --strict and clang-format

@@ -59,7 +59,7 @@ typedef struct candidate {
 
 const micro * micro_choose(const char * wanted) {
     const candidate candidates[] = {
-        // the best first
+    // the best first
 #if defined(__x86_64__)
         { &micro_avx512vnni, has_avx512vnni },
         { &micro_avx512, has_avx512 },

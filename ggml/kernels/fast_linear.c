@@ -6,13 +6,13 @@
 
 #include <string.h>
 
-#define PANEL (512 << 10)             // bytes of packed weights
-#define CHUNK 768                     // tokens of a task whose weights are packed in parts
-#define STREAM (1 << 20)               // bytes of results that would only push others out of the caches
-#define STEP 24                      // tokens that pass a block together
-#define DOT_ROWS 128                     // weight rows of a task, at most
-#define DOT_BYTES (96 << 10)              // and about so many bytes: one thread reads them in a row
-#define ROUND_TOKENS 4                    // tokens of a rounding task
+#define PANEL        (512 << 10) // bytes of packed weights
+#define CHUNK        768         // tokens of a task whose weights are packed in parts
+#define STREAM       (1 << 20)   // bytes of results that would only push others out of the caches
+#define STEP         24          // tokens that pass a block together
+#define DOT_ROWS     128         // weight rows of a task, at most
+#define DOT_BYTES    (96 << 10)  // and about so many bytes: one thread reads them in a row
+#define ROUND_TOKENS 4           // tokens of a rounding task
 
 // Packed weights: the blocks of a panel one behind the other, and their scales.
 typedef struct packed {
@@ -21,8 +21,8 @@ typedef struct packed {
 } packed;
 
 typedef struct fast_scratch {
-    packed panel[2];                      // of W and of the second matrix
-    float y[2][CHUNK * MAX_ROWS];        // their sums
+    packed panel[2];              // of W and of the second matrix
+    float y[2][CHUNK * MAX_ROWS]; // their sums
 } fast_scratch;
 
 size_t fast_linear_scratch_size(void) { return sizeof(fast_scratch); }
@@ -43,12 +43,12 @@ linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, row_
 
 int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in) {
     switch (plan) {
-    case LINEAR_DIRECT: return (int64_t) rounded_direct_of(n_in).size;
-    case LINEAR_INT8: return (int64_t) rounded8_of(n_in).size;
-    case LINEAR_DOTS_K: return (int64_t) rounded_k_of(n_in).size;
-    case LINEAR_INT16:
-    case LINEAR_DOTS16: return (int64_t) rounded16_of(n_in).size;
-    default: return 0;
+        case LINEAR_DIRECT: return (int64_t) rounded_direct_of(n_in).size;
+        case LINEAR_INT8:   return (int64_t) rounded8_of(n_in).size;
+        case LINEAR_DOTS_K: return (int64_t) rounded_k_of(n_in).size;
+        case LINEAR_INT16:
+        case LINEAR_DOTS16: return (int64_t) rounded16_of(n_in).size;
+        default:            return 0;
     }
 }
 
@@ -107,7 +107,7 @@ typedef struct panel_work {
     int n_w;
     int64_t r0, t0, k0, k1;
     int n_rows, n;
-    int64_t next;                   // bytes into the weights; 0: unknown
+    int64_t next; // bytes into the weights; 0: unknown
 } panel_work;
 
 // Bytes of one block of a panel.
@@ -169,7 +169,7 @@ static void multiply(const panel_work * p, int which, const packed * from, int t
 // does not guess them.
 static void prefetch(const panel_work * p, const tile_end * e, int t, int n) {
     const int64_t size = p->next ? p->n_rows * (int64_t) p->w[0]->nb[1] : 0;
-    const int early = p->n - p->n / 4;    // what is asked for sooner is gone again
+    const int early = p->n - p->n / 4; // what is asked for sooner is gone again
     const int64_t end = t + n > early ? size * (t + n - early) / (p->n - early) : 0;
     for (int64_t at = t > early ? size * (t - early) / (p->n - early) : 0; at < end; at += 64) {
         for (int i = 0; i < p->n_w; i++)

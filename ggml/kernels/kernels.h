@@ -7,26 +7,26 @@
 #include <ggml.h>
 #include <stdatomic.h>
 
-#define KERNEL_PANEL 32 // weight rows (keys) computed together
+#define KERNEL_PANEL   32 // weight rows (keys) computed together
 #define KERNEL_QUERIES 32 // query rows an attention task takes at most (one token's heads may exceed it)
 
 // What a node of ours needs besides its tensors. Belongs to a session and outlives the graph.
 typedef struct kernel_env {
-    const atomic_int * cancel; // not zero: give up, the result does not matter
-    char * scratch; // n_threads * scratch_size bytes, aligned to 64
-    size_t scratch_size; // of one thread
+    const atomic_int * cancel;  // not zero: give up, the result does not matter
+    char * scratch;             // n_threads * scratch_size bytes, aligned to 64
+    size_t scratch_size;        // of one thread
     const struct micro * micro; // the inner loops of the fast mode; NULL: exact
 } kernel_env;
 
 // The fast mode: how a linear layer is computed.
 typedef enum linear_plan {
-    LINEAR_EXACT, // kernel_linear, kernel_linear_answers
-    LINEAR_ENGINE, // ggml's own
-    LINEAR_INT8, // int8 panels, rotated
-    LINEAR_DIRECT, // K types: their own numbers, int8 activations
-    LINEAR_INT16, // weights that need it: panels of about 12 bits
-    LINEAR_DOTS_K, // K types as they are, activations of 14 bits
-    LINEAR_DOTS16, // other quantised weights as they are, int16 activations
+    LINEAR_EXACT,      // kernel_linear, kernel_linear_answers
+    LINEAR_ENGINE,     // ggml's own
+    LINEAR_INT8,       // int8 panels, rotated
+    LINEAR_DIRECT,     // K types: their own numbers, int8 activations
+    LINEAR_INT16,      // weights that need it: panels of about 12 bits
+    LINEAR_DOTS_K,     // K types as they are, activations of 14 bits
+    LINEAR_DOTS16,     // other quantised weights as they are, int16 activations
     LINEAR_FLOAT_DOTS, // float weights, f32 activations
 } linear_plan;
 
@@ -35,16 +35,16 @@ typedef enum linear_plan {
 typedef enum row_kind {
     ROWS_PROMPT, // many as a rule
     ROWS_ANSWER, // few: one of each sequence, or those whose logits are wanted
-    ROWS_VIEW, // of the vision tower
+    ROWS_VIEW,   // of the vision tower
 } row_kind;
 
 // What a fast linear layer does to its sums before it writes them, after the bias.
 typedef enum linear_end {
     END_PLAIN,
-    END_SILU, // x sigmoid(x)
-    END_GELU, // x Phi(x)
+    END_SILU,       // x sigmoid(x)
+    END_GELU,       // x Phi(x)
     END_QUICK_GELU, // x sigmoid(1.702 x)
-    END_SWIGLU, // silu(W x) * (U x), U a second matrix
+    END_SWIGLU,     // silu(W x) * (U x), U a second matrix
 } linear_end;
 
 typedef enum round_norm { NORM_NONE, NORM_RMS, NORM_LAYER } round_norm;
@@ -56,14 +56,14 @@ typedef struct kernel_job {
     linear_plan plan;
     linear_end end;
     int bias, residual, up; // which src of the node; 0: there is none
-    round_norm norm; // what is rounded: the normalised rows
+    round_norm norm;        // what is rounded: the normalised rows
     float eps;
     const struct attention_env * attention;
 } kernel_job;
 
 // Consecutive query tokens of one sequence (or one image view).
 typedef struct attention_block {
-    int32_t first, n; // query tokens
+    int32_t first, n;      // query tokens
     const int32_t * cells; // row of K and V that holds position p, or NULL: row first_row + p
     int32_t first_row;
 } attention_block;
@@ -73,8 +73,8 @@ typedef struct attention_env {
     int32_t n_head, n_head_kv, head_dim;
     int32_t n_blocks;
     const attention_block * blocks; // covering all query tokens
-    const int32_t * n_visible; // [n_tokens] positions [0, n_visible) are attended to
-    row_kind rows; // for the fast mode
+    const int32_t * n_visible;      // [n_tokens] positions [0, n_visible) are attended to
+    row_kind rows;                  // for the fast mode
 } attention_env;
 
 size_t linear_scratch_size(void);

@@ -4,20 +4,20 @@
 // since then reading W decides and transposing it would cost more than it saves.
 #include "tile.h"
 
-#define BLOCK_K 512                       // a multiple of every type's block; 32 * 512 * 4 = 64 KiB of panel
-#define FEW     8 // tokens that one unpacked row serves
+#define BLOCK_K 512 // a multiple of every type's block; 32 * 512 * 4 = 64 KiB of panel
+#define FEW     8   // tokens that one unpacked row serves
 
 typedef struct linear_args {
-    const char *    w;
-    enum ggml_type  type;
+    const char * w;
+    enum ggml_type type;
     ggml_to_float_t to_float;
-    size_t          row_size, type_size;
-    int64_t         n_in, n_out, n_tokens, block;
-    const float *   x, * b;
-    size_t          x_stride;
-    float *         y;
-    float *         panel, * row;         // scratch: [BLOCK_K][32], [32][BLOCK_K]
-    float *         edge;                 // [8][32] for the last rows of W
+    size_t row_size, type_size;
+    int64_t n_in, n_out, n_tokens, block;
+    const float *x, *b;
+    size_t x_stride;
+    float * y;
+    float *panel, *row; // scratch: [BLOCK_K][32], [32][BLOCK_K]
+    float * edge;       // [8][32] for the last rows of W
 } linear_args;
 
 #if defined(KERNEL_SIZES)
@@ -80,7 +80,7 @@ static void few_tokens(const linear_args * a, int64_t r0, int n_rows, int64_t t0
 }
 
 static void run_linear(struct ggml_tensor * dst, int ith, int nth, const kernel_env * env, bool few) {
-    const struct ggml_tensor * w = dst->src[0], * x = dst->src[1], * b = dst->src[2];
+    const struct ggml_tensor *w = dst->src[0], *x = dst->src[1], *b = dst->src[2];
     float * scratch = (float *) (env->scratch + ith * env->scratch_size);
     linear_args a = {
         .w = w->data,

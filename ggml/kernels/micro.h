@@ -12,14 +12,14 @@
 
 #include <stdint.h>
 
-#define BLOCK 256 // inputs that share one scale
-#define GROUP 32 // every quantised type has groups of 32 or divides them
-#define MAX_ROWS 32 // weight rows of a panel, at most
-#define MAX_QUERIES 288 // rows of queries that attend_many takes
-#define TILE_KEYS 64
-#define MAX_HEAD 256 // numbers of a head, for the fast attention
+#define BLOCK          256 // inputs that share one scale
+#define GROUP          32  // every quantised type has groups of 32 or divides them
+#define MAX_ROWS       32  // weight rows of a panel, at most
+#define MAX_QUERIES    288 // rows of queries that attend_many takes
+#define TILE_KEYS      64
+#define MAX_HEAD       256         // numbers of a head, for the fast attention
 #define ATTEND_SCRATCH (704 << 10) // bytes
-#define FEW_TOKENS 8 // tokens that one pass over a weight row serves
+#define FEW_TOKENS     8           // tokens that one pass over a weight row serves
 
 // A token's activations, rounded, and where what lies behind the numbers begins, in bytes.
 //   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums f32 [blocks], times the scale
@@ -28,7 +28,7 @@
 //   rounded_direct: int8 [n]; scales f32 [n / 32]; sums f32 [blocks][DIRECT_SUMS]: of 16 numbers, from
 //   DIRECT_PAIRS on of 32, times the scale
 #define DIRECT_PAIRS (BLOCK / 16)
-#define DIRECT_SUMS (DIRECT_PAIRS + BLOCK / GROUP)
+#define DIRECT_SUMS  (DIRECT_PAIRS + BLOCK / GROUP)
 typedef struct rounded {
     size_t scales, sums, size;
 } rounded;
@@ -61,7 +61,7 @@ typedef struct attention_work {
     size_t q_stride;
     int n, group, d;
     const int32_t * n_visible; // [n]
-    const char *k, *v; // row 0 of the head
+    const char *k, *v;         // row 0 of the head
     size_t k_stride, v_stride;
     enum ggml_type k_type, v_type;
     const int32_t * cells; // row of each position; NULL: first_row on
@@ -77,7 +77,7 @@ typedef struct tile_end {
     const float * residual; // [n] like to
     float * to;
     size_t stride; // floats from token to token, of to and residual
-    bool stream; // past the caches: to and stride are multiples of 64 bytes
+    bool stream;   // past the caches: to and stride are multiples of 64 bytes
 } tile_end;
 
 typedef struct micro {
@@ -87,7 +87,7 @@ typedef struct micro {
     void (*round8)(const float * x, int64_t n, char * out);
     void (*round16)(const float * x, int64_t n, char * out);
     void (*round_dots)(const float * x, int64_t n, char * out); // round16 in the order of dots
-    void (*round_k)(const float * x, int64_t n, char * out); // for dots of K types
+    void (*round_k)(const float * x, int64_t n, char * out);    // for dots of K types
 
     // x / sqrt(mean(x^2) + eps) * w;   (x - mean) / sqrt(var + eps) * w + b.   n: a multiple of GROUP
     void (*rms_norm)(const float * x, const float * w, float eps, int64_t n, float * out);
@@ -118,7 +118,7 @@ typedef struct micro {
     void (*multiply_direct)(enum ggml_type type, int n, const char * panel, const char * x,
                             const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    void (*attend_few)(const attention_work * work); // n * group <= FEW_TOKENS, d <= MAX_HEAD
+    void (*attend_few)(const attention_work * work);  // n * group <= FEW_TOKENS, d <= MAX_HEAD
     void (*attend_many)(const attention_work * work); // d <= MAX_HEAD, d % MAX_ROWS == 0
     // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: what round_k gives for K types,
     // round_dots for other quantised ones, f32 for floats. NULL: no such loop.

@@ -97,14 +97,14 @@ static void attend_few(const attention_work * a) {
     attend_few_n(a->n * a->group, a);
 #else
     switch (a->n * a->group) {
-    case 1: attend_few_n(1, a); break;
-    case 2: attend_few_n(2, a); break;
-    case 3: attend_few_n(3, a); break;
-    case 4: attend_few_n(4, a); break;
-    case 5: attend_few_n(5, a); break;
-    case 6: attend_few_n(6, a); break;
-    case 7: attend_few_n(7, a); break;
-    default: attend_few_n(8, a);
+        case 1:  attend_few_n(1, a); break;
+        case 2:  attend_few_n(2, a); break;
+        case 3:  attend_few_n(3, a); break;
+        case 4:  attend_few_n(4, a); break;
+        case 5:  attend_few_n(5, a); break;
+        case 6:  attend_few_n(6, a); break;
+        case 7:  attend_few_n(7, a); break;
+        default: attend_few_n(8, a);
     }
 #endif
 }
@@ -113,12 +113,12 @@ static void attend_few(const attention_work * a) {
 // queries, keys, values and weights (those of the values are put on the weights, since a sum runs over
 // values). Products of bfloat16 lose more; where the CPU has them, attention is a few percent faster at best,
 // and on some processors they are four times slower.
-#define ROW_SCALE 64                      // bytes behind a row of queries or weights, for its scale
+#define ROW_SCALE 64 // bytes behind a row of queries or weights, for its scale
 
 typedef struct many_scratch {
     _Alignas(64) char q[MAX_QUERIES * (2 * MAX_HEAD + ROW_SCALE)];
     char weights[MAX_QUERIES * (2 * TILE_KEYS + ROW_SCALE)];
-    uint16_t rows[TILE_KEYS * MAX_HEAD];                                 // keys or values, and their scales
+    uint16_t rows[TILE_KEYS * MAX_HEAD]; // keys or values, and their scales
     float row_scales[TILE_KEYS], ones[MAX_ROWS];
     char panel[2 * TILE_KEYS * MAX_ROWS > 2 * MAX_HEAD * MAX_ROWS ? 2 * TILE_KEYS * MAX_ROWS
                                                                   : 2 * MAX_HEAD * MAX_ROWS];
@@ -199,7 +199,7 @@ static void attend_many(const attention_work * a) {
     for (int c = 0; c < d / ROWS; c++) memset(s->out[c], 0, (size_t) n_rows * ROWS * sizeof(float));
     for (int p0 = 0; p0 < n_keys; p0 += TILE_KEYS) {
         const int n_here = n_keys - p0 < TILE_KEYS ? n_keys - p0 : TILE_KEYS;
-        int first = 0;                                                   // rows before it see nothing here
+        int first = 0; // rows before it see nothing here
         while (first < n_rows && seen_by(a, first, p0, n_here) == 0) first++;
         const int n = n_rows - first;
         load_rows(a, a->k, a->k_stride, a->k_type, p0, n_here, s);

@@ -8,10 +8,10 @@
 #include <math.h>
 #include <string.h>
 
-#define ROUND8_TOP 127.0f
-#define ROUND16_TOP 2000.0f // times the largest weight (q6_k: 32 * 127) times 256 inputs: below 2^31
-#define ROUND_K_TOP 16256.0f              // 128 times 127
-#define PANEL16_TOP 4190.0f               // likewise
+#define ROUND8_TOP  127.0f
+#define ROUND16_TOP 2000.0f  // times the largest weight (q6_k: 32 * 127) times 256 inputs: below 2^31
+#define ROUND_K_TOP 16256.0f // 128 times 127
+#define PANEL16_TOP 4190.0f  // likewise
 
 // As operands of C's own operators.
 typedef int32_t vl __attribute__((vector_size(4 * LANES)));
@@ -73,7 +73,7 @@ typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
 typedef struct bytes_k {
     u8x16 scale, min;
-} bytes_k;                    // each twice
+} bytes_k; // each twice
 
 INLINE bytes_k bytes_of(const void * block) {
     u32x4 v;
@@ -99,7 +99,7 @@ INLINE b32 q6_k_part(const block_q6_k * b, int h, int j) {
     return b32_or(j < 2 ? b32_low(low) : b32_high(low), b32_bits(b32_load(b->high + 32 * h), 2 * j, 3));
 }
 
-INLINE b32 q5_k_part(const block_q5_k * b, int g) {                      // group g (0..7)
+INLINE b32 q5_k_part(const block_q5_k * b, int g) { // group g (0..7)
     const b32 q = b32_load(b->q + 16 * (g & ~1));
     return b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(b32_load(b->high), g, 1));
 }

@@ -14,7 +14,7 @@
 typedef struct direct_panel {
     uint8_t q[BLOCK / 4][ROWS][4];
     int16_t scales[16][ROWS][2]; // of the groups, each twice; 8 for q4_k and q5_k
-    float lows[16][ROWS]; // likewise
+    float lows[16][ROWS];        // likewise
     float d[ROWS];
 } direct_panel;
 
@@ -60,9 +60,9 @@ static void pack_direct(enum ggml_type type, const char * w, size_t row_size, in
     for (int i = 0; i < ROWS; i++) {
         const char * row = w + (i < n_rows ? (size_t) i * row_size : 0);
         switch (type) {
-        case GGML_TYPE_Q4_K: unpack_row_4((const void *) row, rows + i * BLOCK); break;
-        case GGML_TYPE_Q5_K: unpack_row_5((const void *) row, rows + i * BLOCK); break;
-        default: unpack_row_6((const void *) row, rows + i * BLOCK);
+            case GGML_TYPE_Q4_K: unpack_row_4((const void *) row, rows + i * BLOCK); break;
+            case GGML_TYPE_Q5_K: unpack_row_5((const void *) row, rows + i * BLOCK); break;
+            default:             unpack_row_6((const void *) row, rows + i * BLOCK);
         }
         scales_direct(type, row, i, p);
     }
@@ -167,9 +167,9 @@ static void multiply_direct(enum ggml_type type, int n, const char * panel, cons
                             const char * x_scales, const char * x_sums, size_t stride, float * y) {
     const direct_panel * p = (const void *) panel;
     switch (type) {
-    case GGML_TYPE_Q4_K: multiply_direct_4(n, p, x, x_scales, x_sums, stride, y); break;
-    case GGML_TYPE_Q5_K: multiply_direct_5(n, p, x, x_scales, x_sums, stride, y); break;
-    default: multiply_direct_6(n, p, x, x_scales, x_sums, stride, y);
+        case GGML_TYPE_Q4_K: multiply_direct_4(n, p, x, x_scales, x_sums, stride, y); break;
+        case GGML_TYPE_Q5_K: multiply_direct_5(n, p, x, x_scales, x_sums, stride, y); break;
+        default:             multiply_direct_6(n, p, x, x_scales, x_sums, stride, y);
     }
 }
 

@@ -6,7 +6,7 @@
 // that each load serves both. A row's sums lie in memory meanwhile: their order is that of one token alone.
 // The last are the loop's own arguments.
 #define SOME_ROWS 8
-#define PREFETCH 4096 // bytes ahead: hardware stops at each page
+#define PREFETCH  4096 // bytes ahead: hardware stops at each page
 #define ROWS_OF(loop, count, ...)                                                                            \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
@@ -58,7 +58,7 @@
 #define LEAVE_IN_MEMORY(n_rows)                                                                              \
     if (n_rows > 1) __asm__ volatile("" ::: "memory")
 #define EACH_ROW(r) _Pragma("GCC unroll 2") for (int r = 0; r < n_rows; r++)
-#define EACH(i) _Pragma("GCC unroll 8") for (int i = 0; i < n && i < FEW_TOKENS; i++)
+#define EACH(i)     _Pragma("GCC unroll 8") for (int i = 0; i < n && i < FEW_TOKENS; i++)
 
 typedef struct dots_part { // inputs first to end - 1 of n_in, tokens of stride bytes
     int64_t first, end, n_in;

@@ -72,21 +72,21 @@ INLINE void floats_q8_0(const block_q8_0 * w, block_vf * out) {
 // n numbers of any type, those of the block beyond them 0.
 INLINE void block_floats(enum ggml_type type, const char * w, int n, block_vf * out) {
     switch (n == BLOCK ? type : GGML_TYPE_COUNT) {
-    case GGML_TYPE_Q4_K: floats_q4_k((const void *) w, out); return;
-    case GGML_TYPE_Q5_K: floats_q5_k((const void *) w, out); return;
-    case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, out); return;
-    case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, out); return;
-    case GGML_TYPE_Q8_0: floats_q8_0((const void *) w, out); return;
-    case GGML_TYPE_F16:
+        case GGML_TYPE_Q4_K: floats_q4_k((const void *) w, out); return;
+        case GGML_TYPE_Q5_K: floats_q5_k((const void *) w, out); return;
+        case GGML_TYPE_Q6_K: floats_q6_k((const void *) w, out); return;
+        case GGML_TYPE_Q4_0: floats_q4_0((const void *) w, out); return;
+        case GGML_TYPE_Q8_0: floats_q8_0((const void *) w, out); return;
+        case GGML_TYPE_F16:
 #pragma GCC unroll 16
-        for (int i = 0; i < BLOCK / LANES; i++) out->v[i] = vf_of_f16(w + 2 * LANES * i);
-        return;
-    default: {
-        float x[BLOCK];
-        const float * from = floats_of(w, type, n, x);
-        *out = (block_vf) { 0 };
-        memcpy(out, from, (size_t) n * sizeof *from);
-    }
+            for (int i = 0; i < BLOCK / LANES; i++) out->v[i] = vf_of_f16(w + 2 * LANES * i);
+            return;
+        default: {
+            float x[BLOCK];
+            const float * from = floats_of(w, type, n, x);
+            *out = (block_vf) { 0 };
+            memcpy(out, from, (size_t) n * sizeof *from);
+        }
     }
 }
 
@@ -160,12 +160,12 @@ INLINE void add_lows(const float * lows, const char * x_sum, float * y) {
 }
 
 #define BYTES_START(j, i) vi a##i = vi_zero(), b##i = a##i;
-#define BYTES_STEP(j, i) DOTS(DOT4, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
+#define BYTES_STEP(j, i)  DOTS(DOT4, a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
 #define BYTES_END(j, i)                                                                                      \
     add_lows(w_scales + ROWS, x_sums + i * stride, y + i * ROWS);                                            \
     WORDS_END(j, i)
 
-#define WORDS_START BYTES_START
+#define WORDS_START      BYTES_START
 #define WORDS_STEP(j, i) DOTS2(a##i, b##i, w0, w1, base##j + (i - 3 * j) * stride)
 #define WORDS_END(j, i)                                                                                      \
     add_sums(a##i, s0, x_scales + i * stride, y + i * ROWS);                                                 \
@@ -182,7 +182,7 @@ INLINE void add_lows(const float * lows, const char * x_sum, float * y) {
 #endif
 
 #define FOUR_TOKENS(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
-#define ONE_TOKEN(F) F(0, 0)
+#define ONE_TOKEN(F)   F(0, 0)
 
 // A step takes step_size bytes of every row and token.
 #define DEFINE_TILE(name, EACH, product, step_size)                                                          \
@@ -286,11 +286,11 @@ INLINE vf normal_cdf(vf x) {
 
 INLINE vf ended(linear_end end, vf y, vf up) {
     switch (end) {
-    case END_SILU: return y * sigmoid(y);
-    case END_GELU: return y * normal_cdf(y);
-    case END_QUICK_GELU: return y * sigmoid(vf_set(1.702f) * y);
-    case END_SWIGLU: return y * sigmoid(y) * up;
-    default: return y;
+        case END_SILU:       return y * sigmoid(y);
+        case END_GELU:       return y * normal_cdf(y);
+        case END_QUICK_GELU: return y * sigmoid(vf_set(1.702f) * y);
+        case END_SWIGLU:     return y * sigmoid(y) * up;
+        default:             return y;
     }
 }
 
@@ -328,11 +328,11 @@ static void end_tile(const tile_end * e, int n, int n_rows, const float * y, con
     for (int t = 0; t < n; t++) {
         const float *sums = y + t * y_stride, *others = up ? up + t * y_stride : NULL;
         switch (e->end) {
-        case END_SILU: end_row(e, END_SILU, n_rows, sums, NULL, t * e->stride); break;
-        case END_GELU: end_row(e, END_GELU, n_rows, sums, NULL, t * e->stride); break;
-        case END_QUICK_GELU: end_row(e, END_QUICK_GELU, n_rows, sums, NULL, t * e->stride); break;
-        case END_SWIGLU: end_row(e, END_SWIGLU, n_rows, sums, others, t * e->stride); break;
-        default: end_row(e, END_PLAIN, n_rows, sums, NULL, t * e->stride);
+            case END_SILU:       end_row(e, END_SILU, n_rows, sums, NULL, t * e->stride); break;
+            case END_GELU:       end_row(e, END_GELU, n_rows, sums, NULL, t * e->stride); break;
+            case END_QUICK_GELU: end_row(e, END_QUICK_GELU, n_rows, sums, NULL, t * e->stride); break;
+            case END_SWIGLU:     end_row(e, END_SWIGLU, n_rows, sums, others, t * e->stride); break;
+            default:             end_row(e, END_PLAIN, n_rows, sums, NULL, t * e->stride);
         }
     }
 }

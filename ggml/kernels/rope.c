@@ -4,7 +4,9 @@
 
 #include <math.h>
 
-typedef struct run { int64_t first, end; } run;
+typedef struct run {
+    int64_t first, end;
+} run;
 
 static run rows_of(const struct ggml_tensor * x, int ith, int nth) {
     return (run) { x->ne[1] * ith / nth, x->ne[1] * (ith + 1) / nth };
@@ -31,7 +33,7 @@ void KERNEL(turns)(struct ggml_tensor * dst, int ith, int nth, void * userdata) 
 
 void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
-    const struct ggml_tensor * x = dst->src[0], * turns = dst->src[1];
+    const struct ggml_tensor *x = dst->src[0], *turns = dst->src[1];
     const int64_t head_dim = turns->ne[0];
     const run rows = rows_of(dst, ith, nth);
     for (int64_t t = rows.first; t < rows.end; t++) {
@@ -50,7 +52,7 @@ void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
 
 void KERNEL(rope_neox)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
-    const struct ggml_tensor * x = dst->src[0], * turns = dst->src[1];
+    const struct ggml_tensor *x = dst->src[0], *turns = dst->src[1];
     const int64_t head_dim = turns->ne[0], half = head_dim / 2;
     const run rows = rows_of(dst, ith, nth);
     for (int64_t t = rows.first; t < rows.end; t++) {
@@ -76,7 +78,7 @@ static void to_f16(const float * from, uint16_t * to, int64_t n) {
         twice = bits + bits;
         shift = twice & 0xFF000000u;
         shift = ((shift < 0x71000000u ? 0x71000000u : shift) >> 1) + 0x07800000u;
-        float power, base = fabsf(from[i]) * 0x1p112f * 0x1p-110f;       // too large for f16: infinite
+        float power, base = fabsf(from[i]) * 0x1p112f * 0x1p-110f; // too large for f16: infinite
         memcpy(&power, &shift, 4);
         power += base;
         memcpy(&sum, &power, 4);
@@ -86,7 +88,7 @@ static void to_f16(const float * from, uint16_t * to, int64_t n) {
 }
 
 static bool is_finite(const float * x, int64_t n) {
-    float wrong = 0.0f;                   // NaN as soon as one is not
+    float wrong = 0.0f; // NaN as soon as one is not
     for (int64_t i = 0; i < n; i++) wrong += x[i] * 0.0f;
     return wrong == 0.0f;
 }

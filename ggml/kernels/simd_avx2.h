@@ -4,27 +4,27 @@
 
 #include "simd_x86.h"
 
-#define ROWS 16
-#define LANES 8
-#define TOKENS 6
+#define ROWS          16
+#define LANES         8
+#define TOKENS        6
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
 #define HAS_F16C
 
-typedef __m256 vf;                       // 8 floats
-typedef __m256i vi;                       // 8 int32, or their bytes
+typedef __m256 vf;  // 8 floats
+typedef __m256i vi; // 8 int32, or their bytes
 typedef struct h32 {
     __m256i a, b;
-} h32; // 32 int16
-typedef __m256i b32;                      // 32 bytes
+} h32;               // 32 int16
+typedef __m256i b32; // 32 bytes
 
 INLINE vf vf_load(const float * p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float * p, vf x) { _mm256_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }            // c - a b
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } // c - a b
 INLINE vf vf_of(vi x) { return _mm256_cvtepi32_ps(x); }
-INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }             // b where one is NaN
+INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); } // b where one is NaN
 INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 INLINE vf vf_max_abs(vf m, vf x) { return _mm256_max_ps(m, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)); }
 INLINE float vf_top(vf x) {
@@ -58,7 +58,7 @@ INLINE __m128i words_of(vi x) {
 INLINE void vi_store16(void * p, vi x) { _mm_storeu_si128(p, words_of(x)); }
 INLINE void vi_store8(void * p, vi x) {
     __m128i w = words_of(x);
-#if defined(__AVXVNNI__)                  // up to 255 in weights: the low bytes
+#if defined(__AVXVNNI__) // up to 255 in weights: the low bytes
     w = _mm_and_si128(w, _mm_set1_epi16(255));
     _mm_storel_epi64(p, _mm_packus_epi16(w, w));
 #else
@@ -69,7 +69,7 @@ INLINE void vi_store8(void * p, vi x) {
 // acc += w . x in groups of 2 int16 and of 4 bytes. In asm, since compilers reorder sums of integers and then
 // have more of them at once than there are registers (half the speed).
 #if defined(__AVXVNNI__)
-#define W_OFFSET 128 // weights are unsigned
+#define W_OFFSET        128 // weights are unsigned
 #define DOT2(acc, w, x) ADD_DOT("%{vex%} vpdpwssd", _mm256_dpwssd_avx_epi32, acc, w, x)
 #define DOT4(acc, w, x) ADD_DOT("%{vex%} vpdpbusd", _mm256_dpbusd_avx_epi32, acc, w, x)
 #else
@@ -102,7 +102,7 @@ INLINE void vi_store8(void * p, vi x) {
         vi t_;                                                                                               \
         __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(t_) : "x"(w), "x"(x));       \
     }
-INLINE vi pairs(vi w, vi x) { return _mm256_maddubs_epi16(w, x); }       // w unsigned; 16 int16
+INLINE vi pairs(vi w, vi x) { return _mm256_maddubs_epi16(w, x); } // w unsigned; 16 int16
 INLINE vi dot_pairs(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 #endif
 
@@ -194,7 +194,7 @@ INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
 INLINE scales_2 scale_pairs(vi x, float d, int first, int step) {
     return pairs_of(vf_mul(vf_of(x), vf_set(d)), first, step);
 }
-INLINE vi dot_small(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }   // w: 0 .. 63
+INLINE vi dot_small(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); } // w: 0 .. 63
 #endif
 INLINE void scales_of_45(const void * block, scales_k * out) {
     const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);

@@ -4,15 +4,15 @@
 
 #include "simd_x86.h"
 
-#define ROWS 32
+#define ROWS   32
 #define TOKENS 12
 #define EACH_TOKEN(F)                                                                                        \
     F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5) F(2, 6) F(2, 7) F(2, 8) F(3, 9) F(3, 10) F(3, 11)
 
-typedef __m512 vf;                       // 16 floats
-typedef __m512i vi;                       // 16 int32, or their bytes
-typedef __m512i h32;                      // 32 int16
-typedef __m256i b32;                      // 32 bytes
+typedef __m512 vf;   // 16 floats
+typedef __m512i vi;  // 16 int32, or their bytes
+typedef __m512i h32; // 32 int16
+typedef __m256i b32; // 32 bytes
 
 #define LANES 16
 #define HAS_F16C
@@ -22,9 +22,9 @@ INLINE void vf_store(float * p, vf x) { _mm512_storeu_ps(p, x); }
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }            // c - a b
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } // c - a b
 INLINE vf vf_of(vi x) { return _mm512_cvtepi32_ps(x); }
-INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }             // b where one is NaN
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); } // b where one is NaN
 INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vf_max_abs(vf m, vf x) { return _mm512_max_ps(m, _mm512_abs_ps(x)); }
 INLINE float vf_top(vf x) { return _mm512_reduce_max_ps(x); }
@@ -45,7 +45,7 @@ INLINE void vi_store16(void * p, vi x) { _mm256_storeu_si256(p, _mm512_cvtepi32_
 
 // acc += w . x in groups of 4 bytes.
 #if defined(__AVX512VNNI__)
-#define W_OFFSET 128                      // weights are unsigned
+#define W_OFFSET        128 // weights are unsigned
 #define DOT4(acc, w, x) ADD_DOT("vpdpbusd", _mm512_dpbusd_epi32, acc, w, x)
 #else
 #define W_OFFSET 0
@@ -124,26 +124,26 @@ typedef struct scales_k {
     vf scale[2][1], low[1];
 } scales_k;
 
-INLINE void deal(const void * p, vi * even, vi * odd) {                  // of 8 times 16 bytes
+INLINE void deal(const void * p, vi * even, vi * odd) { // of 8 times 16 bytes
     const vi a = vi_load(p), b = vi_load((const char *) p + 64);
     *even = _mm512_shuffle_i64x2(a, b, 0x88);
     *odd = _mm512_shuffle_i64x2(a, b, 0xDD);
 }
 INLINE void vf_stream(float * p, vf x) { _mm512_stream_ps(p, x); }
 INLINE vi to_all(const void * p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
-INLINE vi twice(const void * p, int stride, int part) {                  // p p q q, q = p + stride
+INLINE vi twice(const void * p, int stride, int part) { // p p q q, q = p + stride
     (void) part;
     const void * q = (const char *) p + stride;
     return _mm512_mask_broadcast_i32x4(to_all(p), 0xFF00, _mm_loadu_si128(q));
 }
-INLINE vi swap(vi x) { return _mm512_shuffle_epi32(x, 0x4E); }           // halves of each 16 bytes
+INLINE vi swap(vi x) { return _mm512_shuffle_epi32(x, 0x4E); } // halves of each 16 bytes
 INLINE vi outer(vi a, vi b) { // of each 16 bytes the first half of a, the second of b
     return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0xAA));
 }
 INLINE vi inner(vi a, vi b) { // the second half of a, the first of b
     return _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0x55));
 }
-INLINE vi dot_small(vi acc, vi w, vi x) {                                // w: 0 .. 63
+INLINE vi dot_small(vi acc, vi w, vi x) { // w: 0 .. 63
 #if defined(__AVX512VNNI__)
     return _mm512_dpbusd_epi32(acc, w, x);
 #else
@@ -154,7 +154,7 @@ INLINE void scales_of_45(const void * block, scales_k * out) {
     const __m128i v = _mm_loadu_si128(block), bytes = bytes_of_45(v);
     const vi which = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     const vf unit = _mm512_permutexvar_ps(which, _mm512_castps128_ps512(_mm_cvtph_ps(v)));
-    const vf all = vf_mul(vf_of(_mm512_cvtepu8_epi32(bytes)), unit);                // 8 scales, 8 minima
+    const vf all = vf_mul(vf_of(_mm512_cvtepu8_epi32(bytes)), unit); // 8 scales, 8 minima
     const vi each = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     out->scale[0][0] = out->scale[1][0] = _mm512_permutexvar_ps(each, all);
     out->low[0] = _mm512_permutexvar_ps(_mm512_add_epi32(each, vi_set(8)), all);

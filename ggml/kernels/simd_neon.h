@@ -6,19 +6,19 @@
 
 #include <arm_neon.h>
 
-#define ROWS 8
-#define LANES 4
+#define ROWS     8
+#define LANES    4
 #define W_OFFSET 0
 #if defined(__ARM_FEATURE_DOTPROD)
-#define TOKENS 8
+#define TOKENS        8
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5) F(2, 6) F(2, 7)
 #else
-#define TOKENS 6
+#define TOKENS        6
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3) F(1, 4) F(1, 5)
 #endif
 
 typedef float32x4_t vf; // 4 floats
-typedef int32x4_t vi; // 4 int32, or their bytes
+typedef int32x4_t vi;   // 4 int32, or their bytes
 typedef struct h32 {
     int16x8_t v[4];
 } h32; // 32 int16

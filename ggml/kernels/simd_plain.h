@@ -4,12 +4,12 @@
 
 #include <math.h>
 
-#define ROWS 16
+#define ROWS  16
 #define LANES 8
 #define COMPACT
-#define TOKENS 4
+#define TOKENS        4
 #define EACH_TOKEN(F) F(0, 0) F(0, 1) F(0, 2) F(1, 3)
-#define W_OFFSET 0
+#define W_OFFSET      0
 
 typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
@@ -30,7 +30,7 @@ INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf vf_fnma(vf a, vf b, vf c) { return c - a * b; }
 INLINE vf vf_of(vi x) { return __builtin_convertvector(x, vf); }
-INLINE vf vf_max(vf a, vf b) {                                           // b where one is NaN
+INLINE vf vf_max(vf a, vf b) { // b where one is NaN
     for (int i = 0; i < LANES; i++) b[i] = a[i] > b[i] ? a[i] : b[i];
     return b;
 }
@@ -140,7 +140,7 @@ INLINE b32 b32_halves(b32 low, b32 high) {
     for (int i = 16; i < 32; i++) low[i] = high[i];
     return low;
 }
-INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {                             // 4 LANES numbers
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) { // 4 LANES numbers
     const vi all[] = { a, b, c, d };
     int8_t q[4 * LANES];
     for (int i = 0; i < 4; i++) vi_store8(q + LANES * i, all[i]);

@@ -13,7 +13,7 @@
 #endif
 
 #define ADD_DOT(instruction, intrinsic, acc, w, x) acc = intrinsic(acc, w, x)
-#define KEEP(acc) (void) (acc)
+#define KEEP(acc)                                  (void) (acc)
 #if defined(EMULATE_VNNI)
 #define __AVX512VNNI__ 1
 #endif
@@ -24,20 +24,20 @@
 #define EMULATED static inline __attribute__((always_inline, unused))
 
 typedef union emulated {
-    __m512   f;
-    __m512d  d;
-    __m512i  i;
-    __m256   f256[2];
-    __m256d  d256[2];
-    __m256i  i256[2];
-    __m128   f128[4];
-    __m128i  i128[4];
-    float    f32[16];
-    int32_t  i32[16];
-    int16_t  i16[32];
+    __m512 f;
+    __m512d d;
+    __m512i i;
+    __m256 f256[2];
+    __m256d d256[2];
+    __m256i i256[2];
+    __m128 f128[4];
+    __m128i i128[4];
+    float f32[16];
+    int32_t i32[16];
+    int16_t i16[32];
     uint16_t u16[32];
-    int8_t   i8[64];
-    int64_t  i64[8];
+    int8_t i8[64];
+    int64_t i64[8];
 } emulated;
 
 // The compiler's header declares functions of these names, or macros; neither can be used here.
@@ -123,8 +123,9 @@ typedef union emulated {
 #define FLOATS_3(name, half)                                                                                 \
     EMULATED __m512 name(__m512 a, __m512 b, __m512 c) {                                                     \
         emulated x = { .f = a }, y = { .f = b }, z = { .f = c };                                             \
-        return (emulated) { .f256 = { half(x.f256[0], y.f256[0], z.f256[0]),                                 \
-                                      half(x.f256[1], y.f256[1], z.f256[1]) } }.f;                           \
+        return (emulated) {                                                                                  \
+            .f256 = { half(x.f256[0], y.f256[0], z.f256[0]), half(x.f256[1], y.f256[1], z.f256[1]) }         \
+        }.f;                                                                                                 \
     }
 #define INTS_1(name, half)                                                                                   \
     EMULATED __m512i name(__m512i a) {                                                                       \
@@ -139,8 +140,9 @@ typedef union emulated {
 #define INTS_3(name, half)                                                                                   \
     EMULATED __m512i name(__m512i a, __m512i b, __m512i c) {                                                 \
         emulated x = { .i = a }, y = { .i = b }, z = { .i = c };                                             \
-        return (emulated) { .i256 = { half(x.i256[0], y.i256[0], z.i256[0]),                                 \
-                                      half(x.i256[1], y.i256[1], z.i256[1]) } }.i;                           \
+        return (emulated) {                                                                                  \
+            .i256 = { half(x.i256[0], y.i256[0], z.i256[0]), half(x.i256[1], y.i256[1], z.i256[1]) }         \
+        }.i;                                                                                                 \
     }
 #define INTS_BY(name, half)                                                                                  \
     EMULATED __m512i name(__m512i a, unsigned n) {                                                           \
@@ -148,9 +150,7 @@ typedef union emulated {
         return (emulated) { .i256 = { half(x.i256[0], (int) n), half(x.i256[1], (int) n) } }.i;              \
     }
 #define WIDEN(name, half, from, part)                                                                        \
-    EMULATED __m512i name(from a) {                                                                          \
-        return (emulated) { .i256 = { half(part(a, 0)), half(part(a, 1)) } }.i;                              \
-    }
+    EMULATED __m512i name(from a) { return (emulated) { .i256 = { half(part(a, 0)), half(part(a, 1)) } }.i; }
 #define EIGHT_BYTES(a, i) _mm_srli_si128(a, 8 * (i))
 
 FLOATS_2(_mm512_max_ps, _mm256_max_ps)
@@ -185,8 +185,10 @@ EMULATED __m512i _mm512_cvtps_epi32(__m512 a) {
     return (emulated) { .i256 = { _mm256_cvtps_epi32(x.f256[0]), _mm256_cvtps_epi32(x.f256[1]) } }.i;
 }
 EMULATED __m512 _mm512_cvtph_ps(__m256i a) {
-    return (emulated) { .f256 = { _mm256_cvtph_ps(_mm256_castsi256_si128(a)),
-                                  _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)) } }.f;
+    return (emulated) {
+        .f256 = { _mm256_cvtph_ps(_mm256_castsi256_si128(a)),
+                  _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)) }
+    }.f;
 }
 EMULATED __m512 _mm512_abs_ps(__m512 a) {
     emulated x = { .f = a };
@@ -249,10 +251,10 @@ EMULATED __m512i _mm512_mask_broadcast_i32x4(__m512i other, __mmask16 mask, __m1
         if (mask >> i & 1) y.i32[i] = x.i32[i];
     return y.i;
 }
-EMULATED __mmask64 _mm512_movepi8_mask(__m512i a) {                      // the signs
+EMULATED __mmask64 _mm512_movepi8_mask(__m512i a) { // the signs
     const emulated x = { .i = a };
-    return (uint32_t) _mm256_movemask_epi8(x.i256[0]) |
-           (uint64_t) (uint32_t) _mm256_movemask_epi8(x.i256[1]) << 32;
+    return (uint32_t) _mm256_movemask_epi8(x.i256[0]) | (uint64_t) (uint32_t) _mm256_movemask_epi8(x.i256[1])
+                                                            << 32;
 }
 EMULATED __m512i _mm512_mask_sub_epi8(__m512i other, __mmask64 mask, __m512i a, __m512i b) {
     emulated x = { .i = a }, y = { .i = b }, z = { .i = other };
@@ -284,8 +286,9 @@ EMULATED __m512i _mm512_shuffle_epi32(__m512i a, int order) { // within each 16 
 }
 EMULATED __m512i _mm512_shuffle_i32x4(__m512i a, __m512i b, int order) { // two quarters of a, two of b
     const emulated x = { .i = a }, y = { .i = b };
-    return (emulated) { .i128 = { x.i128[order & 3], x.i128[order >> 2 & 3], y.i128[order >> 4 & 3],
-                                  y.i128[order >> 6 & 3] } }.i;
+    return (emulated) {
+        .i128 = { x.i128[order & 3], x.i128[order >> 2 & 3], y.i128[order >> 4 & 3], y.i128[order >> 6 & 3] }
+    }.i;
 }
 #define emulated_shuffle_i64x2 emulated_shuffle_i32x4
 EMULATED __m512d _mm512_shuffle_pd(__m512d a, __m512d b, int order) { // in each 16 bytes one of a, one of b
