@@ -301,16 +301,14 @@ pyllava_status pyllava_seq_length(const pyllava_session * session, int32_t seq, 
 pyllava_status pyllava_seq_trim(pyllava_session * session, int32_t seq, int32_t n) {
     NEED(session, "session");
     TRY(need_length(session, seq, n));
-    session_trim(session, seq, n);
-    return PYLLAVA_OK;
+    return session_trim(session, seq, n);
 }
 
 pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t to, int32_t n) {
     NEED(session, "session");
     TRY(need_length(session, from, n));
     TRY(need_sequence(session, to));
-    session_copy(session, from, to, n);
-    return PYLLAVA_OK;
+    return session_copy(session, from, to, n);
 }
 
 // ----------------------------------------------------------------------------------------- sampler

@@ -1025,6 +1025,8 @@ class Run:
     @property
     def n_rows(self) -> int:
         """Rows of logits."""
+        if self.first < LAST:
+            raise ValueError(f"first: found {self.first}, need {LAST} or more")
         if self.sampler is not None:
             return 0
         return 1 if self.first == LAST else max(0, sum(map(len, self.parts)) - self.first)
@@ -1128,6 +1130,8 @@ class SessionHandle:
                 target.spans, target.n_spans = spans, len(run.parts)
                 target.first = _i32("first", run.first)
                 target.logits = _pointer(logits) if logits.size else None
+                if run.sampler is None and (run.mask is not None or run.n_alternatives):
+                    raise ValueError("mask and n_alternatives: need a sampler")
                 if run.sampler is not None:
                     target.sampler = used.enter_context(run.sampler.handle.use())
                     keep.append(run.sampler.ask(target, run.mask, run.n_alternatives))
@@ -1293,7 +1297,10 @@ class SamplerHandle:
 
     def ask(self, run: _Run, mask: npt.NDArray[np.uint32] | None, n_alternatives: int) -> object:
         """Tells a run what is to be chosen; what it gives has to be kept until that is done."""
-        words = None if mask is None else self._sized("mask", mask, np.uint32, (self._n_vocab + 31) // 32)
+        if mask is not None and mask.dtype != np.uint32:
+            raise ValueError(f"mask: found {mask.dtype}, need uint32")
+        n_words = (self._n_vocab + 31) // 32  # a copy: it is read when all is computed
+        words = None if mask is None else self._sized("mask", mask, np.uint32, n_words).copy()
         if not 0 <= n_alternatives <= self._n_vocab:  # before room for them is taken
             raise ValueError(f"n_alternatives: found {n_alternatives}, need 0..{self._n_vocab}")
         out, others = (_Choice * 1)(), (_Choice * n_alternatives)()

@@ -22,11 +22,15 @@ Array = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_lib.ModelHandle]:
-    files = tiny_gguf.convert(tmp_path_factory.mktemp("step"), SPEC)
-    with_model = _lib.ModelHandle(files.model, files.mmproj, placement=_lib.Placement(device="cpu"))
-    yield with_model
-    with_model.close()
+def files(tmp_path_factory: pytest.TempPathFactory) -> tiny_gguf.Files:
+    return tiny_gguf.convert(tmp_path_factory.mktemp("step"), SPEC)
+
+
+@pytest.fixture(scope="module")
+def model(files: tiny_gguf.Files) -> Iterator[_lib.ModelHandle]:
+    handle = _lib.ModelHandle(files.model, files.mmproj, placement=_lib.Placement(device="cpu"))
+    yield handle
+    handle.close()
 
 
 def opened(model: _lib.ModelHandle, precision: str, **options: Any) -> _lib.SessionHandle:
@@ -108,7 +112,7 @@ def test_many_rows_of_logits(session: _lib.SessionHandle) -> None:
         ([Run([])], "run 0: need at least one span"),
         ([Run([Tokens([])])], "empty prompt"),
         ([Run([Tokens([1])]), Run([Tokens([-1])], seq=1)], "token 0: found -1, need 0"),
-        ([Run([Tokens([1])], first=-2)], "run 0: first: found -2"),
+        ([Run([Tokens([1])], first=-2)], "first: found -2, need -1 or more"),
         ([Run([Tokens([1])])] * 7, "a step of 7 runs: need 1..6"),
     ],
 )
@@ -210,6 +214,84 @@ def test_wrong_choices_change_nothing(model: _lib.ModelHandle, session: _lib.Ses
     assert (session.seq_length(0), session.seq_length(1)) == (n, 0)
     logits = session.prefill(question(1))[0]
     assert sampler.sample(logits) == _lib.SamplerHandle(model, temperature=1.0, seed=1).sample(logits)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_caller_who_stops_a_step(session: _lib.SessionHandle, at: float) -> None:
+    """Even at the very end nothing has happened, and again the same is asked for."""
+    session.prefill(question(1), seq=0)
+    session.prefill(question(2), seq=1)
+    before = [session.seq_length(seq) for seq in range(3)]
+    runs = [
+        Run([Tokens([7])], 0, append=True, answer=True),
+        Run([Tokens(ids(5, 90))], 1, append=True),
+        Run(question(3), 2),
+    ]
+    session.set_progress(lambda _, fraction: fraction < at)
+    for _ in range(3):
+        with pytest.raises(pyllava.GenerationCancelled):
+            session.step(runs)
+        assert [session.seq_length(seq) for seq in range(3)] == before
+    session.set_progress(None)
+    assert len(session.step(runs)) == 3
+
+
+def test_cancelling_a_step_without_work(session: _lib.SessionHandle) -> None:
+    session.step([Run(question(1), first=NOTHING)])
+    session.cancel(True)
+    with pytest.raises(pyllava.GenerationCancelled):
+        session.step([Run(question(1), first=NOTHING)])
+    session.cancel(False)
+    session.step([Run(question(1), first=NOTHING)])
+
+
+def test_calls_from_a_callback_are_refused(session: _lib.SessionHandle) -> None:
+    expected = session.prefill(question(1, 200), seq=1)[0]
+    refused = []
+
+    def calls(*_: object) -> bool:
+        for call in (
+            lambda: session.decode([7], seqs=[1]),
+            lambda: session.seq_trim(0, 0),
+            lambda: session.seq_copy(1, 2, 5),
+            lambda: session.prefill(question(2), seq=3),
+        ):
+            with pytest.raises(ValueError, match="the session is at work"):
+                call()
+            refused.append(call)
+        return True
+
+    session.set_progress(calls)
+    assert session.prefill(question(1, 200))[0].tobytes() == expected.tobytes()
+    session.set_progress(None)
+    assert len(refused) > 8
+    session.seq_trim(0, 3)
+
+
+def test_a_mask_that_changes_meanwhile(model: _lib.ModelHandle, session: _lib.SessionHandle) -> None:
+    sampler = _lib.SamplerHandle(model, temperature=1.0, seed=1)
+    mask = np.full((SPEC.n_vocab + 31) // 32, 0xFFFFFFFF, np.uint32)
+    session.set_progress(lambda *_: mask.fill(0) or True)
+    (ran,) = session.step([Run(question(1), sampler=sampler, mask=mask)])
+    session.set_progress(None)
+    other = _lib.SamplerHandle(model, temperature=1.0, seed=1)
+    assert ran.choice == other.sample(session.prefill(question(1), seq=1)[0])
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_what_nobody_wants_must_be_numbers_too(
+    files: tiny_gguf.Files, tmp_path: Path, precision: str
+) -> None:
+    file = tiny_gguf.read(files.model)
+    broken = {"blk.1.ffn_norm.weight": tiny_gguf.f32(np.full(SPEC.n_embd, np.nan, np.float32))}
+    path = tiny_gguf.write(tmp_path / "broken.gguf", file.with_tensors(broken))
+    model = _lib.ModelHandle(path, None, placement=_lib.Placement(device="cpu"))
+    session = opened(model, precision)
+    with pytest.raises(pyllava.NumericError):
+        session.step([Run([Tokens(ids(1, 40))], first=NOTHING), Run([Tokens(ids(2, 5))], 1, first=NOTHING)])
+    assert (session.seq_length(0), session.seq_length(1)) == (0, 0)
+    session.close()
+    model.close()
 
 
 class Alone:

@@ -24,18 +24,38 @@ void session_progress(pyllava_session * s, pyllava_progress_fn fn, void * user) 
     s->progress_user = user;
 }
 
-void session_trim(pyllava_session * s, int32_t seq, int32_t n) { kv_trim(&s->kv, seq, n); }
+pyllava_status session_enter(pyllava_session * s) {
+    if (s->is_busy) FAIL(PYLLAVA_ERR_ARGUMENT, "the session is at work: this is a call from its callback");
+    s->is_busy = true;
+    return PYLLAVA_OK;
+}
 
-void session_copy(pyllava_session * s, int32_t from, int32_t to, int32_t n) { kv_copy(&s->kv, from, to, n); }
+pyllava_status session_trim(pyllava_session * s, int32_t seq, int32_t n) {
+    TRY(session_enter(s));
+    kv_trim(&s->kv, seq, n);
+    s->is_busy = false;
+    return PYLLAVA_OK;
+}
 
-pyllava_status session_report(pyllava_session * s, const char * stage, float fraction) {
-    if (s->progress && !s->progress(stage, fraction, s->progress_user))
-        FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
+pyllava_status session_copy(pyllava_session * s, int32_t from, int32_t to, int32_t n) {
+    TRY(session_enter(s));
+    kv_copy(&s->kv, from, to, n);
+    s->is_busy = false;
+    return PYLLAVA_OK;
+}
+
+pyllava_status session_check(const pyllava_session * s) {
     if (runner_is_cancelled(&s->runner)) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
     return PYLLAVA_OK;
 }
 
-pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd) {
+pyllava_status session_report(pyllava_session * s, const char * stage, float fraction) {
+    if (s->progress && !s->progress(stage, fraction, s->progress_user))
+        FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
+    return session_check(s);
+}
+
+static pyllava_status encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd) {
     const vision * v = &s->model->vision;
     const vit_hparams * h = &v->vit.hparams;
     const size_t n_pixels = 3 * (size_t) h->image_size * (size_t) h->image_size;
@@ -46,6 +66,13 @@ pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t
         TRY(runner_views(&s->runner, pixels + (size_t) i * n_pixels, n, out_embd + (size_t) i * n_out));
     }
     return session_report(s, "encode", 1.0f);
+}
+
+pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd) {
+    TRY(session_enter(s));
+    const pyllava_status status = encode(s, pixels, n_views, out_embd);
+    s->is_busy = false;
+    return status;
 }
 
 // ---------------------------------------------------------------------------------------- creation

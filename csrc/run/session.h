@@ -11,6 +11,7 @@ struct pyllava_session {
     kv_cache kv;
     bool kv_on_device; // of any layer
     batch batch;
+    bool is_busy; // a call is under way, which may be calling the caller
     pyllava_progress_fn progress;
     void * progress_user;
     pyllava_session_plan plan;
@@ -26,8 +27,11 @@ void session_progress(pyllava_session * s, pyllava_progress_fn fn, void * user);
 pyllava_session_plan session_memory(const pyllava_session * s);
 const pyllava_model * session_model(const pyllava_session * s);
 const kv_cache * session_kv(const pyllava_session * s);
-void session_trim(pyllava_session * s, int32_t seq, int32_t n);
-void session_copy(pyllava_session * s, int32_t from, int32_t to, int32_t n);
+pyllava_status session_trim(pyllava_session * s, int32_t seq, int32_t n);
+pyllava_status session_copy(pyllava_session * s, int32_t from, int32_t to, int32_t n);
+// Refuses a call from the callback of another one; is_busy is to be taken back.
+pyllava_status session_enter(pyllava_session * s);
+pyllava_status session_check(const pyllava_session * s); // PYLLAVA_ERR_CANCELLED where the work is to end
 // Tells the caller how far a stage is; PYLLAVA_ERR_CANCELLED where the work is to end.
 pyllava_status session_report(pyllava_session * s, const char * stage, float fraction);
 

@@ -14,12 +14,13 @@
 typedef struct run_state {
     pyllava_run * run;
     span_cursor at;
-    int32_t total;   // rows of all its spans
-    int32_t from;    // logits are wanted from this row on
+    int32_t total; // rows of all its spans
+    int32_t keep;  // rows that the sequence may be left with of what it shares
+    int32_t from;  // logits are read from this row on: of the last one also where none are wanted, to look at
     int32_t shared;  // rows that the sequence holds already
     int32_t before;  // positions of the sequence when the step began, after trimming
     int32_t n_batch; // rows of the batch that is being made
-    float * row;     // [n_vocab] the logits that a sampler chooses from, or NULL
+    float * row;     // [n_vocab] logits of the last row that the caller does not get, or NULL
 } run_state;
 
 typedef struct step {
@@ -75,7 +76,8 @@ static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, i
         .run = r,
         .at = { .spans = r->spans },
         .total = (int32_t) total,
-        .from = from < total ? from : (int32_t) total,
+        .keep = from < total ? from : (int32_t) total,
+        .from = from < total ? from : (int32_t) total - 1,
     };
     return PYLLAVA_OK;
 }
@@ -86,7 +88,7 @@ static kv_wish begin_run(const pyllava_session * s, run_state * r) {
     const kv_sequence * q = &s->kv.sequences[r->run->seq];
     if (!r->run->append) {
         r->shared = spans_shared(r->run->spans, r->run->n_spans, q);
-        if (r->shared > r->from) r->shared = r->from;
+        if (r->shared > r->keep) r->shared = r->keep;
         span_skip(&r->at, r->shared);
     }
     r->before = r->run->append ? q->length : r->shared;
@@ -148,22 +150,29 @@ static void end_batch(step * t, pyllava_row_kind kind, pyllava_status status) {
     }
 }
 
-// Makes a batch of the next rows of that kind and computes it; false: there were none.
-static bool next_batch(step * t, pyllava_row_kind kind, pyllava_status * out) {
+static int32_t rows_left(const step * t, pyllava_row_kind kind) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < t->n; i++) {
+        if (t->runs[i].run->kind == kind) n += t->runs[i].total - t->runs[i].at.done;
+    }
+    return n;
+}
+
+// Makes a batch of the next rows of that kind and computes it. The caller is told before any cell is taken.
+static pyllava_status next_batch(step * t, pyllava_row_kind kind) {
     pyllava_session * s = t->s;
+    if (kind == PYLLAVA_PROMPT) TRY(session_report(s, "prefill", (float) t->done / (float) t->todo));
+    else TRY(session_check(s));
     batch_clear(&s->batch);
     for (int32_t i = 0; i < t->n; i++) {
         if (t->runs[i].run->kind == kind) add_rows(s, &t->runs[i]);
     }
-    if (s->batch.n == 0) return false;
-    if (kind == PYLLAVA_PROMPT) *out = session_report(s, "prefill", (float) t->done / (float) t->todo);
-    else if (runner_is_cancelled(&s->runner)) *out = error_set(PYLLAVA_ERR_CANCELLED, "cancelled");
-    if (*out == PYLLAVA_OK)
-        *out = runner_rows(&s->runner, &s->batch, kind == PYLLAVA_PROMPT ? ROWS_PROMPT : ROWS_ANSWER);
-    if (*out == PYLLAVA_OK && s->batch.n_out) *out = read_logits(t, kind);
-    end_batch(t, kind, *out);
+    pyllava_status status =
+        runner_rows(&s->runner, &s->batch, kind == PYLLAVA_PROMPT ? ROWS_PROMPT : ROWS_ANSWER);
+    if (status == PYLLAVA_OK && s->batch.n_out) status = read_logits(t, kind);
+    end_batch(t, kind, status);
     if (kind == PYLLAVA_PROMPT) t->done += s->batch.n;
-    return true;
+    return status;
 }
 
 // What a step that failed has left in cells must not reach those who look at them.
@@ -188,10 +197,10 @@ static pyllava_status compute(step * t, bool keep) {
         if (t->runs[i].run->kind == PYLLAVA_PROMPT) t->todo += t->runs[i].total - t->runs[i].shared;
     }
     TRY(kv_make_room(&t->s->kv, t->wishes, t->n));
-    while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_ANSWER, &status));
-    while (status == PYLLAVA_OK && next_batch(t, PYLLAVA_PROMPT, &status));
+    while (status == PYLLAVA_OK && rows_left(t, PYLLAVA_ANSWER)) status = next_batch(t, PYLLAVA_ANSWER);
+    while (status == PYLLAVA_OK && rows_left(t, PYLLAVA_PROMPT)) status = next_batch(t, PYLLAVA_PROMPT);
     if (status == PYLLAVA_OK && t->todo) status = session_report(t->s, "prefill", 1.0f);
-    else if (status != PYLLAVA_OK) undo(t, keep, status);
+    if (status != PYLLAVA_OK) undo(t, keep, status);
     for (int32_t i = 0; status == PYLLAVA_OK && i < t->n; i++) {
         const pyllava_run * r = t->runs[i].run;
         if (r->sampler)
@@ -204,12 +213,14 @@ static pyllava_status compute(step * t, bool keep) {
 static pyllava_status take_rows(step * t) {
     const size_t size = (size_t) t->s->model->vocab.n * sizeof(float);
     for (int32_t i = 0; i < t->n; i++) {
-        if (t->runs[i].run->sampler) TRY_ALLOC(t->runs[i].row = malloc(size), size);
+        run_state * r = &t->runs[i];
+        if (r->run->sampler || r->keep == r->total) TRY_ALLOC(r->row = malloc(size), size);
     }
     return PYLLAVA_OK;
 }
 
-pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep) {
+static pyllava_status take_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep) {
+    TRY(session_check(s));
     if (n_runs < 1 || n_runs > s->params.n_seq)
         FAIL(PYLLAVA_ERR_ARGUMENT, "a step of %d runs: need 1..%d, one for each sequence at most", n_runs,
              s->params.n_seq);
@@ -224,5 +235,12 @@ pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_r
     for (int32_t i = 0; t.runs && i < n_runs; i++) free(t.runs[i].row);
     free(t.runs);
     free(t.wishes);
+    return status;
+}
+
+pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep) {
+    TRY(session_enter(s));
+    const pyllava_status status = take_step(s, runs, n_runs, keep);
+    s->is_busy = false;
     return status;
 }

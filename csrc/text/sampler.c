@@ -124,6 +124,7 @@ pyllava_status sampler_choose(pyllava_sampler * s, const float * logits, const u
     s->params.logits = logits;
     s->params.mask = mask;
     stages_run(c, &s->params);
+    if (c->n == 0) FAIL(PYLLAVA_ERR_ARGUMENT, "mask: no token of %d is left, need one", c->n_vocab);
     const int32_t id = c->ids[candidates_draw(c, next_uniform(s))];
     if (n_alternatives > 0) TRY(find_alternatives(c, model, n_alternatives, out_alternatives));
     remember(s, id);
