@@ -183,7 +183,7 @@ typedef struct pyllava_model_params {
 
 typedef struct pyllava_model_info {
     int32_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train;
-    int32_t bos_id, eos_id, unk_id; // -1 where there is none
+    int32_t bos_id, eos_id, unk_id;
     bool add_bos;
     bool has_vision;                                // the fields below are 0 without it
     int32_t image_size, patch_size, n_image_tokens; // per view
@@ -257,9 +257,9 @@ typedef struct pyllava_session_plan {
     uint64_t kv_size, compute_size, compute_size_vision;
 } pyllava_session_plan;
 
-// A run of positions: n token ids, or n rows of image embeddings f32 [n, n_embd] (then tokens is NULL and key
-// names the picture: rows with equal key and index are taken to be equal when a prompt is compared with what
-// a sequence holds).
+// A stretch of positions: n token ids, or n rows of image embeddings f32 [n, n_embd] (then tokens is NULL
+// and key names the picture: rows with equal key and index are taken to be equal when a prompt is compared
+// with what a sequence holds).
 typedef struct pyllava_span {
     const int32_t * tokens;
     const float * embd;

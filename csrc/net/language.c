@@ -98,16 +98,16 @@ tensor * language_values(graph * g, const language_step * s, tensor * w, tensor 
 }
 
 tensor * language_attend(graph * g, const language_step * s, int i, tensor * q, tensor * k, tensor * v) {
-    q = nn_name(g, nn_rope(g, q, s->turns, s->rope), "blk.%d.attn_q_rope", i);
-    k = nn_name(g, nn_rope(g, k, s->turns, s->rope), "blk.%d.attn_k_rope", i);
+    q = nn_name(g, nn_rope(g, q, s->rope_table, s->rope), "blk.%d.attn_q_rope", i);
+    k = nn_name(g, nn_rope(g, k, s->rope_table, s->rope), "blk.%d.attn_k_rope", i);
     k = nn_store_rows(g, s->kv->k[i], k, s->cells);
     v = nn_store_rows(g, s->kv->v[i], v, s->cells);
     return nn_name(g, nn_attention(g, q, k, v), "blk.%d.attn", i); // [n_tokens, n_head * head_dim]
 }
 
 tensor * language_logits(graph * g, const language * m, const language_input * in, const kv_cache * kv) {
-    const language_step s = { &m->hparams, m->family->rope, kv, nn_turns(g, in->positions, in->rope_divisors),
-                              in->cells };
+    const language_step s = { &m->hparams, m->family->rope, kv,
+                              nn_rope_table(g, in->positions, in->rope_divisors), in->cells };
     tensor * x = in->embd;
     for (int i = 0; i < m->hparams.n_layer; i++) x = m->family->block(g, layer(m, i), &s, i, x);
     if (in->mask) nn_tap(g, TAP_ROW_SUMS, nn_row_sums(g, x));

@@ -12,7 +12,7 @@ typedef struct language_step { // what all layers of a step share
     const language_hparams * hparams;
     rope_kind rope;
     const kv_cache * kv;
-    tensor * turns; // [n_tokens, head_dim] of the tokens' positions
+    tensor * rope_table; // [n_tokens, head_dim] of the tokens' positions
     tensor * cells;
 } language_step;
 

@@ -11,7 +11,7 @@
 #define LIGHT        8192 // results of a cheap node that are worth a thread
 #define LINE         64   // of a cache. ggml aligns to 32: no input shifts what follows it
 #define HALVES_MIN   8    // rows up to which a device's kernels read weights as they are
-#define STREAM_MIN   32   // tokens for which a matrix is worth the way to a device
+#define OFFLOAD_MIN  32   // tokens for which a matrix is worth the way to a device
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 
@@ -189,7 +189,7 @@ static kernel_job * open_end(const graph * g, const tensor * x) {
 
 // Of few rows, CUDA's own kernels would sum in 16 bits; of many, weights of 16 bits would be made 32 first.
 static bool may_be_halves(const graph * g, const tensor * w, const tensor * x) {
-    ggml_backend_dev_t device = device_of(w) ? device_of(w) : g->stream;
+    ggml_backend_dev_t device = device_of(w) ? device_of(w) : g->offload;
     return g->env->micro && x->ne[1] > HALVES_MIN && device && device_sums_floats(device);
 }
 
@@ -202,15 +202,15 @@ static tensor * engine_linear(graph * g, tensor * w, tensor * b, tensor * x) {
 }
 
 // Whether many tokens make it worth to send a matrix in host memory to a device.
-static bool is_streamed(const graph * g, tensor * w, tensor * x) {
-    if (!g->stream || x->ne[1] < STREAM_MIN) return false;
+static bool is_offloaded(const graph * g, tensor * w, tensor * x) {
+    if (!g->offload || x->ne[1] < OFFLOAD_MIN) return false;
     const tensor * y = ggml_mul_mat(g->ctx, w, x);
-    return ggml_backend_dev_supports_op(g->stream, y) && ggml_backend_dev_offload_op(g->stream, y);
+    return ggml_backend_dev_supports_op(g->offload, y) && ggml_backend_dev_offload_op(g->offload, y);
 }
 
 static tensor * linear(graph * g, tensor * w, tensor * b, tensor * x, bool fine) {
     if (!w || !x || !has_room(g)) return NULL;
-    if (device_of(w) || is_streamed(g, w, x)) return engine_linear(g, w, b, x);
+    if (device_of(w) || is_offloaded(g, w, x)) return engine_linear(g, w, b, x);
     const linear_plan plan = plan_of(g, w, fine);
     if (plan == LINEAR_ENGINE) return engine_linear(g, w, b, x);
     if (is_fast(plan)) return fast_linear(g, plan, w, b, x);
@@ -225,7 +225,7 @@ tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x) { return 
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
     if (!gate || !up || !x || !has_room(g)) return NULL;
     if (g->device) return ggml_swiglu_split(g->ctx, nn_linear(g, gate, NULL, x), nn_linear(g, up, NULL, x));
-    const linear_plan plan = is_streamed(g, gate, x) ? LINEAR_ENGINE : plan_of(g, gate, false);
+    const linear_plan plan = is_offloaded(g, gate, x) ? LINEAR_ENGINE : plan_of(g, gate, false);
     if (!is_fast(plan) || plan_of(g, up, false) != plan)
         return nn_mul(g, nn_silu(g, nn_linear(g, gate, NULL, x)), nn_linear(g, up, NULL, x));
     tensor * y = fast_linear(g, plan, gate, NULL, x);
@@ -289,11 +289,11 @@ tensor * nn_quick_gelu(graph * g, tensor * x) {
 // -------------------------------------------------------------------------------------- attention
 
 // ggml's own powers of theta drift by multiplication.
-tensor * nn_turns(graph * g, tensor * positions, tensor * divisors) {
+tensor * nn_rope_table(graph * g, tensor * positions, tensor * divisors) {
     if (!positions || !divisors || !has_room(g)) return NULL;
     const int64_t n_tokens = positions->ne[0], head_dim = 2 * divisors->ne[0];
     tensor * args[] = { positions, divisors, NULL };
-    node_call * call = light(new_call(g, kernel_turns, NULL), 8 * n_tokens * head_dim); // dear results
+    node_call * call = light(new_call(g, kernel_rope_table, NULL), 8 * n_tokens * head_dim); // dear results
     return add_node(g, call, GGML_TYPE_F32, n_tokens, head_dim, args);
 }
 
@@ -311,10 +311,10 @@ static tensor * device_rope(graph * g, tensor * x, tensor * positions, tensor * 
     return ggml_reshape_2d(g->ctx, y, width, n);
 }
 
-tensor * nn_rope(graph * g, tensor * x, tensor * turns, rope_kind kind) {
-    if (!x || !turns || !has_room(g)) return NULL;
-    if (g->device) return device_rope(g, x, turns->src[0], turns->src[1], ROPES[kind].on_devices);
-    tensor * args[] = { x, turns, NULL };
+tensor * nn_rope(graph * g, tensor * x, tensor * rope_table, rope_kind kind) {
+    if (!x || !rope_table || !has_room(g)) return NULL;
+    if (g->device) return device_rope(g, x, rope_table->src[0], rope_table->src[1], ROPES[kind].on_devices);
+    tensor * args[] = { x, rope_table, NULL };
     node_call * call = light(new_call(g, ROPES[kind].kernel, NULL), ggml_nelements(x));
     return add_node(g, call, GGML_TYPE_F32, x->ne[1], x->ne[0], args);
 }
@@ -389,6 +389,7 @@ tensor * nn_row_sums(graph * g, tensor * x) { return x && has_room(g) ? ggml_sum
 
 void nn_tap(graph * g, tap_kind kind, tensor * x) {
     if (!x) return;
+    if (g->linear == x) g->linear = NULL;
     ggml_set_output(x);
     ggml_build_forward_expand(g->nodes, x);
     g->taps[kind] = x;

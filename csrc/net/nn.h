@@ -27,13 +27,18 @@ typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_m
 // thread. Where ggml multiplies matrices itself (weights that no kernel of ours reads for few tokens), its
 // threads run the graph, and our kernels with them. Layers whose weights lie on a device are ggml's own
 // operations.
+//
+// Some words of what follows. An end is what is applied to the results of a linear layer as they leave it (a
+// residual, an activation). Rounded activations are integers with scales, as kernels of the fast mode read
+// them. A fine layer gets 12 bits where others get 8. Offloaded is a matrix in host memory that is sent to
+// a device for one product. A tap is a result that is kept besides the last.
 typedef struct graph {
     struct ggml_context * ctx; // tensor headers of this graph
     struct ggml_cgraph * nodes;
     pool * pool;
     kernel_env * env; // of the session that runs it
     attention_env * attention;
-    node_call * calls; // [n_max_calls] of our kernels
+    node_call * calls; // [n_max] of our kernels
     int32_t n_calls;
     int32_t n_max;             // tensors that there is room for
     size_t size;               // bytes of ctx that they take
@@ -46,7 +51,7 @@ typedef struct graph {
     tensor * mask;             // of attention on devices: f16 [n_tokens, n_cells], or NULL
     flash_mode flash;
     bool flash_missing;             // FLASH_ON, and a device has no kernel for it
-    ggml_backend_dev_t stream;      // a GPU that is sent the CPU's matrices where many tokens use them
+    ggml_backend_dev_t offload;     // a GPU that is sent the CPU's matrices where many tokens use them
     tensor *rounded_from, *rounded; // the last activations rounded, and how
     linear_plan rounded_plan;
     tensor * linear; // the last fast linear layer, whose end is still open, and its job
@@ -87,13 +92,13 @@ tensor * nn_quick_gelu(graph * g, tensor * x);                      // x * sigmo
 tensor * nn_silu(graph * g, tensor * x);                            // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
 // Rotary positions: pair i of each head is turned by position / divisor[i].
-tensor * nn_turns(graph * g, tensor * positions, tensor * divisors);     // [n_tokens, head_dim] for nn_rope
-tensor * nn_rope(graph * g, tensor * x, tensor * turns, rope_kind kind); // of rows of n_head * head_dim
+tensor * nn_rope_table(graph * g, tensor * positions, tensor * divisors); // [n_tokens, head_dim] for nn_rope
+tensor * nn_rope(graph * g, tensor * x, tensor * rope_table, rope_kind kind); // of rows of n_head * head_dim
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
-tensor * nn_row_sums(graph * g, tensor * x); // [n_rows, n] to [n_rows, 1]
-void nn_tap(graph * g, tap_kind kind, tensor * x);
-tensor * nn_rows(graph * g, tensor * x, tensor * rows);                    // x[rows]
+tensor * nn_row_sums(graph * g, tensor * x);            // [n_rows, n] to [n_rows, 1]
+void nn_tap(graph * g, tap_kind kind, tensor * x);      // x is kept as it is: nothing becomes its end
+tensor * nn_rows(graph * g, tensor * x, tensor * rows); // x[rows]
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows); // to[rows] = x; gives to
 // Rows of views: [n_views * n, width] as [n_views, n, width], and back; a row in front of those of each view;
 // [n_views * n, width] without the first of each.

@@ -48,7 +48,7 @@ static pyllava_status start(void * starting_) {
     return PYLLAVA_OK;
 }
 
-// Results come through it in pieces: a device copies to ordinary memory several times slower.
+// Results come through staging memory in pieces: a device copies to ordinary memory several times slower.
 static pyllava_status take_staging(void * engine_) {
     engine * e = engine_;
     ggml_backend_dev_t device = ggml_backend_get_device(e->backends[0]);
@@ -67,7 +67,8 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
         e->backends[e->n++] = s.backend;
     }
     if (e->n) TRY(guarded(take_staging, e));
-    // Not in memory that a device reads by itself: the scheduler lets the CPU write there again too early.
+    // The CPU's buffers are not in memory that a device reads by itself: the scheduler lets the CPU write
+    // there again too early.
     return start_cpu(e, has_to_stop, user);
 }
 
@@ -90,8 +91,8 @@ ggml_backend_buffer_type_t engine_memory(const engine * e, const placement * p, 
     return ggml_backend_get_default_buffer_type(e->backends[e->n - 1]);
 }
 
-pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool stream) {
-    e->sched = ggml_backend_sched_new(e->backends, e->memory, e->n, (size_t) n_nodes, false, stream);
+pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool offload) {
+    e->sched = ggml_backend_sched_new(e->backends, e->memory, e->n, (size_t) n_nodes, false, offload);
     if (!e->sched) FAIL(PYLLAVA_ERR_DEVICE, "the scheduler could not be started");
     return PYLLAVA_OK;
 }

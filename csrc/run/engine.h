@@ -26,8 +26,8 @@ void engine_stop(engine * e);
 // Where the KV cache of a layer at this place goes.
 ggml_backend_buffer_type_t engine_memory(const engine * e, const placement * p, int32_t place);
 
-// For graphs of at most n_nodes. stream: matrices in host memory may be sent to a device for many tokens.
-pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool stream);
+// For graphs of at most n_nodes. offload: matrices in host memory may be sent to a device for many tokens.
+pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool offload);
 // fn sees every tensor that is computed from now on; NULL: none does.
 void engine_observe(engine * e, ggml_backend_sched_eval_callback fn, void * user);
 // Bytes of a graph's buffers: all of them, and those in host memory.

@@ -59,7 +59,7 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
     return s;
 }
 
-// The type of keys or values as attention sees it: f32 is cast. Names of none are refused by the session.
+// The type of keys or values as attention sees it: f32 is cast. The session refuses names of no type.
 static enum ggml_type cache_type(const char * name) {
     pyllava_tensor_type type;
     const bool found = name && tensor_type_find(name, &type) == PYLLAVA_OK;
@@ -220,7 +220,7 @@ static pyllava_status load_vision(pyllava_model * m, const pyllava_model_params 
     return weights_finish(w, p->progress, p->user);
 }
 
-// What asks devices and fills them runs inside a guard.
+// Arguments of what runs inside a guard, since it asks devices and fills them.
 typedef struct loading {
     pyllava_model * m;
     const pyllava_model_params * p;

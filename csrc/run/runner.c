@@ -19,7 +19,7 @@ void runner_cancel(runner * r, bool cancel) {
 
 bool runner_is_cancelled(const runner * r) { return atomic_load(&r->cancelled) != 0; }
 
-// What was asked to stop has skipped some of its work: its results are none, even if nobody asks any more.
+// A run that was asked to stop has skipped some of its work: it has no results, even if nobody asks any more.
 static bool has_to_stop(void * r) { return atomic_load(&((runner *) r)->stop) != 0; }
 
 static pyllava_status cancelled_status(void) { FAIL(PYLLAVA_ERR_CANCELLED, "cancelled"); }
@@ -27,7 +27,7 @@ static pyllava_status cancelled_status(void) { FAIL(PYLLAVA_ERR_CANCELLED, "canc
 // ------------------------------------------------------------------------------------------ graphs
 
 // The GPU that may be sent the CPU's matrices.
-static ggml_backend_dev_t stream_of(const runner * r) {
+static ggml_backend_dev_t offload_to(const runner * r) {
     const placement * p = &r->model->placement;
     const bool may =
         r->params->precision == PYLLAVA_FAST && p->n_for_layers > 0 && device_is_gpu(p->devices.items[0]);
@@ -41,7 +41,7 @@ static pyllava_status begin(runner * r, graph * g, int32_t n_head, int32_t n_hea
     r->attention.n_head_kv = n_head_kv;
     r->attention.head_dim = head_dim;
     g->flash = r->params->precision == PYLLAVA_EXACT ? FLASH_OFF : (flash_mode) r->params->flash_attn;
-    g->stream = stream_of(r);
+    g->offload = offload_to(r);
     g->on_host = r->model->placement.devices.n == 0;
     return PYLLAVA_OK;
 }
@@ -221,7 +221,7 @@ static pyllava_status check_sums(runner * r, const batch * b, const tensor * sum
     return status;
 }
 
-// A graph has an end: without a row that is wanted, the last one's logits are computed and not read.
+// Without a row that is wanted, the logits of the last one are computed and not read.
 pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
     const language_hparams * h = &r->model->language.hparams;
     r->attention = (attention_env) {
@@ -354,7 +354,7 @@ pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device
     TRY(create_scratch(r));
     TRY(create_views(r));
     TRY(count_tensors(r, n_rows));
-    return engine_schedule(&r->engine, r->n_tensors, stream_of(r) != NULL);
+    return engine_schedule(&r->engine, r->n_tensors, offload_to(r) != NULL);
 }
 
 static pyllava_status measure(runner * r, graph * g, engine_size * out) {

@@ -1,5 +1,6 @@
-// sampler_stages.c - see sampler_stages.h. After the mask the order is llama.cpp's. A new stage is a function
-// and a row; what it needs stands in stage_params.
+// sampler_stages.c - see sampler_stages.h. After the mask the order is llama.cpp's. A new stage that cuts by
+// logit is a function and a row, and what it needs stands in stage_params; one that keeps others than the
+// most probable needs an operation of candidates.c.
 #include "sampler_stages.h"
 
 #include <float.h>

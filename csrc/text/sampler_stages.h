@@ -12,5 +12,6 @@ typedef struct stage_params {
     int32_t n_recent;
 } stage_params;
 
-// From the whole vocabulary to those that may be drawn, with the weights to draw them by. None may be left.
+// From the whole vocabulary to those that may be drawn, with the weights to draw them by. A mask may leave
+// none of them; no other stage does.
 void stages_run(candidates * c, const stage_params * p);

@@ -94,7 +94,7 @@ static pyllava_status read_special_id(const vocab * v, const pyllava_gguf * f, c
 }
 
 static pyllava_status read_special_ids(vocab * v, const pyllava_gguf * f) {
-    v->bos = 1, v->eos = 2, v->unk = 0;
+    v->bos = 1, v->eos = 2, v->unk = 0; // LLaMA's, where a file does not say
     v->add_bos = true;
     TRY(read_special_id(v, f, "tokenizer.ggml.bos_token_id", &v->bos));
     TRY(read_special_id(v, f, "tokenizer.ggml.eos_token_id", &v->eos));

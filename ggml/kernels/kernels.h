@@ -89,13 +89,13 @@ void kernel_linear_answers(struct ggml_tensor * dst, int ith, int nth, void * en
 // type that divides head_dim [n_rows, n_head_kv * head_dim].   dst: f32 like q
 void kernel_attention(struct ggml_tensor * dst, int ith, int nth, void * env);
 
-// Rotary positions, no userdata.   kernel_turns: src positions i32 [n_tokens], divisors f32 [head_dim / 2];
-// dst f32 [n_tokens, head_dim], cosine and sine of position / divisor[i] at 2i and 2i + 1.   kernel_rope: src
-// x f32 [n_tokens, n_head * head_dim], such turns for pairs (2i, 2i + 1) of each head; dst f32 like x.
-// kernel_rope_neox: the same for pairs (i, i + head_dim / 2).
-// kernel_store, a node in place (ggml_custom_inplace): dst[cells[t]] = x[t]; src 1: x f32 [n_tokens, n], 2:
-// cells i32 [n_tokens]; dst f32 or of a type with from_float_ref [n_cells, n].
-void kernel_turns(struct ggml_tensor * dst, int ith, int nth, void * unused);
+// Rotary positions, no userdata.   kernel_rope_table: src positions i32 [n_tokens], divisors f32 [head_dim
+// / 2], dst f32 [n_tokens, head_dim], cosine and sine of position / divisor[i] at 2i and 2i + 1.
+// kernel_rope: src x f32 [n_tokens, n_head * head_dim], such a table for pairs (2i, 2i + 1) of each head;
+// dst f32 like x. kernel_rope_neox: the same for pairs (i, i + head_dim / 2). kernel_store, a node in place
+// (ggml_custom_inplace): dst[cells[t]] = x[t]; src 1: x f32 [n_tokens, n], 2: cells i32 [n_tokens]; dst f32
+// or of a type with from_float_ref [n_cells, n].
+void kernel_rope_table(struct ggml_tensor * dst, int ith, int nth, void * unused);
 void kernel_rope(struct ggml_tensor * dst, int ith, int nth, void * unused);
 void kernel_rope_neox(struct ggml_tensor * dst, int ith, int nth, void * unused);
 void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * unused);

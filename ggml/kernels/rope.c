@@ -1,5 +1,6 @@
-// rope.c - rotary positions (Su et al., "RoFormer") and the way of keys and values into the cache. The turns
-// of a token are computed once, and used by all heads of all layers. A thread takes a run of whole rows.
+// rope.c - rotary positions (Su et al., "RoFormer") and the way of keys and values into the cache. The table
+// of a token (cosine and sine of each angle) is computed once, and used by all heads of all layers. A
+// thread takes a run of whole rows.
 #include "tile.h"
 
 #include <math.h>
@@ -16,7 +17,7 @@ static char * row_of(const struct ggml_tensor * x, int64_t row) {
     return (char *) x->data + (size_t) row * x->nb[1];
 }
 
-void KERNEL(turns)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+void KERNEL(rope_table)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
     const int32_t * positions = dst->src[0]->data;
     const float * divisors = dst->src[1]->data;
@@ -33,12 +34,12 @@ void KERNEL(turns)(struct ggml_tensor * dst, int ith, int nth, void * userdata) 
 
 void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
-    const struct ggml_tensor *x = dst->src[0], *turns = dst->src[1];
-    const int64_t head_dim = turns->ne[0];
+    const struct ggml_tensor *x = dst->src[0], *table = dst->src[1];
+    const int64_t head_dim = table->ne[0];
     const run rows = rows_of(dst, ith, nth);
     for (int64_t t = rows.first; t < rows.end; t++) {
         const float * from = (const float *) (void *) row_of(x, t);
-        const float * turn = (const float *) (void *) row_of(turns, t);
+        const float * turn = (const float *) (void *) row_of(table, t);
         float * to = (float *) (void *) row_of(dst, t);
         for (int64_t head = 0; head < dst->ne[0]; head += head_dim) {
             for (int64_t i = 0; i < head_dim; i += 2) {
@@ -52,12 +53,12 @@ void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
 
 void KERNEL(rope_neox)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
-    const struct ggml_tensor *x = dst->src[0], *turns = dst->src[1];
-    const int64_t head_dim = turns->ne[0], half = head_dim / 2;
+    const struct ggml_tensor *x = dst->src[0], *table = dst->src[1];
+    const int64_t head_dim = table->ne[0], half = head_dim / 2;
     const run rows = rows_of(dst, ith, nth);
     for (int64_t t = rows.first; t < rows.end; t++) {
         const float * from = (const float *) (void *) row_of(x, t);
-        const float * turn = (const float *) (void *) row_of(turns, t);
+        const float * turn = (const float *) (void *) row_of(table, t);
         float * to = (float *) (void *) row_of(dst, t);
         for (int64_t head = 0; head < dst->ne[0]; head += head_dim) {
             for (int64_t i = 0; i < half; i++) {

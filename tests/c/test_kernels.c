@@ -464,7 +464,7 @@ static void test_turns(int n_tokens, int head_dim) {
     struct ggml_tensor d = tensor_2d(GGML_TYPE_F32, divisors, 1, head_dim / 2, (size_t) head_dim * 2);
     struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, n_tokens, head_dim, (size_t) head_dim * 4);
     dst.src[0] = &p, dst.src[1] = &d;
-    run_node(kernel_turns, &dst, &env, &used, y, (size_t) (n_tokens * head_dim), "turns");
+    run_node(kernel_rope_table, &dst, &env, &used, y, (size_t) (n_tokens * head_dim), "turns");
     for (int t = 0; t < n_tokens; t++) {
         for (int i = 0; i < head_dim / 2; i++) {
             const float angle = (float) positions[t] / divisors[i], *found = y + t * head_dim + 2 * i;
