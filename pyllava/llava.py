@@ -87,11 +87,12 @@ class Options(TypedDict, total=False):
     repeat_last_n: int
     seed: int | None
     stop: Sequence[str]
+    reuse: bool
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and when an answer ends."""
+    """How tokens are chosen, when an answer ends, and whether what the model still holds of its prompt is used again."""
 
     max_tokens: int = 512
     temperature: float = 0.0
@@ -102,6 +103,7 @@ class Sampling:
     repeat_last_n: int = 64
     seed: int | None = None
     stop: Sequence[str] = ()
+    reuse: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -577,7 +579,9 @@ class Llava:
         An image is a path, the bytes of a file, a PIL image or an array. `raw`: the prompt is used as it stands, with an
         ``<image>`` mark for each image and special tokens in it, instead of through the model's template. `system` replaces the template's system message. `stream`: True gives a Stream of pieces
         instead of the whole Answer. Options, with their defaults: max_tokens=512, temperature=0.0 (greedy), top_k=0,
-        top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=64 (-1: all), seed=None (random), stop=().
+        top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=64 (-1: all), seed=None (random), stop=(),
+        reuse=True (False: the whole prompt is computed afresh, not what the model still holds of it. In a conversation
+        that is earlier answers too, whose positions else stay as they were computed token by token).
 
         Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a wrong
         argument, GenerationCancelled after cancel().
@@ -614,7 +618,7 @@ class Llava:
     ) -> Generator[str, None, None]:
         sampler, transcript = sampling.sampler(self._model, self.n_ctx), Transcript(stop)
         started = time.perf_counter()
-        logits, cached = self._prefill(run, prompt.spans)
+        logits, cached = self._prefill(run, prompt.spans, sampling.reuse)
         prefill_seconds = time.perf_counter() - started
         room = min(sampling.max_tokens, self.n_ctx - len(prompt))
         tokens: list[int] = []
@@ -638,21 +642,29 @@ class Llava:
         usage = prompt.usage(cached, len(tokens))
         result.append(Answer(transcript.text, usage, timings, reason, tuple(tokens)))
 
-    def _prefill(self, run: _Run, spans: Sequence[_lib.Span]) -> tuple[FloatArray, int]:
+    def _prefill(self, run: _Run, spans: Sequence[_lib.Span], reuse: bool) -> tuple[FloatArray, int]:
+        def compute() -> tuple[FloatArray, int]:
+            if not reuse:
+                self._session.seq_trim(0, 0)
+            return self._session.prefill(spans)
+
         with self._lock:
-            computed = self._compute(run, lambda: self._session.prefill(spans))
+            computed = self._compute(run, compute)
             self._owner = run
             return computed
 
     def _step(self, run: _Run, prompt: _Prompt, tokens: list[int]) -> FloatArray:
-        """Logits after the last token; if another answer has used the sequence, this one is put back first."""
+        """Logits after the last token; if another answer has used the sequence, this one is put back first, its tokens as
+        rows of an answer, so that they have the same bytes."""
         started = time.perf_counter()
         with self._lock:
             if self._owner is run:
                 rows = self._compute(run, lambda: self._session.decode(tokens[-1:], seqs=[0]))
                 logits = rows.reshape(-1)
             else:
-                logits, _ = self._prefill(run, [*prompt.spans, _lib.Tokens(tokens)])
+                self._prefill(run, prompt.spans, True)
+                answer = _lib.Run([_lib.Tokens(tokens)], append=True, answer=True)
+                logits = self._compute(run, lambda: self._session.step([answer])[0].logits).reshape(-1)
         run.seconds += time.perf_counter() - started
         return logits
 

@@ -103,6 +103,14 @@ def test_two_streams_may_take_turns(m: pyllava.Llava) -> None:
     assert found == expected
 
 
+def test_what_the_model_holds_is_used_again_unless_asked_not_to(m: pyllava.Llava) -> None:
+    first = m.ask(picture(3), QUESTION, max_tokens=12)
+    again, afresh = (m.ask(picture(3), QUESTION, max_tokens=12, reuse=reuse) for reuse in (True, False))
+    assert again.usage.cached_tokens > 0
+    assert afresh.usage.cached_tokens == 0
+    assert first.tokens == again.tokens == afresh.tokens
+
+
 def test_seeds_and_sampling(m: pyllava.Llava) -> None:
     def texts(seed: int | None) -> list[str]:
         return [
