@@ -17,10 +17,10 @@ typedef struct run_state {
     int32_t total; // rows of all its spans
     int32_t keep;  // rows that the sequence may be left with of what it shares
     int32_t from;  // logits are read from this row on: of the last one also where none are wanted, to look at
-    int32_t shared;  // rows that the sequence holds already
-    int32_t before;  // positions of the sequence when the step began, after trimming
-    int32_t n_batch; // rows of the batch that is being made
-    float * row;     // [n_vocab] logits of the last row that the caller does not get, or NULL
+    int32_t shared;     // rows that the sequence holds already
+    int32_t before;     // positions of the sequence when the step began, after trimming
+    int32_t n_in_batch; // rows of the batch that is being made
+    float * row;        // [n_vocab] logits of the last row that the caller does not get, or NULL
 } run_state;
 
 typedef struct step {
@@ -117,7 +117,7 @@ static void add_rows(pyllava_session * s, run_state * r) {
     }
     const int32_t longest = r->run->kind == PYLLAVA_PROMPT ? runner_block_rows(&s->runner) : 1;
     if (n) batch_attend(b, first, longest, q->cells);
-    r->n_batch = n;
+    r->n_in_batch = n;
 }
 
 // The logits of a batch, each run's to where it wants them.
@@ -126,8 +126,8 @@ static pyllava_status read_logits(step * t, pyllava_row_kind kind) {
     const size_t n_vocab = (size_t) s->model->vocab.n;
     for (int32_t i = 0, first = 0; i < t->n; i++) {
         run_state * r = &t->runs[i];
-        if (r->run->kind != kind || !r->n_batch) continue;
-        const int32_t begin = r->at.done - r->n_batch > r->from ? r->at.done - r->n_batch : r->from;
+        if (r->run->kind != kind || !r->n_in_batch) continue;
+        const int32_t begin = r->at.done - r->n_in_batch > r->from ? r->at.done - r->n_in_batch : r->from;
         const int32_t n = r->at.done - begin;
         if (n <= 0) continue;
         float * to = r->row ? r->row : r->run->logits + (size_t) (begin - r->from) * n_vocab;
@@ -143,10 +143,10 @@ static void end_batch(step * t, pyllava_row_kind kind, pyllava_status status) {
     for (int32_t i = 0; i < t->n; i++) {
         run_state * r = &t->runs[i];
         if (r->run->kind != kind) continue;
-        if (status == PYLLAVA_OK) kv_commit(kv, r->run->seq, contents, r->n_batch);
-        else kv_rollback(kv, r->run->seq, r->n_batch);
-        contents += r->n_batch;
-        r->n_batch = 0;
+        if (status == PYLLAVA_OK) kv_commit(kv, r->run->seq, contents, r->n_in_batch);
+        else kv_rollback(kv, r->run->seq, r->n_in_batch);
+        contents += r->n_in_batch;
+        r->n_in_batch = 0;
     }
 }
 
