@@ -22,7 +22,7 @@ bool runner_is_cancelled(const runner * r) { return atomic_load(&r->cancelled) !
 // A run that was asked to stop has skipped some of its work: it has no results, even if nobody asks any more.
 static bool has_to_stop(void * r) { return atomic_load(&((runner *) r)->stop) != 0; }
 
-static pyllava_status cancelled_status(void) { FAIL(PYLLAVA_ERR_CANCELLED, "cancelled"); }
+pyllava_status runner_cancelled(void) { FAIL(PYLLAVA_ERR_CANCELLED, "cancelled"); }
 
 // ------------------------------------------------------------------------------------------ graphs
 
@@ -131,7 +131,7 @@ static pyllava_status run(runner * r, graph * g) {
     if (runner_is_cancelled(r)) atomic_store(&r->stop, 1);
     pyllava_status status = engine_run(&r->engine, g, pool_threads(r->pool));
     cores_give(r->model->cores, r->params->n_threads);
-    return has_to_stop(r) ? cancelled_status() : status;
+    return has_to_stop(r) ? runner_cancelled() : status;
 }
 
 static void put(tensor * t, const void * data) { ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t)); }

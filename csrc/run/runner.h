@@ -59,6 +59,7 @@ pyllava_status runner_views(runner * r, const float * pixels, int32_t n_views, f
 
 void runner_cancel(runner * r, bool cancel); // from any thread
 bool runner_is_cancelled(const runner * r);
+pyllava_status runner_cancelled(void); // the error of work that was asked to end
 void runner_trace(runner * r, pyllava_trace_fn fn, void * user);
 // Zeroes the cells that nobody uses, on devices: attention there multiplies them by 0.
 void runner_clear_unused(runner * r);

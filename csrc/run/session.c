@@ -45,14 +45,12 @@ pyllava_status session_copy(pyllava_session * s, int32_t from, int32_t to, int32
 }
 
 pyllava_status session_check(const pyllava_session * s) {
-    if (runner_is_cancelled(&s->runner)) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
-    return PYLLAVA_OK;
+    return runner_is_cancelled(&s->runner) ? runner_cancelled() : PYLLAVA_OK;
 }
 
 pyllava_status session_report(pyllava_session * s, const char * stage, float fraction) {
-    if (s->progress && !s->progress(stage, fraction, s->progress_user))
-        FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
-    return session_check(s);
+    const bool goes_on = !s->progress || s->progress(stage, fraction, s->progress_user);
+    return goes_on ? session_check(s) : runner_cancelled();
 }
 
 static pyllava_status encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd) {

@@ -17,8 +17,6 @@ typedef struct run_state {
     int32_t total; // rows of all its spans
     int32_t keep;  // rows that the sequence may be left with of what it shares
     int32_t from;  // logits are read from this row on: of the last one also where none are wanted, to look at
-    int32_t shared;     // rows that the sequence holds already
-    int32_t before;     // positions of the sequence when the step began, after trimming
     int32_t n_in_batch; // rows of the batch that is being made
     float * row;        // [n_vocab] logits of the last row that the caller does not get, or NULL
 } run_state;
@@ -86,14 +84,15 @@ static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, i
 // wanted; and how many cells the run needs then.
 static kv_wish begin_run(const pyllava_session * s, run_state * r) {
     const kv_sequence * q = &s->kv.sequences[r->run->seq];
+    int32_t shared = 0;
     if (!r->run->append) {
-        r->shared = spans_shared(r->run->spans, r->run->n_spans, q);
-        if (r->shared > r->keep) r->shared = r->keep;
-        span_skip(&r->at, r->shared);
+        shared = spans_shared(r->run->spans, r->run->n_spans, q);
+        if (shared > r->keep) shared = r->keep;
+        span_skip(&r->at, shared);
     }
-    r->before = r->run->append ? q->length : r->shared;
-    r->run->n_reused = r->shared;
-    return (kv_wish) { .seq = r->run->seq, .keep = r->before, .n = r->total - r->shared };
+    r->run->n_reused = shared;
+    const int32_t held = r->run->append ? q->length : shared;
+    return (kv_wish) { .seq = r->run->seq, .keep = held, .n = r->total - shared };
 }
 
 // Adds rows of one run to the batch, as many as it takes.
@@ -184,7 +183,7 @@ static void undo(step * t, bool keep, pyllava_status status) {
         const run_state * r = &t->runs[i];
         const bool spoiled = status == PYLLAVA_ERR_NUMERIC && r->run->kind == PYLLAVA_PROMPT;
         if (spoiled) kv_trim(&s->kv, r->run->seq, 0); // rows before these may hold the cause
-        else if (!keep) kv_trim(&s->kv, r->run->seq, r->before);
+        else if (!keep) kv_trim(&s->kv, r->run->seq, t->wishes[i].keep);
     }
     runner_clear_unused(&s->runner);
     error_set(status, "%s", text);
@@ -194,7 +193,7 @@ static pyllava_status compute(step * t, bool keep) {
     pyllava_status status = PYLLAVA_OK;
     for (int32_t i = 0; i < t->n; i++) {
         t->wishes[i] = begin_run(t->s, &t->runs[i]);
-        if (t->runs[i].run->kind == PYLLAVA_PROMPT) t->todo += t->runs[i].total - t->runs[i].shared;
+        if (t->runs[i].run->kind == PYLLAVA_PROMPT) t->todo += t->wishes[i].n;
     }
     TRY(kv_make_room(&t->s->kv, t->wishes, t->n));
     while (status == PYLLAVA_OK && rows_left(t, PYLLAVA_ANSWER)) status = next_batch(t, PYLLAVA_ANSWER);

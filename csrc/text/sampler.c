@@ -104,6 +104,10 @@ static pyllava_status find_alternatives(candidates * c, log_softmax l, int32_t n
     return PYLLAVA_OK;
 }
 
+static pyllava_status none_left(const pyllava_sampler * s) {
+    FAIL(PYLLAVA_ERR_ARGUMENT, "mask: no token of %d is left, need one", s->candidates.n_vocab);
+}
+
 pyllava_status sampler_check(const pyllava_sampler * s, const uint32_t * mask, int32_t n_alternatives) {
     const int32_t n = s->candidates.n_vocab;
     if (n_alternatives < 0 || n_alternatives > n)
@@ -111,8 +115,7 @@ pyllava_status sampler_check(const pyllava_sampler * s, const uint32_t * mask, i
     for (int32_t id = 0; mask && id < n; id++) {
         if (mask[id / 32] >> id % 32 & 1) return PYLLAVA_OK;
     }
-    if (mask) FAIL(PYLLAVA_ERR_ARGUMENT, "mask: no token of %d is left, need one", n);
-    return PYLLAVA_OK;
+    return mask ? none_left(s) : PYLLAVA_OK;
 }
 
 pyllava_status sampler_choose(pyllava_sampler * s, const float * logits, const uint32_t * mask,
@@ -124,7 +127,7 @@ pyllava_status sampler_choose(pyllava_sampler * s, const float * logits, const u
     s->params.logits = logits;
     s->params.mask = mask;
     stages_run(c, &s->params);
-    if (c->n == 0) FAIL(PYLLAVA_ERR_ARGUMENT, "mask: no token of %d is left, need one", c->n_vocab);
+    if (c->n == 0) return none_left(s);
     const int32_t id = c->ids[candidates_draw(c, next_uniform(s))];
     if (n_alternatives > 0) TRY(find_alternatives(c, model, n_alternatives, out_alternatives));
     remember(s, id);

@@ -32,42 +32,34 @@ void KERNEL(rope_table)(struct ggml_tensor * dst, int ith, int nth, void * userd
     }
 }
 
-void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
-    (void) userdata;
+// Pair i of each head lies at step * i and `apart` behind that.
+INLINE void turn(struct ggml_tensor * dst, int ith, int nth, const int64_t step, const int64_t apart) {
     const struct ggml_tensor *x = dst->src[0], *table = dst->src[1];
     const int64_t head_dim = table->ne[0];
     const run rows = rows_of(dst, ith, nth);
     for (int64_t t = rows.first; t < rows.end; t++) {
         const float * from = (const float *) (void *) row_of(x, t);
-        const float * turn = (const float *) (void *) row_of(table, t);
+        const float * angle = (const float *) (void *) row_of(table, t); // cosine and sine
         float * to = (float *) (void *) row_of(dst, t);
         for (int64_t head = 0; head < dst->ne[0]; head += head_dim) {
-            for (int64_t i = 0; i < head_dim; i += 2) {
-                const float a = from[head + i], b = from[head + i + 1];
-                to[head + i] = a * turn[i] - b * turn[i + 1];
-                to[head + i + 1] = a * turn[i + 1] + b * turn[i];
+            for (int64_t i = 0; i < head_dim / 2; i++) {
+                const int64_t at = head + step * i;
+                const float a = from[at], b = from[at + apart];
+                to[at] = a * angle[2 * i] - b * angle[2 * i + 1];
+                to[at + apart] = a * angle[2 * i + 1] + b * angle[2 * i];
             }
         }
     }
 }
 
+void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    (void) userdata;
+    turn(dst, ith, nth, 2, 1);
+}
+
 void KERNEL(rope_neox)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
-    const struct ggml_tensor *x = dst->src[0], *table = dst->src[1];
-    const int64_t head_dim = table->ne[0], half = head_dim / 2;
-    const run rows = rows_of(dst, ith, nth);
-    for (int64_t t = rows.first; t < rows.end; t++) {
-        const float * from = (const float *) (void *) row_of(x, t);
-        const float * turn = (const float *) (void *) row_of(table, t);
-        float * to = (float *) (void *) row_of(dst, t);
-        for (int64_t head = 0; head < dst->ne[0]; head += head_dim) {
-            for (int64_t i = 0; i < half; i++) {
-                const float a = from[head + i], b = from[head + half + i];
-                to[head + i] = a * turn[2 * i] - b * turn[2 * i + 1];
-                to[head + half + i] = a * turn[2 * i + 1] + b * turn[2 * i];
-            }
-        }
-    }
+    turn(dst, ith, nth, 1, dst->src[1]->ne[0] / 2);
 }
 
 // Rounded to the nearest, ties to even, denormals included, without a branch: adding a power of two that
