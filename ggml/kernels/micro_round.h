@@ -95,8 +95,14 @@ INLINE float size_of(range r) { return top_lane(vf_max_abs(vf_max_abs(vf_set(0.0
 
 // What is beyond n is 0.
 INLINE block_vf load_block(const float * x, int64_t n) {
-    block_vf block = { 0 };
-    memcpy(&block, x, (size_t) (n < BLOCK ? n : BLOCK) * sizeof *x);
+    float some[BLOCK];
+    block_vf block;
+    if (n < BLOCK) {
+        memset(some, 0, sizeof some);
+        x = memcpy(some, x, (size_t) n * sizeof *x);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < BLOCK / LANES; i++) block.v[i] = vf_load(x + LANES * i);
     return block;
 }
 
