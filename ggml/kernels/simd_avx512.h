@@ -106,9 +106,10 @@ INLINE b32 b32_less(b32 x, int y) { return _mm256_sub_epi8(x, _mm256_set1_epi8((
 INLINE b32 b32_two(const void * p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 // The first 16 bytes of one, the last 16 of the other.
 INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 0xF0); }
-// 4 LANES numbers as bytes, in an order of our own: 4 of a, 4 of b, 4 of c, 4 of d, and again.
-INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {
-    return _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) { // 4 LANES numbers
+    const vi q = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+                                    q);
 }
 INLINE void vi_store(void * p, vi x) { _mm512_storeu_si512(p, x); }
 

@@ -87,6 +87,7 @@ typedef union emulated {
 #define _mm512_mul_ps               emulated_mul_ps
 #define _mm512_packs_epi16          emulated_packs_epi16
 #define _mm512_packs_epi32          emulated_packs_epi32
+#define _mm512_permutexvar_epi32    emulated_permutexvar_epi32
 #define _mm512_permutexvar_ps       emulated_permutexvar_ps
 #define _mm512_reduce_add_epi32     emulated_reduce_add_epi32
 #define _mm512_reduce_add_ps        emulated_reduce_add_ps
@@ -277,6 +278,9 @@ EMULATED __m512 _mm512_permutexvar_ps(__m512i which, __m512 a) {
     emulated y;
     for (int i = 0; i < 16; i++) y.f32[i] = x.f32[w.i32[i] & 15];
     return y.f;
+}
+EMULATED __m512i _mm512_permutexvar_epi32(__m512i which, __m512i a) {
+    return (__m512i) _mm512_permutexvar_ps(which, (__m512) a);
 }
 EMULATED __m512i _mm512_shuffle_epi32(__m512i a, int order) { // within each 16 bytes
     const emulated x = { .i = a };
