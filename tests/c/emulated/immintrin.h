@@ -84,7 +84,10 @@ typedef union emulated {
 #define _mm512_max_ps               emulated_max_ps
 #define _mm512_min_ps               emulated_min_ps
 #define _mm512_movepi8_mask         emulated_movepi8_mask
+#define _mm512_max_epi16            emulated_max_epi16
+#define _mm512_min_epi16            emulated_min_epi16
 #define _mm512_mul_ps               emulated_mul_ps
+#define _mm512_mulhrs_epi16         emulated_mulhrs_epi16
 #define _mm512_packs_epi16          emulated_packs_epi16
 #define _mm512_packs_epi32          emulated_packs_epi32
 #define _mm512_permutexvar_epi32    emulated_permutexvar_epi32
@@ -164,6 +167,9 @@ INTS_2(_mm512_add_epi16, _mm256_add_epi16)
 INTS_2(_mm512_add_epi32, _mm256_add_epi32)
 INTS_2(_mm512_madd_epi16, _mm256_madd_epi16)
 INTS_2(_mm512_maddubs_epi16, _mm256_maddubs_epi16)
+INTS_2(_mm512_max_epi16, _mm256_max_epi16)
+INTS_2(_mm512_min_epi16, _mm256_min_epi16)
+INTS_2(_mm512_mulhrs_epi16, _mm256_mulhrs_epi16)
 INTS_2(_mm512_packs_epi16, _mm256_packs_epi16)
 INTS_2(_mm512_packs_epi32, _mm256_packs_epi32)
 INTS_2(_mm512_unpackhi_epi32, _mm256_unpackhi_epi32)
