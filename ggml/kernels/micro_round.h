@@ -14,9 +14,8 @@ INLINE float top_of(const float * x, int n) {
 // Real activations have a few channels tens of times larger than the rest: rounded with one scale, the rest
 // would lose most of its bits. So a block of 256 inputs is rotated first, and weights with it: every fourth
 // input, 64 of them, become 64 sums of them with signs, a Hadamard matrix (times 8), which is orthogonal, so
-// that no product changes. One matrix of 256 would be no better (bench/RESULTS.md). The order is that of the
-// inputs in memory: number 4 s + c is sum s of those with k % 4 = c, where input 4 i + c has the sign
-// (-1)^(bits that s and i share). Gives each lane's largest and smallest number, NaN where one was not finite.
+// that no product changes. One matrix of 256 would be no better (bench/RESULTS.md). Number 4 s + c is a sum
+// of the inputs 4 i + c, with a minus where s and i share an odd number of bits.
 #define TURN 64.0f // what such a product is too large by
 
 // n vectors, `apart` places from each other, become their sums with signs.
@@ -59,6 +58,7 @@ INLINE void turn_line(vf * v) {
 #endif
 }
 
+// Gives each lane's largest and smallest number; NaN among them where one of the block was not finite.
 INLINE range rotate(block_vf * x) {
     vf top = vf_set(-INFINITY), bottom = vf_set(INFINITY);
 #pragma GCC unroll 4
