@@ -36,7 +36,7 @@ RANKS = {
     "simd_avx2": 6,
     "simd_plain": 6,
     "micro_code": 6,
-    **{f"micro_{part}": 5 for part in ("round", "panels", "direct", "dots", "attention")},
+    **{f"micro_{part}": 5 for part in ("round", "columns", "panels", "direct", "dots", "attention")},
     **{f"micro_{name}": 7 for name in ("plain", "avx2", "avxvnni", "avx512", "avx512vnni")},
     "simd_neon": 6,
     "micro_neon": 7,

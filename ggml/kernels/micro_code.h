@@ -6,6 +6,7 @@
 #include "micro.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #define ROUND8_TOP  127.0f
@@ -15,6 +16,7 @@
 
 // As operands of C's own operators.
 typedef int32_t vl __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 DEFINE_EXP(vf_exp, vf, vl)
 
 INLINE vf vf_choose(vl where, vf a, vf b) { return (vf) ((where & (vl) a) | (~where & (vl) b)); }
@@ -125,6 +127,7 @@ INLINE const float * floats_of(const char * from, enum ggml_type type, int d, fl
 }
 
 #include "micro_round.h"
+#include "micro_columns.h"
 #include "micro_panels.h"
 #include "micro_direct.h"
 #include "micro_dots.h"

@@ -76,7 +76,6 @@ typedef struct dots_part { // inputs first to end - 1 of n_in, tokens of stride 
 // q4_k and q5_k have one scale and constant for two groups of 16: all four vectors share theirs.
 #define PARTS (16 / LANES) // vectors that 64 bytes take
 
-typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef struct weights_k {
     vi q[4][PARTS];
     scales_k s;

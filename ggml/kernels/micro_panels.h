@@ -114,6 +114,10 @@ INLINE void rotate_rows(enum ggml_type type, const char * w, size_t row_size, in
 
 static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_rows, int n_k, char * panel,
                   float * scales) {
+    if (n_k == BLOCK && has_columns(type)) {
+        pack_columns(type, w, row_size, n_rows, panel, scales);
+        return;
+    }
     _Alignas(64) char rows[ROWS * BLOCK];
     some_rows some;
     for (int i = 0; i < ROWS; i += TOGETHER) {

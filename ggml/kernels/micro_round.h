@@ -12,24 +12,22 @@ INLINE float top_of(const float * x, int n) {
 }
 
 // Real activations have a few channels tens of times larger than the rest: rounded with one scale, the rest
-// would lose most of its bits. So a block of 256 inputs k = 16 i + 4 c + d is rotated first, and weights with
-// it: for each c the 64 inputs with any i and d become 64 sums of them with signs, a Hadamard matrix (times
-// 8), which is orthogonal, so that no product changes. One matrix of 256 would cost more shuffles and is no
-// better (bench/RESULTS.md). Gives each lane's largest and smallest number, NaN where one was not finite.
+// would lose most of its bits. So a block of 256 inputs is rotated first, and weights with it: every fourth
+// input, 64 of them, become 64 sums of them with signs, a Hadamard matrix (times 8), which is orthogonal, so
+// that no product changes. One matrix of 256 would be no better (bench/RESULTS.md). Number 4 s + c is a sum
+// of the inputs 4 i + c, with a minus where s and i share an odd number of bits.
 #define TURN 64.0f // what such a product is too large by
 
-#if LANES == 16
-#define EACH_LANE(x, a, b, c, d)                                                                             \
-    __builtin_shufflevector(x, x, a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8,        \
-                            a + 12, b + 12, c + 12, d + 12)
-#elif LANES == 8
-#define EACH_LANE(x, a, b, c, d) __builtin_shufflevector(x, x, a, b, c, d, a + 4, b + 4, c + 4, d + 4)
-#else
-#define EACH_LANE(x, a, b, c, d) __builtin_shufflevector(x, x, a, b, c, d)
-#endif
-
-static const float SIGNS[2][16] = { { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1 },
-                                    { 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1 } };
+// n vectors, `apart` places from each other, become their sums with signs.
+#define SUMS(type, v, n, apart)                                                                              \
+    _Pragma("GCC unroll 4") for (int step_ = 1; step_ < (n); step_ *= 2) {                                   \
+        _Pragma("GCC unroll 16") for (int i_ = 0; i_ < (n); i_++) {                                          \
+            if (i_ & step_) continue;                                                                        \
+            const type a_ = (v)[(apart) * i_], b_ = (v)[(apart) * (i_ + step_)];                             \
+            (v)[(apart) * i_] = a_ + b_;                                                                     \
+            (v)[(apart) * (i_ + step_)] = a_ - b_;                                                           \
+        }                                                                                                    \
+    }
 
 typedef struct block_vf {
     vf v[BLOCK / LANES];
@@ -38,38 +36,48 @@ typedef struct range {
     vf top, bottom;
 } range;
 
+#define LINE (16 / LANES) // vectors of 16 numbers
+
+// The sums of every fourth of 16 numbers.
+INLINE void turn_line(vf * v) {
+#if LANES == 16
+    static const float SIGNS[2][16] = { { 1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1 },
+                                        { 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1 } };
+    const vf u =
+        vf_fma(v[0], vf_load(SIGNS[0]),
+               __builtin_shufflevector(v[0], v[0], 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v[0] = vf_fma(u, vf_load(SIGNS[1]),
+                  __builtin_shufflevector(u, u, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+#else
+#if LANES == 8
+    static const float SIGNS[8] = { 1, 1, 1, 1, -1, -1, -1, -1 };
+    for (int i = 0; i < 2; i++)
+        v[i] = vf_fma(v[i], vf_load(SIGNS), __builtin_shufflevector(v[i], v[i], 4, 5, 6, 7, 0, 1, 2, 3));
+#endif
+    SUMS(vf, v, LINE, 1)
+#endif
+}
+
+// Gives each lane's largest and smallest number; NaN among them where one of the block was not finite.
 INLINE range rotate(block_vf * x) {
-    const vf signs = vf_load(SIGNS[0]), signs_2 = vf_load(SIGNS[1]);
-    const int line = 16 / LANES; // vectors from one line of 16 numbers to the next
-    vf top = vf_set(-INFINITY), bottom = vf_set(INFINITY), wrong = vf_set(0.0f);
+    vf top = vf_set(-INFINITY), bottom = vf_set(INFINITY);
 #pragma GCC unroll 4
-    for (int first = 0; first < line; first++) {
-        vf * v = x->v + first;
+    for (int first = 0; first < LINE; first++) SUMS(vf, x->v + first, 16, LINE)
+#pragma GCC unroll 16
+    for (int i = 0; i < BLOCK / LANES; i += LINE) {
+        turn_line(x->v + i);
 #pragma GCC unroll 4
-        for (int step = 1; step < 16; step *= 2) {
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) {
-                if (i & step) continue;
-                const vf a = v[line * i], b = v[line * (i + step)];
-                v[line * i] = a + b;
-                v[line * (i + step)] = a - b;
-            }
+        for (int j = i; j < i + LINE; j++) {
+            top = vf_max(top, x->v[j]);
+            bottom = vf_min(bottom, x->v[j]);
         }
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            vf u = vf_fma(v[line * i], signs, EACH_LANE(v[line * i], 1, 0, 3, 2));
-            u = vf_fma(u, signs_2, EACH_LANE(u, 2, 3, 0, 1));
-            top = vf_max(top, u);
-            bottom = vf_min(bottom, u);
-            v[line * i] = u;
-        }
-        wrong = vf_fma(v[0], vf_set(0.0f), wrong); // all of the set is in each
     }
+    const vf wrong = vf_mul(x->v[0], vf_set(0.0f)); // in its first four numbers are all others
     return (range) { top + wrong, bottom + wrong };
 }
 
-// A rotated block as bytes factor x + offset, in an order of the table's own, weights and activations alike;
-// flip: these bits of each byte. Gives their sum, spread over lanes, before that.
+// A rotated block as bytes factor x + offset; flip: these bits of each byte. Gives their sum, spread over
+// lanes, before that.
 INLINE vi put_bytes(const block_vf * x, float factor_, float offset_, int flip, char * out) {
     const vf factor = vf_set(factor_), offset = vf_set(offset_);
     const vi flips = vi_set((int32_t) ((uint32_t) flip * 0x01010101u));
@@ -95,8 +103,14 @@ INLINE float size_of(range r) { return top_lane(vf_max_abs(vf_max_abs(vf_set(0.0
 
 // What is beyond n is 0.
 INLINE block_vf load_block(const float * x, int64_t n) {
-    block_vf block = { 0 };
-    memcpy(&block, x, (size_t) (n < BLOCK ? n : BLOCK) * sizeof *x);
+    float some[BLOCK];
+    block_vf block;
+    if (n < BLOCK) {
+        memset(some, 0, sizeof some);
+        x = memcpy(some, x, (size_t) n * sizeof *x);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < BLOCK / LANES; i++) block.v[i] = vf_load(x + LANES * i);
     return block;
 }
 

@@ -47,6 +47,10 @@ INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
 INLINE vi vi_load(const void * p) { return _mm256_loadu_si256(p); }
 INLINE vi vi_round(vf x) { return _mm256_cvtps_epi32(x); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+// Of 2 LANES int16: a b / 2^15, rounded; the larger and the smaller one.
+INLINE vi vi_times16(vi a, vi b) { return _mm256_mulhrs_epi16(a, b); }
+INLINE vi vi_max16(vi a, vi b) { return _mm256_max_epi16(a, b); }
+INLINE vi vi_min16(vi a, vi b) { return _mm256_min_epi16(a, b); }
 INLINE int32_t vi_sum(vi x) {
     __m128i m = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     m = _mm_add_epi32(m, _mm_unpackhi_epi64(m, m));
@@ -135,9 +139,9 @@ INLINE b32 b32_bits(b32 x, int shift, int mask) {
 INLINE b32 b32_less(b32 x, int y) { return _mm256_sub_epi8(x, _mm256_set1_epi8((char) y)); }
 INLINE b32 b32_two(const void * p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 0xF0); }
-// 4 LANES numbers as bytes, in an order of our own: 4 of a, 4 of b, 4 of c, 4 of d, and again.
-INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {
-    return _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) { // 4 LANES numbers
+    const vi q = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 INLINE void vi_store(void * p, vi x) { _mm256_storeu_si256(p, x); }
 
@@ -214,6 +218,25 @@ INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
         const vi s = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *) (scales + 8 * p)));
         for (int j = 0; j < 2; j++) out->scale[j][p] = scale_pairs(s, out->d, j, 2);
         out->low[p] = vf_mul(vf_of(s), vf_set(32.0f * out->d));
+    }
+}
+
+// Four dwords, `at` bytes into LANES rows.
+INLINE void columns4(const char * const * rows, size_t at, vi * out) {
+    vi a[4], b[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        a[i] = _mm256_inserti128_si256(to_all(rows[i] + at),
+                                       _mm_loadu_si128((const void *) (rows[4 + i] + at)), 1);
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        out[2 * i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+        out[2 * i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
     }
 }
 

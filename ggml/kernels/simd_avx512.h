@@ -40,6 +40,10 @@ INLINE vi vi_load(const void * p) { return _mm512_loadu_si512(p); }
 INLINE vi vi_round(vf x) { return _mm512_cvtps_epi32(x); }
 INLINE int32_t vi_sum(vi x) { return _mm512_reduce_add_epi32(x); }
 INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+// Of 2 LANES int16: a b / 2^15, rounded; the larger and the smaller one.
+INLINE vi vi_times16(vi a, vi b) { return _mm512_mulhrs_epi16(a, b); }
+INLINE vi vi_max16(vi a, vi b) { return _mm512_max_epi16(a, b); }
+INLINE vi vi_min16(vi a, vi b) { return _mm512_min_epi16(a, b); }
 INLINE void vi_store8(void * p, vi x) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(x)); }
 INLINE void vi_store16(void * p, vi x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(x)); }
 
@@ -106,9 +110,10 @@ INLINE b32 b32_less(b32 x, int y) { return _mm256_sub_epi8(x, _mm256_set1_epi8((
 INLINE b32 b32_two(const void * p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 // The first 16 bytes of one, the last 16 of the other.
 INLINE b32 b32_halves(b32 low, b32 high) { return _mm256_blend_epi32(low, high, 0xF0); }
-// 4 LANES numbers as bytes, in an order of our own: 4 of a, 4 of b, 4 of c, 4 of d, and again.
-INLINE vi vi_bytes(vi a, vi b, vi c, vi d) {
-    return _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+INLINE vi vi_bytes(vi a, vi b, vi c, vi d) { // 4 LANES numbers
+    const vi q = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+                                    q);
 }
 INLINE void vi_store(void * p, vi x) { _mm512_storeu_si512(p, x); }
 
@@ -165,6 +170,28 @@ INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
     for (int j = 0; j < 2; j++)
         out->scale[j][0] = _mm512_permutexvar_ps(_mm512_add_epi32(first, vi_set(j)), all);
     out->low[0] = vf_mul(all, vf_set(32.0f));
+}
+
+// Four dwords, `at` bytes into LANES rows.
+INLINE void columns4(const char * const * rows, size_t at, vi * out) {
+    vi a[4], b[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        a[i] = to_all(rows[i] + at);
+        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0x00F0, _mm_loadu_si128((const void *) (rows[4 + i] + at)));
+        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0x0F00, _mm_loadu_si128((const void *) (rows[8 + i] + at)));
+        a[i] = _mm512_mask_broadcast_i32x4(a[i], 0xF000, _mm_loadu_si128((const void *) (rows[12 + i] + at)));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        out[2 * i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        out[2 * i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    }
 }
 
 // rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS].

@@ -63,6 +63,11 @@ INLINE uint64x1_t group_of(vi x) { return vget_low_u64(vreinterpretq_u64_s32(x))
 INLINE vi vi_load(const void * p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 INLINE vi vi_round(vf x) { return vcvtnq_s32_f32(x); }
 INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
+// Of 2 LANES int16: a b / 2^15, rounded; the larger and the smaller one.
+#define WORDS_2(f, a, b) vreinterpretq_s32_s16(f(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)))
+INLINE vi vi_times16(vi a, vi b) { return WORDS_2(vqrdmulhq_s16, a, b); }
+INLINE vi vi_max16(vi a, vi b) { return WORDS_2(vmaxq_s16, a, b); }
+INLINE vi vi_min16(vi a, vi b) { return WORDS_2(vminq_s16, a, b); }
 INLINE int32_t vi_sum(vi x) { return vaddvq_s32(x); }
 INLINE void vi_store16(void * p, vi x) { vst1_u8(p, vreinterpret_u8_s16(vqmovn_s32(x))); }
 INLINE void vi_store8(void * p, vi x) {
@@ -216,16 +221,24 @@ INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
     }
 }
 
-// rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS], four by four.
-INLINE void transpose4(const char * rows, size_t stride, char * out) {
-    const vi r0 = vi_load(rows), r1 = vi_load(rows + stride), r2 = vi_load(rows + 2 * stride),
-             r3 = vi_load(rows + 3 * stride);
+// Four dwords, `at` bytes into LANES rows.
+INLINE void columns4(const char * const * rows, size_t at, vi * out) {
+    const vi r0 = vi_load(rows[0] + at), r1 = vi_load(rows[1] + at), r2 = vi_load(rows[2] + at),
+             r3 = vi_load(rows[3] + at);
     const int64x2_t a = vreinterpretq_s64_s32(vtrn1q_s32(r0, r1)),
                     b = vreinterpretq_s64_s32(vtrn2q_s32(r0, r1)),
                     c = vreinterpretq_s64_s32(vtrn1q_s32(r2, r3)),
                     d = vreinterpretq_s64_s32(vtrn2q_s32(r2, r3));
-    const int64x2_t columns[] = { vtrn1q_s64(a, c), vtrn1q_s64(b, d), vtrn2q_s64(a, c), vtrn2q_s64(b, d) };
-    for (int i = 0; i < 4; i++) vst1q_u8((uint8_t *) out + 4 * ROWS * i, vreinterpretq_u8_s64(columns[i]));
+    out[0] = vreinterpretq_s32_s64(vtrn1q_s64(a, c)), out[1] = vreinterpretq_s32_s64(vtrn1q_s64(b, d));
+    out[2] = vreinterpretq_s32_s64(vtrn2q_s64(a, c)), out[3] = vreinterpretq_s32_s64(vtrn2q_s64(b, d));
+}
+
+// rows[ROWS] of n dwords (stride bytes apart) to out[n][ROWS], four by four.
+INLINE void transpose4(const char * rows, size_t stride, char * out) {
+    const char * each[] = { rows, rows + stride, rows + 2 * stride, rows + 3 * stride };
+    vi columns[4];
+    columns4(each, 0, columns);
+    for (int i = 0; i < 4; i++) vi_store(out + 4 * ROWS * i, columns[i]);
 }
 INLINE void transpose(const char * rows, size_t stride, int n, char * out) {
     for (int k = 0; k < n; k += 4) {

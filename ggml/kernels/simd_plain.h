@@ -81,6 +81,22 @@ INLINE vi vi_round(vf x) {
 }
 INLINE vi vi_add(vi a, vi b) { return a + b; }
 INLINE int32_t vi_sum(vi x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
+// Of 2 LANES int16: a b / 2^15, rounded; the larger and the smaller one.
+typedef int16_t words __attribute__((vector_size(32)));
+INLINE vi vi_times16(vi a, vi b) {
+    words x = (words) a;
+    const words y = (words) b;
+    for (int i = 0; i < 2 * LANES; i++) x[i] = (int16_t) ((x[i] * y[i] + 0x4000) >> 15);
+    return (vi) x;
+}
+INLINE vi vi_max16(vi a, vi b) {
+    const words x = (words) a, y = (words) b, where = x > y;
+    return (vi) ((x & where) | (y & ~where));
+}
+INLINE vi vi_min16(vi a, vi b) {
+    const words x = (words) a, y = (words) b, where = x < y;
+    return (vi) ((x & where) | (y & ~where));
+}
 INLINE void vi_store8(void * p, vi x) {
     for (int i = 0; i < LANES; i++) ((int8_t *) p)[i] = (int8_t) x[i];
 }
@@ -216,6 +232,13 @@ INLINE void scales_of_6(const int8_t * scales, uint16_t d, scales_k * out) {
         for (int i = g / 2 * 2; i < g / 2 * 2 + 2; i++)
             out->scale[g % 2][i / LANES][i % LANES] = step * (float) scales[g];
         out->low[g / LANES][g % LANES] = 32.0f * step * (float) scales[g];
+    }
+}
+
+// Four dwords, `at` bytes into LANES rows.
+INLINE void columns4(const char * const * rows, size_t at, vi * out) {
+    for (int r = 0; r < LANES; r++) {
+        for (int i = 0; i < 4; i++) memcpy((char *) (out + i) + 4 * r, rows[r] + at + 4 * i, 4);
     }
 }
 

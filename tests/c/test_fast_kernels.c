@@ -80,10 +80,27 @@ static kernel_env env_of(const micro * m) {
 
 // ------------------------------------------------------------------------------------------ linear
 
+// Rows of weights that use up what integers hold, or none of it: larger and larger groups, single ones far
+// larger than the rest, all alike, alternating ones, one alone, none.
+static void make_odd(float * w, int64_t n_in, int64_t n_out) {
+    for (int64_t i = 0; i < n_in * n_out; i++) {
+        const int64_t row = i / n_in, k = i % n_in;
+        switch (row % 6) {
+            case 0:  w[i] *= (float) (1 << k / GROUP % 8); break;
+            case 1:  w[i] *= k % 41 ? 1.0f : 50.0f; break;
+            case 2:  w[i] = row % 12 == 2 ? 1.5f : -2.0f; break;
+            case 3:  w[i] = __builtin_parityll((uint64_t) k / 4) ? -3.0f : 3.0f; break;
+            case 4:  w[i] = k % BLOCK == 7 ? 3.0f : 0.0f; break;
+            default: w[i] = 0.0f;
+        }
+    }
+}
+
 static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int64_t n_out, int64_t n_tokens,
-                        row_kind rows) {
+                        row_kind rows, bool odd) {
     float *w = normals((size_t) (n_in * n_out)), *x = normals((size_t) (n_in * n_tokens)),
           *b = normals((size_t) n_out);
+    if (odd) make_odd(w, n_in, n_out);
     struct ggml_tensor wt = rows_of(type, take(ggml_row_size(type, n_in) * (size_t) n_out), n_out, n_in);
     if (type == GGML_TYPE_F32) memcpy(wt.data, w, wt.nb[2]);
     else ggml_quantize_chunk(type, w, wt.data, 0, n_out, n_in, NULL);
@@ -122,8 +139,8 @@ static void test_linear(const micro * m, enum ggml_type type, int64_t n_in, int6
         y.src[0] = &wt, y.src[1] = size ? &rt : &xt, y.src[2] = &bt;
         kernel_fast_linear(&y, 0, 1, &job);
         char what[128];
-        snprintf(what, sizeof what, "%s [%d, %d] x %d tokens as %s", ggml_type_name(type), (int) n_out,
-                 (int) n_in, (int) n_tokens, names[plan]);
+        snprintf(what, sizeof what, "%s%s [%d, %d] x %d tokens as %s", odd ? "odd " : "",
+                 ggml_type_name(type), (int) n_out, (int) n_in, (int) n_tokens, names[plan]);
         check(expected, y.data, (size_t) (n_out * n_tokens), gates[plan], m->name, what);
         free(y.data);
         free(rt.data);
@@ -230,6 +247,28 @@ static void test_not_finite(const micro * m) {
     }
 }
 
+// Nor is the scale of a block in the file.
+static void test_scales_not_finite(const micro * m) {
+    const enum ggml_type types[] = { GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K,
+                                     GGML_TYPE_Q6_K };
+    const uint16_t wrong[] = { 0x7E00, 0x7C00, 0xFC00 }; // NaN, infinity, -infinity
+    for (int i = 0; i < 15; i++) {
+        const enum ggml_type type = types[i / 3];
+        const size_t size = ggml_row_size(type, BLOCK);
+        float *x = normals(BLOCK), scale[2 * MAX_ROWS];
+        char *w = take(size), *out = take(BLOCK * (size_t) m->rows);
+        ggml_quantize_chunk(type, x, w, 0, 1, BLOCK, NULL);
+        memcpy(w + (type == GGML_TYPE_Q6_K ? size - 2 : 0), &wrong[i % 3], 2);
+        m->pack8(type, w, size, 1, BLOCK, out, scale);
+        if (isfinite(scale[0]))
+            fail("%s: pack8 of %s of a scale %x: %g", m->name, ggml_type_name(type), wrong[i % 3], scale[0]);
+        n_checks++;
+        free(out);
+        free(w);
+        free(x);
+    }
+}
+
 static void test_all_ends(const micro * m) {
     const int tokens[] = { 1, 3, 14 }, rows[] = { 64, 37, 300 };
     for (int end = END_PLAIN; end <= END_SWIGLU; end++) {
@@ -251,13 +290,14 @@ static void test_linears(const micro * m) {
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         for (size_t j = 0; j < sizeof tokens / sizeof *tokens; j++) {
             for (int rows = ROWS_PROMPT; rows <= ROWS_VIEW; rows++) {
-                test_linear(m, types[i], 512, 67, tokens[j], (row_kind) rows);
+                test_linear(m, types[i], 512, 67, tokens[j], (row_kind) rows, false);
                 if (ggml_blck_size(types[i]) <= 32)
-                    test_linear(m, types[i], 288, 33, tokens[j], (row_kind) rows);
+                    test_linear(m, types[i], 288, 33, tokens[j], (row_kind) rows, false);
             }
         }
+        test_linear(m, types[i], 512, 67, 5, ROWS_PROMPT, true);
     }
-    test_linear(m, GGML_TYPE_F16, 75, 5, 3, ROWS_ANSWER);
+    test_linear(m, GGML_TYPE_F16, 75, 5, 3, ROWS_ANSWER, false);
 }
 
 // --------------------------------------------------------------------------------------- attention
@@ -373,6 +413,7 @@ int main(int argc, char ** argv) { // arguments: the sets to test, which have to
         test_linears(m);
         test_all_ends(m);
         test_not_finite(m);
+        test_scales_not_finite(m);
         test_attentions(m);
     }
     if (micro_choose("no such set")) fail("a set that does not exist was chosen");

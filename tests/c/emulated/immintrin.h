@@ -84,9 +84,13 @@ typedef union emulated {
 #define _mm512_max_ps               emulated_max_ps
 #define _mm512_min_ps               emulated_min_ps
 #define _mm512_movepi8_mask         emulated_movepi8_mask
+#define _mm512_max_epi16            emulated_max_epi16
+#define _mm512_min_epi16            emulated_min_epi16
 #define _mm512_mul_ps               emulated_mul_ps
+#define _mm512_mulhrs_epi16         emulated_mulhrs_epi16
 #define _mm512_packs_epi16          emulated_packs_epi16
 #define _mm512_packs_epi32          emulated_packs_epi32
+#define _mm512_permutexvar_epi32    emulated_permutexvar_epi32
 #define _mm512_permutexvar_ps       emulated_permutexvar_ps
 #define _mm512_reduce_add_epi32     emulated_reduce_add_epi32
 #define _mm512_reduce_add_ps        emulated_reduce_add_ps
@@ -163,6 +167,9 @@ INTS_2(_mm512_add_epi16, _mm256_add_epi16)
 INTS_2(_mm512_add_epi32, _mm256_add_epi32)
 INTS_2(_mm512_madd_epi16, _mm256_madd_epi16)
 INTS_2(_mm512_maddubs_epi16, _mm256_maddubs_epi16)
+INTS_2(_mm512_max_epi16, _mm256_max_epi16)
+INTS_2(_mm512_min_epi16, _mm256_min_epi16)
+INTS_2(_mm512_mulhrs_epi16, _mm256_mulhrs_epi16)
 INTS_2(_mm512_packs_epi16, _mm256_packs_epi16)
 INTS_2(_mm512_packs_epi32, _mm256_packs_epi32)
 INTS_2(_mm512_unpackhi_epi32, _mm256_unpackhi_epi32)
@@ -277,6 +284,9 @@ EMULATED __m512 _mm512_permutexvar_ps(__m512i which, __m512 a) {
     emulated y;
     for (int i = 0; i < 16; i++) y.f32[i] = x.f32[w.i32[i] & 15];
     return y.f;
+}
+EMULATED __m512i _mm512_permutexvar_epi32(__m512i which, __m512i a) {
+    return (__m512i) _mm512_permutexvar_ps(which, (__m512) a);
 }
 EMULATED __m512i _mm512_shuffle_epi32(__m512i a, int order) { // within each 16 bytes
     const emulated x = { .i = a };
