@@ -3,6 +3,7 @@
 #include "plugins.h"
 #include "quantize.h"
 #include "sampler.h"
+#include "prompt.h"
 #include "session.h"
 
 #include <ggml.h>
@@ -255,6 +256,13 @@ pyllava_status pyllava_step(pyllava_session * session, pyllava_run * runs, int32
     return session_step(session, runs, n_runs, false);
 }
 
+pyllava_status pyllava_generate(pyllava_session * session, pyllava_run * runs, int32_t n_runs,
+                                int32_t n_steps, double seconds, int32_t * out_n_steps) {
+    NEED(session && runs && out_n_steps && n_steps > 0, "session, runs, out_n_steps and n_steps > 0");
+    NEED(seconds >= 0 && seconds <= 3600, "seconds of 0 to 3600");
+    return session_generate(session, runs, n_runs, n_steps, (int64_t) (seconds * 1e6), out_n_steps);
+}
+
 pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                                int32_t n_spans, float * out_logits, int32_t * out_n_reused) {
     NEED(session && spans && n_spans > 0 && out_logits, "a session, at least one span and out_logits");
@@ -296,6 +304,33 @@ pyllava_status pyllava_seq_length(const pyllava_session * session, int32_t seq, 
     TRY(need_sequence(session, seq));
     *out_n = session_kv(session)->sequences[seq].length;
     return PYLLAVA_OK;
+}
+
+pyllava_status pyllava_seq_shared(const pyllava_session * session, int32_t seq, const pyllava_run * runs,
+                                  int32_t n_runs, int32_t * out_n) {
+    NEED(session && runs && n_runs >= 0 && out_n, "session, runs and out_n");
+    TRY(need_sequence(session, seq));
+    int32_t n = 0;
+    for (int32_t i = 0; i < n_runs; i++) {
+        int64_t total;
+        NEED(runs[i].spans && runs[i].n_spans > 0, "at least one span in each run");
+        TRY(spans_check(runs[i].spans, runs[i].n_spans, session_model(session)->vocab.n, &total));
+        const int32_t shared = run_shared(&runs[i], &session_kv(session)->sequences[seq], n);
+        n += shared;
+        if (shared < total) break;
+    }
+    *out_n = n;
+    return PYLLAVA_OK;
+}
+
+pyllava_status pyllava_cells_free(pyllava_session * session, const int32_t * seqs, int32_t n,
+                                  int32_t * out_n) {
+    NEED(session && n >= 0 && (seqs || n == 0) && out_n, "session, seqs and out_n");
+    for (int32_t i = 0; i < n; i++) {
+        TRY(need_sequence(session, seqs[i]));
+        for (int32_t j = 0; j < i; j++) NEED(seqs[i] != seqs[j], "each sequence once");
+    }
+    return session_cells_free(session, seqs, n, out_n);
 }
 
 pyllava_status pyllava_seq_trim(pyllava_session * session, int32_t seq, int32_t n) {

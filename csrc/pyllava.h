@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 4 // raised with every incompatible change of this file
+#define PYLLAVA_ABI 5 // raised with every incompatible change of this file
 
 #define PYLLAVA_MAX_LAYERS 512
 
@@ -336,13 +336,21 @@ typedef struct pyllava_run {
 } pyllava_run;
 
 // One step of several sequences, each at most once. Of a run that does not append, what its sequence holds of
-// it already is kept, up to the row `first`, and the rest dropped; the other rows are computed, in as few
-// graphs as they fit in (n_batch rows of prompts, 64 rows of logits). On failure no run has happened: a
-// sequence holds what it held, or what of that its run shares; after PYLLAVA_ERR_NUMERIC those of prompts
-// hold nothing.
+// it already, computed as rows of that kind, is kept, up to the row `first`, and the rest dropped; the
+// other rows are computed, in as few graphs as they fit in (n_batch rows of prompts, 64 rows of logits). On
+// failure no run has happened: a sequence holds what it held, or what of that its run shares; that of a
+// prompt whose logits are no numbers holds nothing.
 PYLLAVA_API pyllava_status pyllava_step(pyllava_session * session, pyllava_run * runs, int32_t n_runs);
 
-// Three uses of it.
+// Up to n_steps steps in one call. The runs are those of the first, each rows of an answer, appended, with a
+// sampler; every further step appends what the one before chose. choice has room for n_steps, alternatives
+// for n_steps * n_alternatives. The call ends after n_steps, after a step in which a token was chosen that
+// ends an answer, or when so many seconds have passed; out_n_steps receives how many there were, which
+// stand even if the next one failed. Only a first step that fails is an error. The runs are changed.
+PYLLAVA_API pyllava_status pyllava_generate(pyllava_session * session, pyllava_run * runs, int32_t n_runs,
+                                            int32_t n_steps, double seconds, int32_t * out_n_steps);
+
+// Three uses of pyllava_step.
 //
 // Makes sequence seq hold exactly these spans, computing only what follows the prefix it shares with what it
 // already holds (the last row is always computed), and gives the last row's logits f32 [n_vocab]. On failure
@@ -357,6 +365,13 @@ PYLLAVA_API pyllava_status pyllava_decode(pyllava_session * session, const int32
                                           const int32_t * ids, int32_t n, float * out_logits);
 
 PYLLAVA_API pyllava_status pyllava_seq_length(const pyllava_session * session, int32_t seq, int32_t * out_n);
+// How many rows a sequence begins with that are those of these runs, one after the other: what they hold and
+// their kinds. Only spans and kinds of the runs are read.
+PYLLAVA_API pyllava_status pyllava_seq_shared(const pyllava_session * session, int32_t seq,
+                                              const pyllava_run * runs, int32_t n_runs, int32_t * out_n);
+// How many of the KV cache's cells would be free if these sequences, each at most once, held nothing.
+PYLLAVA_API pyllava_status pyllava_cells_free(pyllava_session * session, const int32_t * seqs, int32_t n,
+                                              int32_t * out_n);
 PYLLAVA_API pyllava_status pyllava_seq_trim(pyllava_session * session, int32_t seq,
                                             int32_t n); // keep the first n
 PYLLAVA_API pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t to,

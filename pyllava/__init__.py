@@ -6,6 +6,7 @@ with pyllava.Llava() as m:                       # the small demo model inside t
     print(m.ask("scene.png", "What is in the picture?"))
 """
 
+from ._engine import Stats
 from ._lib import Device, Devices, devices
 from ._version import __version__
 from .answer import Answer, Stream, Timings, Usage
@@ -43,6 +44,7 @@ __all__ = [
     "ModelMismatchError",
     "NumericError",
     "PyllavaError",
+    "Stats",
     "Stream",
     "Timings",
     "UnsupportedModelError",

@@ -131,7 +131,7 @@ class Conversation:
         try:
             stream = self._chat.ask(
                 question,
-                [picture.image for picture in self._pending],
+                images=[picture.image for picture in self._pending],
                 stream=True,
                 **_options.sampling_arguments(self._options),
             )

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from . import _plugins, errors
 
-ABI = 4
+ABI = 5
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
 Trace: TypeAlias = Callable[[str, FloatArray], None]
@@ -266,10 +266,13 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_merge_length": (_STATUS, [_P, c.POINTER(_Layout), c.POINTER(_I32)]),
     "pyllava_merge": (_STATUS, [_P, c.POINTER(_Layout), _P, _P]),
     "pyllava_step": (_STATUS, [_P, c.POINTER(_Run), _I32]),
+    "pyllava_generate": (_STATUS, [_P, c.POINTER(_Run), _I32, _I32, c.c_double, c.POINTER(_I32)]),
     "pyllava_prefill": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P, c.POINTER(_I32)]),
     "pyllava_logits": (_STATUS, [_P, _I32, c.POINTER(_Span), _I32, _P]),
     "pyllava_decode": (_STATUS, [_P, _P, _P, _I32, _P]),
     "pyllava_seq_length": (_STATUS, [_P, _I32, c.POINTER(_I32)]),
+    "pyllava_seq_shared": (_STATUS, [_P, _I32, c.POINTER(_Run), _I32, c.POINTER(_I32)]),
+    "pyllava_cells_free": (_STATUS, [_P, _P, _I32, c.POINTER(_I32)]),
     "pyllava_seq_trim": (_STATUS, [_P, _I32, _I32]),
     "pyllava_seq_copy": (_STATUS, [_P, _I32, _I32, _I32]),
     "pyllava_sampler_create": (_STATUS, [_P, c.POINTER(_SamplerParams), c.POINTER(_P)]),
@@ -406,59 +409,65 @@ def _pointer(array: npt.NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
+class _Object:
+    """A C object of this process: freed when nobody refers to it, and before the object that it was made from."""
+
+    def __init__(self, free: str, address: int, parent: _Object | None) -> None:
+        self.address, self.pid = address, os.getpid()
+        self._finalizer = weakref.finalize(self, _free, free, address, self.pid, parent)
+        self._finalizer.atexit = False
+
+
+class _Use:
+    """Keeps an object for a call; the references count, so no interrupt between two byte codes loses one."""
+
+    __slots__ = ("_object",)
+
+    def __init__(self, held: _Object) -> None:
+        self._object: _Object | None = held
+
+    def __enter__(self) -> int:
+        assert self._object is not None
+        return self._object.address
+
+    def __exit__(self, *exception: object) -> None:
+        self._object = None  # a traceback may outlive the call
+
+
 class _Handle:
     """Owns one C object. It is freed by close(), or when nobody refers to it, but never while a call uses it.
 
-    `parent` is an object that must outlive it. At the interpreter's end nothing is freed: the operating system takes the
-    memory back.
+    `parent` is the handle of an object that must outlive it. At the interpreter's end nothing is freed: the operating
+    system takes the memory back.
     """
 
     def __init__(self, free: str, address: int | None, parent: _Handle | None = None) -> None:
         assert address
-        self._address = address
         self._pid = os.getpid()
-        self._lock = threading.RLock()
-        self._users = 0
-        self._closed = False
-        if parent is not None:
-            parent._enter()
-        self._finalizer = weakref.finalize(self, _free, free, address, self._pid, parent)
-        self._finalizer.atexit = False
+        self._object: _Object | None = _Object(free, address, None if parent is None else parent.object())
+        self._watch = weakref.ref(self._object)
 
-    def _enter(self) -> None:
-        if os.getpid() != self._pid:
+    def object(self) -> _Object:
+        """The object, which stays as long as somebody refers to it. Raises ClosedError, ForkError in a forked child."""
+        if self.foreign:
             raise errors.ForkError(
                 'the model was loaded before fork(): load it in the child, or start with "spawn"'
             )
-        with self._lock:
-            if self._closed or _exiting.is_set():
-                raise errors.ClosedError("the model was closed")
-            self._users += 1
+        found = self._object
+        if found is None or _exiting.is_set():
+            raise errors.ClosedError("the model was closed")
+        return found
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._closed and self._users == 0:
-                self._finalizer()
-
-    @contextlib.contextmanager
-    def use(self) -> Iterator[int]:
-        """The object's address, for a call. Raises ClosedError after close, ForkError in a forked child."""
-        self._enter()
-        try:
-            yield self._address
-        finally:
-            self._leave()
+    def use(self) -> _Use:
+        """For ``with``: the object's address, for a call. Raises ClosedError after close, ForkError in a forked child."""
+        return _Use(self.object())
 
     @property
     def busy(self) -> bool:
-        """True while a call of this process uses it."""
-        return self._users > 0 and not self.foreign
-
-    @property
-    def address(self) -> int:
-        """For a call that is known to be covered by another use."""
-        return self._address
+        """True while a call of this process uses it: somebody but this handle refers to the object."""
+        held = self._watch()
+        own = 1 if self._object is not None else 0
+        return held is not None and not self.foreign and sys.getrefcount(held) > own + 2
 
     @property
     def foreign(self) -> bool:
@@ -467,12 +476,8 @@ class _Handle:
 
     def close(self) -> None:
         """Frees the object, or has the call that uses it free it at its end; a second call does nothing."""
-        if self.foreign:
-            return
-        with self._lock:
-            self._closed = True
-            if self._users == 0:
-                self._finalizer()
+        if not self.foreign:
+            self._object = None
 
 
 _exiting = threading.Event()
@@ -491,12 +496,10 @@ def _end_running_calls() -> None:
         time.sleep(0.005)
 
 
-def _free(name: str, address: int, pid: int, parent: _Handle | None) -> None:
-    if os.getpid() != pid:  # a forked child does not own the threads behind it
-        return
-    getattr(lib, name)(address)
-    if parent is not None:
-        parent._leave()
+def _free(name: str, address: int, pid: int, parent: _Object | None) -> None:
+    del parent  # it may go when this is done
+    if os.getpid() == pid:  # a forked child does not own the threads behind it
+        getattr(lib, name)(address)
 
 
 class _Callback:
@@ -987,6 +990,13 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, start: int, stop: int) -> Tokens:
+        return Tokens(self.ids[start:stop])
+
+    def contents(self) -> npt.NDArray[np.uint64]:
+        """What each row holds, as one number."""
+        return np.array(self.ids, np.int64).astype(np.uint64)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -998,8 +1008,20 @@ class Rows:
     def __len__(self) -> int:
         return len(self.embd)
 
+    def part(self, start: int, stop: int) -> Rows:
+        """Some of the rows, which hold the same as before."""
+        return Rows(self.embd[start:stop], (self.key + _ROW * start) % 2**64)
+
+    def contents(self) -> npt.NDArray[np.uint64]:
+        """What each row holds, as one number, which is no token's."""
+        rows = np.arange(len(self), dtype=np.uint64) * np.uint64(_ROW)
+        found: npt.NDArray[np.uint64] = (rows + np.uint64(self.key % 2**64)) | np.uint64(2**63)
+        return found
+
 
 Span: TypeAlias = Tokens | Rows
+
+_ROW = 0x9E3779B97F4A7C15  # what is added to a picture's key from row to row, in prompt.c too
 
 LAST = -1
 NOTHING = 2**31 - 1
@@ -1076,7 +1098,10 @@ class SessionHandle:
             lib.pyllava_session_cancel(at, on)
 
     def cancel_at_exit(self) -> None:
-        lib.pyllava_session_cancel(self._handle.address, True)
+        """cancel() while no further call is let in."""
+        held = self._handle._object
+        if held is not None:
+            lib.pyllava_session_cancel(held.address, True)
 
     def set_progress(self, fn: Progress | None) -> None:
         self._progress_fn = self._callback.progress(fn)
@@ -1115,37 +1140,59 @@ class SessionHandle:
             span.embd, span.key = _pointer(keep[-1]), part.key
         return spans, keep
 
+    def _packed(
+        self, runs: Sequence[Run], used: contextlib.ExitStack, n_steps: int = 1
+    ) -> tuple[Any, list[FloatArray], list[_Asked | None], list[object]]:
+        """Runs for C, the logits and the choices they give, and what to keep until that is done."""
+        packed, found = (_Run * max(len(runs), 1))(), []
+        asked: list[_Asked | None] = []
+        keep: list[object] = []
+        for target, run in zip(packed, runs, strict=False):
+            spans, arrays = self._spans(run.parts)
+            logits = np.empty((run.n_rows, self._model.info.n_vocab), np.float32)
+            keep.append((spans, arrays))
+            found.append(logits)
+            target.seq, target.append, target.kind = _i32("seq", run.seq), run.append, int(run.answer)
+            target.spans, target.n_spans = spans, len(run.parts)
+            target.first = _i32("first", run.first)
+            target.logits = _pointer(logits) if logits.size else None
+            if run.sampler is None and (run.mask is not None or run.n_alternatives):
+                raise ValueError("mask and n_alternatives: need a sampler")
+            asked.append(None)
+            if run.sampler is not None:
+                target.sampler = used.enter_context(run.sampler.handle.use())
+                asked[-1] = run.sampler.ask(target, run.mask, run.n_alternatives, n_steps)
+        return packed, found, asked, keep
+
     def step(self, runs: Sequence[Run]) -> list[Ran]:
         """Computes all runs or none, each of another sequence."""
-        packed, found = (_Run * max(len(runs), 1))(), []
-        keep: list[object] = []
         with contextlib.ExitStack() as used:
             at = used.enter_context(self._handle.use())
-            for target, run in zip(packed, runs, strict=False):
-                spans, arrays = self._spans(run.parts)
-                logits = np.empty((run.n_rows, self._model.info.n_vocab), np.float32)
-                keep.append((spans, arrays))
-                found.append(logits)
-                target.seq, target.append, target.kind = _i32("seq", run.seq), run.append, int(run.answer)
-                target.spans, target.n_spans = spans, len(run.parts)
-                target.first = _i32("first", run.first)
-                target.logits = _pointer(logits) if logits.size else None
-                if run.sampler is None and (run.mask is not None or run.n_alternatives):
-                    raise ValueError("mask and n_alternatives: need a sampler")
-                if run.sampler is not None:
-                    target.sampler = used.enter_context(run.sampler.handle.use())
-                    keep.append(run.sampler.ask(target, run.mask, run.n_alternatives))
+            packed, found, asked, keep = self._packed(runs, used)
             status = lib.pyllava_step(at, packed, len(runs))
         del keep
         self._finish(status)
         return [
-            Ran(
-                logits,
-                run.n_reused,
-                _choice_of(run.choice[0], run.alternatives, run.n_alternatives) if run.sampler else None,
-            )
-            for logits, run in zip(found, packed, strict=False)
+            Ran(logits, run.n_reused, choices.choice(0) if choices else None)
+            for logits, run, choices in zip(found, packed, asked, strict=False)
         ]
+
+    def generate(self, runs: Sequence[Run], n_steps: int, seconds: float = 3600.0) -> list[list[Choice]]:
+        """Up to `n_steps` steps of answers in one call: each run's choices, of which the next step appends each.
+
+        The runs append rows of answers and have samplers. Ends early after a token that ends an answer, or after
+        `seconds`.
+        """
+        n = _I32()
+        with contextlib.ExitStack() as used:
+            at = used.enter_context(self._handle.use())
+            packed, _, asked, keep = self._packed(runs, used, max(1, n_steps))
+            status = lib.pyllava_generate(
+                at, packed, len(runs), _i32("n_steps", n_steps), seconds, c.byref(n)
+            )
+        del keep
+        self._finish(status)
+        return [[choices.choice(i) for i in range(n.value)] for choices in asked if choices]
 
     def prefill(self, parts: Sequence[Span], *, seq: int = 0) -> tuple[FloatArray, int]:
         """Makes sequence `seq` hold `parts`: the last row's logits float32 [n_vocab], and the rows reused."""
@@ -1186,6 +1233,24 @@ class SessionHandle:
         n = _I32()
         with self._handle.use() as at:
             _check(lib.pyllava_seq_length(at, _i32("seq", seq), c.byref(n)))
+        return n.value
+
+    def seq_shared(self, seq: int, runs: Sequence[Run]) -> int:
+        """Rows that a sequence begins with that are those of these runs, one after the other, by content and kind."""
+        n, packed = _I32(), (_Run * max(len(runs), 1))()
+        keep = []
+        for target, run in zip(packed, runs, strict=False):
+            keep.append(self._spans(run.parts))
+            target.kind, target.spans, target.n_spans = int(run.answer), keep[-1][0], len(run.parts)
+        with self._handle.use() as at:
+            _check(lib.pyllava_seq_shared(at, _i32("seq", seq), packed, len(runs), c.byref(n)))
+        return n.value
+
+    def cells_free(self, without: Sequence[int] = ()) -> int:
+        """Cells of the KV cache that would be free if the sequences `without` held nothing."""
+        n, seqs = _I32(), np.array(without, np.int32)
+        with self._handle.use() as at:
+            _check(lib.pyllava_cells_free(at, _pointer(seqs), len(seqs), c.byref(n)))
         return n.value
 
     def seq_trim(self, seq: int, n: int) -> None:
@@ -1233,10 +1298,21 @@ class Choice:
     """(id, log_prob) of the tokens that the model finds most probable, as many as were asked for."""
 
 
-def _choice_of(choice: Any, alternatives: Any, n: int) -> Choice:
-    return Choice(
-        choice.id, choice.log_prob, tuple((alternatives[i].id, alternatives[i].log_prob) for i in range(n))
-    )
+@dataclass(frozen=True)
+class _Asked:
+    """Room for what a sampler chooses in each of some steps, and what it reads."""
+
+    mask: npt.NDArray[np.uint32] | None
+    choices: Any
+    """[n_steps]"""
+    alternatives: Any
+    """[n_steps * n_alternatives]"""
+    n_alternatives: int
+
+    def choice(self, step: int) -> Choice:
+        found, n = self.choices[step], self.n_alternatives
+        others = self.alternatives[step * n : (step + 1) * n]
+        return Choice(found.id, found.log_prob, tuple((other.id, other.log_prob) for other in others))
 
 
 class SamplerHandle:
@@ -1281,32 +1357,33 @@ class SamplerHandle:
         Raises ValueError where it leaves none.
         """
         logits = self._sized("logits", logits, np.float32, self._n_vocab)
-        asked = _Run()
-        keep = self.ask(asked, mask, n_alternatives)
+        run = _Run()
+        asked = self.ask(run, mask, n_alternatives)
         with self._handle.use() as at:
             status = lib.pyllava_sample(
-                at, _pointer(logits), asked.mask, n_alternatives, asked.choice, asked.alternatives
+                at, _pointer(logits), run.mask, n_alternatives, run.choice, run.alternatives
             )
         _check(status)
-        del keep
-        return _choice_of(asked.choice[0], asked.alternatives, n_alternatives)
+        return asked.choice(0)
 
     @property
     def handle(self) -> _Handle:
         return self._handle
 
-    def ask(self, run: _Run, mask: npt.NDArray[np.uint32] | None, n_alternatives: int) -> object:
-        """Tells a run what is to be chosen; what it gives has to be kept until that is done."""
+    def ask(
+        self, run: _Run, mask: npt.NDArray[np.uint32] | None, n_alternatives: int, n_steps: int = 1
+    ) -> _Asked:
+        """Tells a run what is to be chosen, in each step; what it gives has to be kept until that is done."""
         if mask is not None and mask.dtype != np.uint32:
             raise ValueError(f"mask: found {mask.dtype}, need uint32")
         n_words = (self._n_vocab + 31) // 32  # a copy: it is read when all is computed
         words = None if mask is None else self._sized("mask", mask, np.uint32, n_words).copy()
         if not 0 <= n_alternatives <= self._n_vocab:  # before room for them is taken
             raise ValueError(f"n_alternatives: found {n_alternatives}, need 0..{self._n_vocab}")
-        out, others = (_Choice * 1)(), (_Choice * n_alternatives)()
+        out, others = (_Choice * n_steps)(), (_Choice * (n_alternatives * n_steps))()
         run.mask = None if words is None else _pointer(words)
         run.choice, run.alternatives, run.n_alternatives = out, others, n_alternatives
-        return words, out, others
+        return _Asked(words, out, others, n_alternatives)
 
     @staticmethod
     def _sized(name: str, array: npt.NDArray[Any], dtype: Any, n: int) -> npt.NDArray[Any]:

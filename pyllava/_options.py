@@ -179,6 +179,19 @@ def _add_model(options: Parser) -> None:
         default=0,
     )
     add("-b --batch-size", "N", "tokens per prefill step (default: 1024)", type=_COUNT, default=1024)
+    add(
+        "-np --parallel",
+        "N",
+        "answers computed at the same time, where several are asked for (default: 4)",
+        type=_COUNT,
+        default=4,
+    )
+    add(
+        "--kv-cells",
+        "N",
+        "positions that all of them may use together (default: the context)",
+        type=_COUNT,
+    )
     add("-t --threads", "N", "threads (default: one per core)", type=_INTEGER, default=-1)
     add(
         "--precision",
@@ -296,6 +309,8 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "mmproj": options.mmproj,
         "n_ctx": options.ctx_size or None,
         "n_batch": options.batch_size,
+        "n_parallel": options.parallel,
+        "kv_cells": options.kv_cells,
         "n_threads": options.threads if options.threads > 0 else None,
         "template": options.template or "auto",
         "precision": options.precision,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -33,12 +33,20 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. `load` is that of the model, whenever it happened; the others are of this answer."""
+    """Seconds. `load` is that of the model, whenever it happened; the others are of this answer.
+
+    Other answers may be computed in the same steps: they are part of these times.
+    """
 
     load: float
     encode: float
+    """Until its images were encoded."""
     prefill: float
+    """From the first row of the prompt that was computed to the first token."""
     decode: float
+    """From the first token to the last."""
+    wait: float = 0.0
+    """Until the first row of the prompt was computed: others came first."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class Answer:
     finish_reason: FinishReason
     """"stop": the model ended it, or a stop string; "length": max_tokens or the context was used up."""
     tokens: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    """Of each token, the natural logarithm of its probability to the model: before penalties, cuts and temperature."""
 
     def __str__(self) -> str:
         return self.text
@@ -59,20 +69,28 @@ class Answer:
 class Stream:
     """An answer in the making: iterate over it for its pieces of text, whose sum is ``stream.answer.text``.
 
+    It is computed from the first piece on, a little ahead of its reader, and stays where it is while nobody reads.
     `usage` is known before the first piece (but for the answer's own tokens), `answer` after the last. close(), or the
-    end of a ``with`` statement, gives up what is left.
+    end of a ``with`` statement, gives up what is left. One thread at a time reads it.
     """
 
-    def __init__(self, usage: Usage, pieces: Generator[str, None, None], result: list[Answer]) -> None:
+    def __init__(
+        self, usage: Usage, pieces: Generator[str, None, Answer], cancel: Callable[[], None] | None = None
+    ) -> None:
         self.usage = usage
         self._pieces = pieces
-        self._result = result
+        self._cancel = cancel
+        self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._answer = end.value or self._answer
+            raise
 
     def __enter__(self) -> Stream:
         return self
@@ -81,15 +99,22 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """No further pieces; an unfinished answer stays without `answer`. A second call does nothing."""
-        self._pieces.close()
+        """No further pieces; an unfinished answer stays without `answer`. A second call does nothing.
+
+        Who is waiting for a piece in another thread gets GenerationCancelled.
+        """
+        try:
+            self._pieces.close()
+        except ValueError:  # it is being read
+            if self._cancel is not None:
+                self._cancel()
 
     @property
     def answer(self) -> Answer:
         """The whole answer. Raises ValueError before the last piece has been taken."""
-        if not self._result:
+        if self._answer is None:
             raise ValueError("the answer is not finished: iterate to its end first")
-        return self._result[0]
+        return self._answer
 
 
 class Transcript:
@@ -106,6 +131,11 @@ class Transcript:
         self._started = False
         self.text = ""
         self.stopped = False
+
+    @property
+    def has_stops(self) -> bool:
+        """True if a stop string could end the text."""
+        return bool(self._stop)
 
     def push(self, piece: bytes) -> str:
         """The text that `piece` makes certain."""

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import operator
 import os
 import secrets
-import threading
 import time
-import weakref
-from collections import OrderedDict
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
 from . import _lib, models, templates
-from ._worker import Worker
-from .answer import Answer, FinishReason, Stream, Timings, Transcript, Usage
-from .errors import (
-    ClosedError,
-    ContextOverflowError,
-    GenerationCancelled,
-    PyllavaError,
-)
+from ._engine import Engine, Stats
+from ._request import Answering, Call, Encode, Score, Written
+from ._script import Script, Stretch
+from .answer import Answer, Stream, Timings, Usage
+from .errors import ContextOverflowError, PyllavaError
 from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess, tile_grid
 from .templates import ImageMark, Message, Part, Template, Text
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Images: TypeAlias = "ImageSource | ImageEmbedding | Sequence[ImageSource | ImageEmbedding] | None"
 Progress: TypeAlias = Callable[[str, float], object]
 
 _log = logging.getLogger("pyllava")
 _DEFAULT_CTX = 4096
-_CACHED_EMBEDDINGS = 256 << 20  # bytes of image embeddings kept
 _LONG_TEXT = 1 << 16  # bytes
+_MOST_PARALLEL = 128
+_KEPT = 2  # sequences for each answer under way: the others keep what earlier ones held
 _RAW_STOP = ("###", "<|im_end|>", "<|im_start|>", "USER:", "</s>")
 
 
@@ -129,7 +123,7 @@ class Sampling:
 class _Prompt:
     """A prompt ready to be computed, and what it took to get there."""
 
-    spans: list[_lib.Span]
+    script: Script
     images: list[ImageEmbedding]
     encode_seconds: float
     n_text: int = field(init=False)
@@ -137,21 +131,13 @@ class _Prompt:
 
     def __post_init__(self) -> None:
         self.n_image = sum(map(len, self.images))
-        self.n_text = sum(map(len, self.spans)) - self.n_image
+        self.n_text = len(self.script) - self.n_image
 
     def __len__(self) -> int:
-        return self.n_text + self.n_image
+        return len(self.script)
 
     def usage(self, cached: int = 0, completion: int = 0) -> Usage:
         return Usage(self.n_image, self.n_text, cached, completion, tuple(map(len, self.images)))
-
-
-@dataclass(eq=False)
-class _Run:
-    """A call of the API under way, from its first line to the end of its answer."""
-
-    cancelled: bool = False
-    seconds: float = 0.0  # spent on decoding
 
 
 class Llava:
@@ -171,12 +157,15 @@ class Llava:
     $PYLLAVA_PRECISION, else "fast"). `use_mmap`: False reads the files into memory. `type_k`, `type_v`: the KV cache's types
     (default: f16 in "fast", f32 in "exact"). For LLaVA-1.6, which sees a picture whole and in tiles: `image_max_tiles`, the
     most tiles of a picture (fewer are faster and show less; 0: the whole alone), and `image_merge`, "unpad" as it was trained
-    or "flat", the rows that llama.cpp gives. `progress`: called as progress(stage, fraction) with stage "load", "upload"
+    or "flat", the rows that llama.cpp gives. `n_parallel`: answers computed at the same time, of calls from several threads
+    and of streams. `kv_cells`: positions that all of them together may use, and what is kept of earlier ones (default:
+    n_ctx; at most 2 n_parallel n_ctx). `progress`: called as progress(stage, fraction), in the model's own thread, with stage "load", "upload"
     (to a device), "encode" or "prefill"; it may return False to cancel.
 
     Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
     UnsupportedModelError, ModelMemoryError (would not fit, with numbers). Use it in a ``with`` statement or call close().
-    Calls from several threads are answered one after the other.
+    It may be used from several threads. What they ask is computed together, a token of each answer in one step, up to
+    n_parallel answers; the others wait, first come, first served. No answer depends on what is computed beside it.
     """
 
     def __init__(
@@ -201,6 +190,8 @@ class Llava:
         type_v: str | None = None,
         image_max_tiles: int | None = None,
         image_merge: str = "unpad",
+        n_parallel: int = 4,
+        kv_cells: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         precision = precision or os.environ.get("PYLLAVA_PRECISION") or "fast"
@@ -210,16 +201,11 @@ class Llava:
             raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
         if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
             raise ValueError(f"image_max_tiles: found {image_max_tiles}, need 0 or more")
+        if not 1 <= operator.index(n_parallel) <= _MOST_PARALLEL:
+            raise ValueError(f"n_parallel: found {n_parallel}, need 1..{_MOST_PARALLEL}")
         started = time.perf_counter()
         files = models.find(model, mmproj)
-        self._worker = Worker("pyllava")
-        self._lock = threading.RLock()
         self._progress = progress
-        self._runs: weakref.WeakSet[_Run] = weakref.WeakSet()
-        self._running: _Run | None = None  # the one that computes
-        self._computing_thread: int | None = None
-        self._owner: _Run | None = None  # the answer whose tokens sequence 0 holds
-        self._closing = False
         session: dict[str, Any] = {
             "n_batch": n_batch,
             "n_threads": n_threads or 0,
@@ -235,9 +221,45 @@ class Llava:
             main_gpu=main_gpu,
             tensor_split=tensor_split,
             kv_on_host=not kv_offload,
-            plan_for=_lib.SessionOptions(n_ctx=n_ctx or 0, n_views=0, **session),
+            plan_for=_lib.SessionOptions(
+                n_ctx=n_ctx or 0,
+                n_views=0,
+                n_seq=_KEPT * n_parallel if kv_cells else 1,  # of kv_cells, or n_ctx for the only one
+                kv_cells=kv_cells or 0,
+                **session,
+            ),
         )
-        self._model = self._load_model(files, use_mmap, placement)
+        self._engine = Engine(self, operator.attrgetter("_progress"))
+        try:
+            self._engine.load(
+                lambda report: _lib.ModelHandle(
+                    files.model,
+                    files.mmproj,
+                    use_mmap=use_mmap,
+                    placement=placement,
+                    progress=report,
+                    log=_log.log,
+                )
+            )
+            self._set_up(files, n_ctx, template, precision, image_merge, image_max_tiles)
+            self._open(session, n_parallel, kv_cells)
+        except BaseException:
+            self._engine.close()
+            raise
+        self.load_seconds = time.perf_counter() - started
+
+    # ------------------------------------------------------------------------------------------ life
+
+    def _set_up(
+        self,
+        files: models.ModelFiles,
+        n_ctx: int | None,
+        template: str,
+        precision: str,
+        image_merge: str,
+        image_max_tiles: int | None,
+    ) -> None:
+        self._model = self._engine.model
         self.is_demo = files.is_demo
         self.files = files
         self.info = self._model.info
@@ -249,40 +271,26 @@ class Llava:
             _log.warning("n_ctx=%d: the model was trained for %d", self.n_ctx, self.info.n_ctx_train)
         self.precision = precision
         self.devices = self._model.devices
-        self._session = self._worker.run(
-            lambda: _lib.SessionHandle(self._model, n_ctx=self.n_ctx, n_views=self._most_views(), **session),
-            lambda on: None,
-        )
-        self._session.set_progress(progress)
-        self._embeddings: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
-        self.load_seconds = time.perf_counter() - started
 
-    # ------------------------------------------------------------------------------------------ life
+    def _open(self, options: dict[str, Any], n_parallel: int, kv_cells: int | None) -> None:
+        """Makes the session: n_parallel answers at once, and as many sequences that keep what earlier ones held."""
+        self.n_parallel = n_parallel
+        self.kv_cells = self.n_ctx if kv_cells is None else kv_cells
+        n_seq = _KEPT * n_parallel
 
-    def _load_model(
-        self, files: models.ModelFiles, use_mmap: bool, placement: _lib.Placement
-    ) -> _lib.ModelHandle:
-        cancelled = threading.Event()
+        def open_session() -> None:
+            session = _lib.SessionHandle(
+                self._model,
+                n_ctx=self.n_ctx,
+                n_views=self._most_views(),
+                n_seq=n_seq,
+                kv_cells=self.kv_cells,
+                **options,
+            )
+            self._engine.open(session, n_parallel, n_seq, options["n_batch"], self.kv_cells)
 
-        def progress(stage: str, fraction: float) -> bool:
-            wanted = self._progress is None or self._progress(stage, fraction) is not False
-            return wanted and not cancelled.is_set()
-
-        def cancel(on: bool) -> None:
-            if on:
-                cancelled.set()
-
-        return self._worker.run(
-            lambda: _lib.ModelHandle(
-                files.model,
-                files.mmproj,
-                use_mmap=use_mmap,
-                placement=placement,
-                progress=progress,
-                log=_log.log,
-            ),
-            cancel,
-        )
+        self._engine.run(Call(open_session))
+        self._session = self._engine.session
 
     def _choose_template(self, template: str, files: models.ModelFiles) -> Template:
         metadata = self._model.metadata()
@@ -297,19 +305,11 @@ class Llava:
         )
 
     def close(self) -> None:
-        """Frees the model; a call that runs in another thread is ended first. A second call does nothing.
+        """Frees the model; calls that run in other threads are ended first. A second call does nothing.
 
         From a progress callback, the model is freed when the call that reports has ended.
         """
-        if self._session.handle.foreign:
-            return  # a forked child does not own it
-        self._closing = True
-        self.cancel()
-        inside = threading.get_ident() == self._computing_thread
-        with contextlib.nullcontext() if inside else self._lock:
-            self._session.close()
-            self._model.close()
-            self._worker.close()
+        self._engine.close()
 
     def __enter__(self) -> Llava:
         return self
@@ -321,49 +321,11 @@ class Llava:
 
     def cancel(self) -> None:
         """Ends what other threads are doing with this model, unfinished streams too, with GenerationCancelled."""
-        for run in list(self._runs):
-            run.cancelled = True
-        running = self._running
-        if running is not None and running.cancelled:
-            self._session.cancel()
+        self._engine.cancel_all()
 
-    def _begin(self) -> _Run:
-        """Registers a call, so that cancel() reaches it wherever it is."""
-        if threading.get_ident() == self._computing_thread:
-            raise PyllavaError("the model was called from its own progress callback")
-        with self._session.handle.use():  # ClosedError, ForkError
-            pass
-        run = _Run()
-        self._runs.add(run)
-        return run
-
-    def _compute(self, run: _Run, call: Callable[[], T]) -> T:
-        """One step of the session, by one thread at a time, which Ctrl-C, cancel() and close() can end."""
-
-        def marked() -> T:
-            self._computing_thread = threading.get_ident()
-            try:
-                return call()
-            finally:
-                self._computing_thread = None
-
-        with self._lock:
-            self._running = run  # from here on cancel() reaches the session
-            try:
-                if not self._closing:
-                    self._session.cancel(False)  # one that came too late for the call before
-                if self._closing:
-                    raise ClosedError("the model was closed")
-                if run.cancelled:
-                    raise GenerationCancelled("cancelled")
-                return self._worker.run(marked, self._session.cancel)
-            except BaseException as error:
-                self._owner = None
-                if self._closing and isinstance(error, GenerationCancelled):
-                    raise ClosedError("the model was closed") from error
-                raise
-            finally:
-                self._running = None
+    def stats(self) -> Stats:
+        """What the model is doing now, and what it has done so far."""
+        return self._engine.stats()
 
     # ------------------------------------------------------------------------------------------ text
 
@@ -458,7 +420,8 @@ class Llava:
 
         Raises ImageError where it cannot be read, PyllavaError where the model has no projector.
         """
-        return self._encode(self._begin(), self._look_at(image))
+        epoch = self._engine.epoch()
+        return self._encode(self._look_at(image), epoch)
 
     def _look_at(self, source: ImageSource | ImageEmbedding) -> _Picture | ImageEmbedding:
         """Decodes an image and counts the rows it will take."""
@@ -472,39 +435,32 @@ class Llava:
         layout = _lib.Layout(tile_grid(image.size, self._image_spec), image.size, self._flat)
         return _Picture(image, layout, self._model.merge_length(layout))
 
-    def _encode(self, run: _Run, picture: _Picture | ImageEmbedding) -> ImageEmbedding:
+    def _encode(self, picture: _Picture | ImageEmbedding, epoch: object) -> ImageEmbedding:
         if isinstance(picture, ImageEmbedding):
             return picture
         content = content_hash(picture.image)
-        with self._lock:
-            known = self._embeddings.get(content)
-            if known is not None:
-                self._embeddings.move_to_end(content)
-                return known
+        known: ImageEmbedding | None = self._engine.known(content)
+        if known is not None:
+            return known
         assert self._image_spec is not None
         views = preprocess(picture.image, self._image_spec)
-        features = self._compute(run, lambda: self._session.encode(views.pixels))
-        array = self._model.merge(picture.layout, features)
-        array.flags.writeable = False
-        key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
-        found = ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
-        with self._lock:
-            self._embeddings[content] = found
-            while len(self._embeddings) > 1 and self._embedding_bytes() > _CACHED_EMBEDDINGS:
-                self._embeddings.popitem(last=False)
-        return found
 
-    def _embedding_bytes(self) -> int:
-        return sum(e.array.nbytes for e in self._embeddings.values())
+        def merge(features: FloatArray) -> ImageEmbedding:
+            array = self._model.merge(picture.layout, features)
+            array.flags.writeable = False
+            key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
+            return ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
+
+        return self._engine.run(Encode(content, views.pixels, merge), epoch)
 
     # ------------------------------------------------------------------------------------------ answers
 
     def _prepare(
         self,
-        run: _Run,
         texts: Sequence[list[int] | ImageMark],
         images: Sequence[ImageSource | ImageEmbedding],
         most: int,
+        epoch: object,
     ) -> _Prompt:
         """Encodes the images and puts them in their places; more than `most` positions are refused."""
         marks = [text.index for text in texts if isinstance(text, ImageMark)]
@@ -514,15 +470,16 @@ class Llava:
         pictures = [self._look_at(image) for image in images]
         self._check_room(n_text, sum(map(len, pictures)), most)
         started = time.perf_counter()
-        seen = [self._encode(run, picture) for picture in pictures]
+        seen = [self._encode(picture, epoch) for picture in pictures]
         seconds = time.perf_counter() - started
-        spans: list[_lib.Span] = []
+        stretches = []
         for item in texts:
             if isinstance(item, ImageMark):
-                spans.append(_lib.Rows(seen[item.index].array, seen[item.index].key))
+                rows = seen[item.index]
+                stretches.append(Stretch(_lib.Rows(rows.array, rows.key)))
             else:
-                spans.append(_lib.Tokens(item))
-        return _Prompt(spans, seen, seconds)
+                stretches.append(Stretch(_lib.Tokens(item)))
+        return _Prompt(Script(stretches), seen, seconds)
 
     def _check_room(self, n_text: int, n_image: int, most: int) -> None:
         need = n_text + n_image
@@ -587,10 +544,12 @@ class Llava:
         argument, GenerationCancelled after cancel().
         """
         sampling = Sampling(**options)
+        _check_order(images, prompt)
         given = _as_list(images)
         parts = self._parts(prompt, len(given), raw, system)
         stop = _RAW_STOP if raw else self.template.stop
-        return self._answer(parts, given, stop, sampling, stream)
+        answer = self._answer(parts, given, stop, sampling, stream)
+        return answer if stream else _last(answer)
 
     def _answer(
         self,
@@ -599,74 +558,45 @@ class Llava:
         stop: Sequence[str],
         sampling: Sampling,
         stream: bool,
+        before: Script | None = None,
         remember: Callable[[_Prompt, Answer], None] | None = None,
-    ) -> Answer | Stream:
-        run = self._begin()
-        prompt = self._prepare(run, self._tokenized(parts), images, self.n_ctx - 1)
-        result: list[Answer] = []
-        pieces = self._generate(run, prompt, (*stop, *sampling.stop), sampling, result)
+    ) -> Stream:
+        """An answer, computed when it is asked for. Without `stream` it has no pieces.
+
+        `before`: what a conversation has had computed. `remember` is told of the answer.
+        """
+        epoch = self._engine.epoch()
+        prompt = self._prepare(self._tokenized(parts), images, self.n_ctx - 1, epoch)
+        if before is not None and sampling.reuse:
+            prompt.script = prompt.script.after(before)
+        job = Answering(
+            prompt.script,
+            self._model,
+            lambda: sampling.sampler(self._model, self.n_ctx),
+            (*stop, *sampling.stop),
+            min(sampling.max_tokens, self.n_ctx - len(prompt)),
+            reuse=sampling.reuse,
+            stream=stream,
+        )
+        pieces = self._pieces(self._engine.pieces(job, epoch), prompt, remember)
+        return Stream(prompt.usage(), pieces, lambda: self._engine.cancel(job))
+
+    def _pieces(
+        self,
+        pieces: Generator[str, None, Written],
+        prompt: _Prompt,
+        remember: Callable[[_Prompt, Answer], None] | None,
+    ) -> Generator[str, None, Answer]:
+        written = yield from pieces
+        timings = Timings(
+            self.load_seconds, prompt.encode_seconds, written.prefill, written.decode, written.wait
+        )
+        usage = prompt.usage(written.n_cached, len(written.tokens))
+        answer = Answer(written.text, usage, timings, written.reason, written.tokens, written.log_probs)
+        _log_answer(answer, written)
         if remember is not None:
-            pieces = _then(pieces, lambda: remember(prompt, result[0]))
-        if stream:
-            return Stream(prompt.usage(), pieces, result)
-        for _ in pieces:
-            pass
-        return result[0]
-
-    def _generate(
-        self, run: _Run, prompt: _Prompt, stop: Sequence[str], sampling: Sampling, result: list[Answer]
-    ) -> Generator[str, None, None]:
-        sampler, transcript = sampling.sampler(self._model, self.n_ctx), Transcript(stop)
-        started = time.perf_counter()
-        logits, cached = self._prefill(run, prompt.spans, sampling.reuse)
-        prefill_seconds = time.perf_counter() - started
-        room = min(sampling.max_tokens, self.n_ctx - len(prompt))
-        tokens: list[int] = []
-        reason: FinishReason = "length"
-        while len(tokens) < room:
-            token = sampler.sample(logits).id
-            if self._model.is_end(token):
-                reason = "stop"
-                break
-            tokens.append(token)
-            if piece := transcript.push(self._model.piece(token)):
-                yield piece
-            if transcript.stopped:
-                reason = "stop"
-                break
-            if len(tokens) < room:
-                logits = self._step(run, prompt, tokens)
-        if piece := transcript.finish():
-            yield piece
-        timings = Timings(self.load_seconds, prompt.encode_seconds, prefill_seconds, run.seconds)
-        usage = prompt.usage(cached, len(tokens))
-        result.append(Answer(transcript.text, usage, timings, reason, tuple(tokens)))
-
-    def _prefill(self, run: _Run, spans: Sequence[_lib.Span], reuse: bool) -> tuple[FloatArray, int]:
-        def compute() -> tuple[FloatArray, int]:
-            if not reuse:
-                self._session.seq_trim(0, 0)
-            return self._session.prefill(spans)
-
-        with self._lock:
-            computed = self._compute(run, compute)
-            self._owner = run
-            return computed
-
-    def _step(self, run: _Run, prompt: _Prompt, tokens: list[int]) -> FloatArray:
-        """Logits after the last token; if another answer has used the sequence, this one is put back first, its tokens as
-        rows of an answer, so that they have the same bytes."""
-        started = time.perf_counter()
-        with self._lock:
-            if self._owner is run:
-                rows = self._compute(run, lambda: self._session.decode(tokens[-1:], seqs=[0]))
-                logits = rows.reshape(-1)
-            else:
-                self._prefill(run, prompt.spans, True)
-                answer = _lib.Run([_lib.Tokens(tokens)], append=True, answer=True)
-                logits = self._compute(run, lambda: self._session.step([answer])[0].logits).reshape(-1)
-        run.seconds += time.perf_counter() - started
-        return logits
+            remember(prompt, answer)
+        return answer
 
     def logits(
         self,
@@ -684,22 +614,24 @@ class Llava:
         answer: token ids that follow, computed as rows of an answer, as while it is generated; their
         positions come last.
         """
-        given, ids = _as_list(images), [int(token) for token in answer]
-        run = self._begin()
+        given, ids = _as_list(images), self._checked(answer)
+        epoch = self._engine.epoch()
         if isinstance(prompt, str):
             texts = self._tokenized(self._parts(prompt, len(given), raw, system))
         else:
             texts = _stretches(prompt)
+            self._checked([token for part in texts if isinstance(part, list) for token in part])
         if not texts:
             raise ValueError("empty prompt")
-        prepared = self._prepare(run, texts, given, self.n_ctx - len(ids))
-        with self._lock:
-            self._owner = None
-            rows = [self._compute(run, lambda: self._session.logits(prepared.spans))]
-            if ids:
-                answered = _lib.Run([_lib.Tokens(ids)], append=True, answer=True, first=0)
-                rows.append(self._compute(run, lambda: self._session.step([answered])[0].logits))
-        return np.concatenate(rows) if ids else rows[0]
+        prepared = self._prepare(texts, given, self.n_ctx - len(ids), epoch)
+        return self._engine.run(Score(prepared.script.followed_by(ids), self.info.n_vocab), epoch)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        """Token ids that the vocabulary has."""
+        for i, token in enumerate(ids):
+            if not 0 <= token < self.info.n_vocab:
+                raise ValueError(f"token {i}: found {token}, need 0..{self.info.n_vocab - 1}")
+        return [int(token) for token in ids]
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
@@ -717,34 +649,47 @@ class Chat:
         self.system = system
         self.messages: list[Message] = []
         self._images: list[ImageEmbedding] = []
+        self._computed: Script | None = None  # what was computed for the last answer, and how
 
     @overload
     def ask(
-        self, prompt: str, images: Images = ..., *, stream: Literal[False] = ..., **options: Unpack[Options]
+        self, prompt: str, *, images: Images = ..., stream: Literal[False] = ..., **options: Unpack[Options]
     ) -> Answer: ...
 
     @overload
     def ask(
-        self, prompt: str, images: Images = ..., *, stream: Literal[True], **options: Unpack[Options]
+        self, prompt: str, *, images: Images = ..., stream: Literal[True], **options: Unpack[Options]
     ) -> Stream: ...
 
     def ask(
-        self, prompt: str, images: Images = None, *, stream: bool = False, **options: Unpack[Options]
+        self,
+        prompt: str,
+        *positional: Images,
+        images: Images = None,
+        stream: bool = False,
+        **options: Unpack[Options],
     ) -> Answer | Stream:
         """The next question, with or without new images; options as in ``Llava.ask``.
 
-        The question and its answer become part of the conversation when the answer is complete.
+        The question and its answer become part of the conversation when the answer is complete. What is asked next
+        is computed behind them: an answer's positions stay as they were computed, token by token, and are computed
+        that way again should they be gone.
         """
+        images = _by_name(positional, images)
         sampling = Sampling(**options)
-        n_known = len(self._images)
-        seen = [*self._images, *_as_list(images)]
+        known = self._known_images()
+        n_known = len(known)
+        seen = [*known, *_as_list(images)]
         question = _question(prompt, len(seen) - n_known)
         parts = self._parts(question)
 
         def remember(prepared: _Prompt, answer: Answer) -> None:
             self._remember(question, answer.text, prepared.images[n_known:])
+            self._computed = prepared.script.followed_by(answer.tokens[:-1])
 
-        return self._llava._answer(parts, seen, self._llava.template.stop, sampling, stream, remember)
+        stop = self._llava.template.stop
+        answer = self._llava._answer(parts, seen, stop, sampling, stream, self._computed, remember)
+        return answer if stream else _last(answer)
 
     def add(self, prompt: str, answer: str, images: Images = None) -> None:
         """Adds a question and its answer without asking: an example, an earlier conversation, an answer that was stopped."""
@@ -757,12 +702,74 @@ class Chat:
         return templates.render(self._llava.template, [*self.messages, question], system=self.system)
 
     def _remember(self, question: Message, answer: str, images: Sequence[ImageEmbedding]) -> None:
-        self.messages = [*self.messages, question, Message("assistant", answer)]
-        self._images = [*self._images, *images]
+        self._images = [*self._known_images(), *images]
+        self.messages = [
+            *self.messages,
+            question,
+            Message("assistant", answer),
+        ]  # an interrupt comes before or after
+
+    def _known_images(self) -> list[ImageEmbedding]:
+        """Those of the messages: there may be more where an interrupt has cut off a message."""
+        return self._images[: sum(message.images for message in self.messages)]
 
     def clear(self) -> None:
         """Forgets the conversation."""
-        self.messages, self._images = [], []
+        self.messages, self._images, self._computed = [], [], None
+
+
+def _by_name(positional: tuple[Images, ...], images: Images) -> Images:
+    """Images of Chat.ask(), which once came second."""
+    if not positional:
+        return images
+    if len(positional) > 1 or images is not None:
+        raise TypeError("Chat.ask() takes a prompt, and images by name: chat.ask(prompt, images=...)")
+    warnings.warn(
+        "Chat.ask(prompt, images): give images by name, chat.ask(prompt, images=...)",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return positional[0]
+
+
+def _check_order(images: Images, prompt: object) -> None:
+    """ask(prompt, images) is an easy mistake, and a file that does not exist a poor hint."""
+    if isinstance(prompt, str):
+        is_text = isinstance(images, str) and not images.startswith("data:") and not os.path.exists(images)
+        wrong = is_text and "\n" not in prompt and os.path.isfile(prompt)
+    else:
+        wrong = isinstance(images, str)
+    if wrong:
+        raise TypeError(
+            f"ask(images, prompt): the images come first, found prompt {_short(prompt)} and images {_short(images)}"
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else type(value).__name__
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _last(stream: Stream) -> Answer:
+    for _ in stream:
+        pass
+    return stream.answer
+
+
+def _log_answer(answer: Answer, written: Written) -> None:
+    usage, timings = answer.usage, answer.timings
+    _log.debug(
+        "answer: %d tokens (%s) to a prompt of %d positions, %d of them kept from before; waited %.3f s, "
+        "prefill %.3f s, decode %.3f s; set aside %d times",
+        usage.completion_tokens,
+        answer.finish_reason,
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        timings.wait,
+        timings.prefill,
+        timings.decode,
+        written.n_set_aside,
+    )
 
 
 def _stretches(prompt: Sequence[int | ImageMark]) -> list[list[int] | ImageMark]:
@@ -782,11 +789,6 @@ def _question(prompt: str, n_images: int) -> Message:
     if not isinstance(prompt, str):
         raise TypeError(f"prompt: found {type(prompt).__name__}, need a text")
     return Message("user", prompt, n_images)
-
-
-def _then(pieces: Generator[str, None, None], done: Callable[[], None]) -> Generator[str, None, None]:
-    yield from pieces
-    done()
 
 
 def _as_list(images: Images) -> list[ImageSource | ImageEmbedding]:

@@ -175,7 +175,7 @@ def test_special_tokens_of_a_user_are_plain_text(m: pyllava.Llava) -> None:
 
 def test_chat_computes_only_what_is_new(m: pyllava.Llava) -> None:
     chat = m.chat()
-    first = chat.ask("What is this?", picture(8), max_tokens=6)
+    first = chat.ask("What is this?", images=picture(8), max_tokens=6)
     second = chat.ask("And the background?", max_tokens=6)
     assert second.usage.image_tokens == m.info.n_image_tokens
     assert second.usage.cached_tokens >= first.usage.prompt_tokens
@@ -320,9 +320,9 @@ def test_closing_from_the_callback(files: Files) -> None:
 
     done: list[bool] = []
     model = pyllava.Llava(files.model, progress=progress)
-    ask()  # computed in the worker
+    ask()
     model = pyllava.Llava(files.model, progress=progress)
-    thread = threading.Thread(target=ask)  # computed in this thread
+    thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
     assert done == [True, True]
@@ -395,7 +395,6 @@ def test_a_daemon_thread_may_compute_when_the_interpreter_ends(files: Files) -> 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_is_refused_at_once(files: Files) -> None:
     with pyllava.Llava(files.model) as model:
-        model._lock.acquire()  # as another thread could hold it
         child = os.fork()
         if child == 0:
             code = 1
@@ -406,7 +405,6 @@ def test_a_forked_child_is_refused_at_once(files: Files) -> None:
                 code = 0
             finally:
                 os._exit(code)
-        model._lock.release()
         assert os.waitpid(child, 0)[1] == 0
         model.ask(None, "x", max_tokens=1)
 

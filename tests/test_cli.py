@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,15 @@ class FakeLlava:
         colors = [image.getpixel((0, 0)) for image in images]
         self.asked.append({"images": colors, "prompt": prompt, **options})
         usage = Usage(576 * len(images), 45, 0, 0, (576,) * len(images))
-        result: list[Answer] = []
 
-        def pieces() -> Iterator[str]:
+        def pieces() -> Generator[str, None, Answer]:
             yield from self.pieces
             if self.fails is not None:
                 raise self.fails
             done = Usage(usage.image_tokens, 45, 21, 3, usage.image_tokens_each)
-            result.append(Answer("".join(self.pieces), done, Timings(1.5, 0.5, 2.0, 0.25), "stop"))
+            return Answer("".join(self.pieces), done, Timings(1.5, 0.5, 2.0, 0.25), "stop")
 
-        return Stream(usage, pieces(), result)
+        return Stream(usage, pieces())
 
     def prompt_tokens(self, images: Any, prompt: str, **options: Any) -> list[int | ImageMark]:
         return [1, ImageMark(0), 29871]
@@ -197,7 +196,7 @@ def test_options_reach_the_model(fake: type[FakeLlava], red: str) -> None:
     argv += ["-ctk", "q8_0", "-ctv", "f16", "--precision", "fast", "--template", "mistral_instruct"]
     argv += ["-n", "7", "--temp", "0.1", "--top-k", "40", "--top-p", "0.95", "--min-p", "0.05", "-s", "42"]
     argv += ["--repeat-penalty", "1.1", "--repeat-last-n", "-1", "--system", "Be brief."]
-    argv += ["--image-max-tiles", "3", "--image-merge", "flat"]
+    argv += ["--image-max-tiles", "3", "--image-merge", "flat", "-np", "2", "--kv-cells", "3000"]
     assert cli.main([*argv, "--image", red]) == 0
     (model,) = fake.built
     assert model.options == {
@@ -205,6 +204,8 @@ def test_options_reach_the_model(fake: type[FakeLlava], red: str) -> None:
         "mmproj": "p.gguf",
         "n_ctx": 2048,
         "n_batch": 64,
+        "n_parallel": 2,
+        "kv_cells": 3000,
         "n_threads": 3,
         "n_gpu_layers": 0,
         "use_mmap": False,

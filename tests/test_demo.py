@@ -120,7 +120,7 @@ def test_q8_0_is_close_to_f16() -> None:
 
 def test_chat_with_the_demo_model(demo: pyllava.Llava) -> None:
     chat = demo.chat()
-    first = chat.ask("Describe the image.", SCENE)
+    first = chat.ask("Describe the image.", images=SCENE)
     second = chat.ask("How many shapes are there?")
     assert first.text
     assert second.usage.cached_tokens >= first.usage.prompt_tokens

@@ -214,22 +214,26 @@ def test_a_prompt_takes_what_it_lets_go_of(session: _lib.SessionHandle) -> None:
 
 
 class Pool:
-    """What sequences hold: positions that a copy shares are the same (number, token)."""
+    """What sequences hold: positions that a copy shares are the same (number, token, whether of an answer)."""
 
     def __init__(self) -> None:
-        self.held: list[list[tuple[int, int]]] = [[] for _ in range(N_SEQ)]
+        self.held: list[list[tuple[int, int, bool]]] = [[] for _ in range(N_SEQ)]
         self.numbers = itertools.count()
 
     def tokens(self, seq: int) -> list[int]:
-        return [token for _, token in self.held[seq]]
+        return [token for _, token, _ in self.held[seq]]
 
     def free_without(self, seq: int, keep: int) -> int:
         """Cells that are free once a sequence keeps its first `keep` positions."""
         others = [held[:keep] if i == seq else held for i, held in enumerate(self.held)]
-        return N_CELLS - len({number for held in others for number, _ in held})
+        return N_CELLS - len({number for held in others for number, *_ in held})
 
-    def append(self, seq: int, tokens: list[int]) -> None:
-        self.held[seq] += [(next(self.numbers), token) for token in tokens]
+    def append(self, seq: int, tokens: list[int], *, answer: bool = False) -> None:
+        self.held[seq] += [(next(self.numbers), token, answer) for token in tokens]
+
+    def of_prompt(self, seq: int) -> list[int | None]:
+        """Its tokens, None where they were computed as rows of an answer."""
+        return [None if answer else token for _, token, answer in self.held[seq]]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -259,11 +263,11 @@ def test_random_operations(model: _lib.ModelHandle, session: _lib.SessionHandle,
             tokens = [int(token) for token in random.randint(4, SPEC.n_vocab, len(seqs))]
             session.decode(tokens, seqs=seqs)
             for seq, token in zip(seqs, tokens, strict=True):
-                pool.append(seq, [token])
+                pool.append(seq, [token], answer=True)
         else:
             new = [int(token) for token in random.randint(4, SPEC.n_vocab, random.randint(1, N_CTX + 1 - n))]
             whole = pool.tokens(a)[:n] + new
-            same = (x == y for x, y in zip(whole, pool.tokens(a), strict=False))
+            same = (x == y for x, y in zip(whole, pool.of_prompt(a), strict=False))
             keep = min(sum(itertools.takewhile(bool, same)), len(whole) - 1)
             free = pool.free_without(a, keep)
             if len(whole) - keep > free:

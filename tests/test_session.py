@@ -262,7 +262,7 @@ def test_shared_cells(session: _lib.SessionHandle, rows: Array) -> None:
     session.prefill([Tokens(ids(75, N_CTX))], seq=2)  # lets go of what it shared
     for seq in (0, 1, 3):
         again, n_reused = session.prefill([*prompt(rows), Tokens(tails[seq])], seq=seq)
-        assert n_reused == 125
+        assert n_reused == 117  # rows of an answer are no rows of a prompt
         close(expected[seq], again)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +367,104 @@ def part(spans: list[Span], start: int, n: int) -> list[Span]:
             found.append(cut or Rows(span.embd[a:b], span.key + a))  # type: ignore[union-attr]
         start -= len(span)
     return found
+
+
+# Several steps in one call
+
+
+def ends_at(model: _lib.ModelHandle, choices: Sequence[_lib.Choice]) -> int:
+    """How many choices there are up to the first that ends an answer."""
+    return next((i + 1 for i, choice in enumerate(choices) if model.is_end(choice.id)), len(choices))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_generate_is_one_step_after_the_other(
+    model: _lib.ModelHandle, session: _lib.SessionHandle, temperature: float
+) -> None:
+    def samplers() -> list[_lib.SamplerHandle]:
+        return [_lib.SamplerHandle(model, temperature=temperature, seed=seed) for seed in range(2)]
+
+    def begin() -> list[int]:
+        for seq in range(2):
+            session.prefill(question(60 + seq), seq=seq)
+        return [5, 6]
+
+    last, one_by_one = begin(), list[list[_lib.Choice]]()
+    mine = samplers()
+    for _ in range(12):
+        runs = [
+            Run([Tokens([last[i]])], i, append=True, answer=True, sampler=mine[i], n_alternatives=2)
+            for i in range(2)
+        ]
+        chosen = [ran.choice for ran in session.step(runs)]
+        assert None not in chosen
+        one_by_one.append([choice for choice in chosen if choice])
+        last = [choice.id for choice in one_by_one[-1]]
+    last = begin()
+    runs = [
+        Run([Tokens([last[i]])], i, append=True, answer=True, sampler=sampler, n_alternatives=2)
+        for i, sampler in enumerate(samplers())
+    ]
+    found = session.generate(runs, 12)
+    n = min(ends_at(model, [step[i] for step in one_by_one]) for i in range(2))
+    assert found == [[step[i] for step in one_by_one[:n]] for i in range(2)]
+    assert [session.seq_length(i) for i in range(2)] == [
+        sum(map(len, question(60 + i))) + n for i in range(2)
+    ]
+
+
+def test_generate_ends_when_its_time_is_up_or_a_step_fails(
+    model: _lib.ModelHandle, session: _lib.SessionHandle
+) -> None:
+    session.prefill(question(70))
+    n = session.seq_length()
+
+    def run(**changes: Any) -> Run:
+        usual = {"append": True, "answer": True, "sampler": _lib.SamplerHandle(model, temperature=2.0)}
+        return Run([Tokens([9])], **(usual | changes))
+
+    assert len(session.generate([run()], 50, 0.0)[0]) == 1
+    (found,) = session.generate([run()], 5000)  # steps that stand although the next one had no room
+    assert session.seq_length() == n + 1 + len(found)
+    assert session.seq_length() == 512 or model.is_end(found[-1].id)
+    for wrong in ({"append": False}, {"answer": False}, {"sampler": None}):
+        with pytest.raises(ValueError, match="run 0: need"):
+            session.generate([run(**wrong)], 5)
+    for runs, n_steps in (([], 5), ([run()], 0), ([run(seq=N_SEQ)], 1)):
+        with pytest.raises(ValueError, match=r"need|n_steps"):
+            session.generate(runs, n_steps)
+
+
+def test_what_a_sequence_shares_with_runs(session: _lib.SessionHandle) -> None:
+    before, answer, after = question(80), Tokens(ids(81, 5)), Tokens(ids(82, 4))
+    n = sum(map(len, before))
+    session.step([Run(before, first=NOTHING)])
+    session.step([Run([answer], append=True, answer=True, first=NOTHING)])
+    session.step([Run([after], append=True, first=NOTHING)])
+    as_computed = [Run(before), Run([answer], answer=True), Run([after])]
+    assert session.seq_shared(0, as_computed) == n + 9
+    assert session.seq_shared(0, as_computed[:1]) == n
+    assert session.seq_shared(0, [Run([*before, answer, after])]) == n  # an answer's rows are no prompt's
+    assert (
+        session.seq_shared(0, [Run(before), Run([Tokens(ids(81, 5)[:3])], answer=True), Run([after])])
+        == n + 3
+    )
+    assert session.seq_shared(1, as_computed) == 0
+    with pytest.raises(ValueError, match="at least one span"):
+        session.seq_shared(0, [Run([])])
+
+
+def test_cells_that_sequences_would_leave(session: _lib.SessionHandle) -> None:
+    for seq in range(N_SEQ):
+        session.seq_trim(seq, 0)
+    free = session.cells_free()
+    session.step([Run([Tokens(ids(1, 30))], 0, first=NOTHING), Run([Tokens(ids(2, 7))], 1, first=NOTHING)])
+    session.seq_copy(0, 2, 20)
+    assert session.cells_free() == free - 37
+    assert session.cells_free([0]) == free - 27
+    assert session.cells_free([2]) == free - 37
+    assert session.cells_free([2, 0]) == free - 7
+    assert session.cells_free([0, 1, 2]) == free
+    for wrong in ([0, 0], [-1], [N_SEQ]):
+        with pytest.raises(ValueError, match=r"once|sequence"):
+            session.cells_free(wrong)

@@ -152,16 +152,28 @@ static int32_t held_by(const kv_cache * kv, const cuts * c, int32_t seq) {
     return kv->sequences[seq].length;
 }
 
-// Counts one reference less, or one more, of each cell that is cut off: the cells that none lists then.
+// Counts one reference less, or one more, of each cell of a sequence from position `keep` on: the cells that
+// none lists then.
+static int32_t count_tail(kv_cache * kv, int32_t seq, int32_t keep, int32_t one) {
+    const kv_sequence * s = &kv->sequences[seq];
+    int32_t n_unused = 0;
+    for (int32_t p = keep; p < s->length; p++) {
+        kv->references[s->cells[p]] += one;
+        n_unused += kv->references[s->cells[p]] == 0;
+    }
+    return n_unused;
+}
+
 static int32_t count_cut(kv_cache * kv, const cuts * c, int32_t one) {
     int32_t n_unused = 0;
-    for (int32_t i = 0; i < c->n; i++) {
-        const kv_sequence * s = &kv->sequences[c->wishes[i].seq];
-        for (int32_t p = c->wishes[i].keep; p < s->length; p++) {
-            kv->references[s->cells[p]] += one;
-            n_unused += kv->references[s->cells[p]] == 0;
-        }
-    }
+    for (int32_t i = 0; i < c->n; i++) n_unused += count_tail(kv, c->wishes[i].seq, c->wishes[i].keep, one);
+    return n_unused;
+}
+
+int32_t kv_free_without(kv_cache * kv, const int32_t * seqs, int32_t n_seqs) {
+    int32_t n_unused = kv->n_free;
+    for (int32_t i = 0; i < n_seqs; i++) n_unused += count_tail(kv, seqs[i], 0, -1);
+    for (int32_t i = 0; i < n_seqs; i++) count_tail(kv, seqs[i], 0, 1);
     return n_unused;
 }
 

@@ -66,6 +66,8 @@ typedef struct kv_wish {
 // Cuts the sequences as wished, so that the cells wished for are free; PYLLAVA_ERR_CONTEXT where they would
 // not be, with who would hold the rest: then nothing has changed.
 pyllava_status kv_make_room(kv_cache * kv, const kv_wish * wishes, int32_t n_wishes);
+// Cells that would be free if these sequences, each at most once, held nothing.
+int32_t kv_free_without(kv_cache * kv, const int32_t * seqs, int32_t n_seqs);
 // Cells, which kv_make_room has found, for n more positions of a sequence, n_ctx in all at most: in
 // kv_sequence.cells[length..length + n). The length grows with kv_commit, after they have been computed, and
 // kv_rollback gives them back instead.

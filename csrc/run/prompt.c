@@ -2,11 +2,12 @@
 #include "prompt.h"
 
 // The odd constant and the shifts are those of SplitMix64.
-uint64_t span_content(const pyllava_span * span, int32_t i) {
-    if (span->tokens) return (uint64_t) (uint32_t) span->tokens[i];
+uint64_t span_content(const pyllava_span * span, int32_t i, pyllava_row_kind kind) {
+    const uint64_t as_answer = kind == PYLLAVA_ANSWER ? (uint64_t) 1 << 62 : 0;
+    if (span->tokens) return (uint64_t) (uint32_t) span->tokens[i] | as_answer;
     uint64_t x = span->key + 0x9E3779B97F4A7C15u * (uint64_t) (i + 1);
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    return (x ^ (x >> 27)) | (uint64_t) 1 << 63; // never equal to a token
+    return ((x ^ (x >> 27)) ^ as_answer) | (uint64_t) 1 << 63; // never equal to a token
 }
 
 pyllava_status spans_check(const pyllava_span * spans, int32_t n_spans, int32_t n_vocab, int64_t * out_n) {
@@ -27,14 +28,15 @@ pyllava_status spans_check(const pyllava_span * spans, int32_t n_spans, int32_t 
     return PYLLAVA_OK;
 }
 
-int32_t spans_shared(const pyllava_span * spans, int32_t n_spans, const kv_sequence * q) {
-    int32_t n = 0;
-    for (int32_t j = 0; j < n_spans; j++) {
-        for (int32_t i = 0; i < spans[j].n; i++, n++) {
-            if (n == q->length || q->contents[n] != span_content(&spans[j], i)) return n;
+int32_t run_shared(const pyllava_run * run, const kv_sequence * q, int32_t from) {
+    int32_t n = from;
+    for (int32_t j = 0; j < run->n_spans; j++) {
+        const pyllava_span * span = &run->spans[j];
+        for (int32_t i = 0; i < span->n; i++, n++) {
+            if (n == q->length || q->contents[n] != span_content(span, i, run->kind)) return n - from;
         }
     }
-    return n;
+    return n - from;
 }
 
 void span_skip(span_cursor * at, int32_t n) {

@@ -44,6 +44,13 @@ pyllava_status session_copy(pyllava_session * s, int32_t from, int32_t to, int32
     return PYLLAVA_OK;
 }
 
+pyllava_status session_cells_free(pyllava_session * s, const int32_t * seqs, int32_t n, int32_t * out_n) {
+    TRY(session_enter(s));
+    *out_n = kv_free_without(&s->kv, seqs, n);
+    s->is_busy = false;
+    return PYLLAVA_OK;
+}
+
 pyllava_status session_check(const pyllava_session * s) {
     return runner_is_cancelled(&s->runner) ? runner_cancelled() : PYLLAVA_OK;
 }

@@ -29,6 +29,8 @@ const pyllava_model * session_model(const pyllava_session * s);
 const kv_cache * session_kv(const pyllava_session * s);
 pyllava_status session_trim(pyllava_session * s, int32_t seq, int32_t n);
 pyllava_status session_copy(pyllava_session * s, int32_t from, int32_t to, int32_t n);
+// Cells that would be free if these sequences, each at most once, held nothing.
+pyllava_status session_cells_free(pyllava_session * s, const int32_t * seqs, int32_t n, int32_t * out_n);
 // Refuses a call from the callback of another one; is_busy is to be taken back.
 pyllava_status session_enter(pyllava_session * s);
 pyllava_status session_check(const pyllava_session * s); // PYLLAVA_ERR_CANCELLED where the work is to end
@@ -38,3 +40,6 @@ pyllava_status session_report(pyllava_session * s, const char * stage, float fra
 pyllava_status session_encode(pyllava_session * s, const float * pixels, int32_t n_views, float * out_embd);
 // keep: on failure the sequences keep what was computed, and else what they held (step.c).
 pyllava_status session_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep);
+// pyllava_generate; at least one step, more for so many microseconds.
+pyllava_status session_generate(pyllava_session * s, pyllava_run * runs, int32_t n_runs, int32_t n_steps,
+                                int64_t us, int32_t * out_n);

@@ -5,6 +5,7 @@
 
 #include "prompt.h"
 #include "sampler.h"
+#include "thread.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@ typedef struct step {
     kv_wish * wishes; // [n] of the runs
     int32_t n;
     int32_t done, todo; // rows of prompts, for the progress
+    int32_t not_finite; // the run whose logits were found not to be numbers, or -1
 } step;
 
 static pyllava_status check_choice(const pyllava_session * s, const pyllava_run * runs, int32_t i) {
@@ -86,7 +88,7 @@ static kv_wish begin_run(const pyllava_session * s, run_state * r) {
     const kv_sequence * q = &s->kv.sequences[r->run->seq];
     int32_t shared = 0;
     if (!r->run->append) {
-        shared = spans_shared(r->run->spans, r->run->n_spans, q);
+        shared = run_shared(r->run, q, 0);
         if (shared > r->keep) shared = r->keep;
         span_skip(&r->at, shared);
     }
@@ -110,7 +112,7 @@ static void add_rows(pyllava_session * s, run_state * r) {
         if (r->at.done >= r->from) b->out_rows[b->n_out++] = b->n;
         const pyllava_span * span = span_next(&r->at, &row);
         const int32_t position = q->length + i;
-        float * embd = batch_add(b, position, q->cells[position], span_content(span, row));
+        float * embd = batch_add(b, position, q->cells[position], span_content(span, row, r->run->kind));
         if (span->tokens) language_embed(&s->model->language, span->tokens[row], embd);
         else memcpy(embd, span->embd + (size_t) row * (size_t) b->n_embd, (size_t) b->n_embd * sizeof *embd);
     }
@@ -130,7 +132,9 @@ static pyllava_status read_logits(step * t, pyllava_row_kind kind) {
         const int32_t n = r->at.done - begin;
         if (n <= 0) continue;
         float * to = r->row ? r->row : r->run->logits + (size_t) (begin - r->from) * n_vocab;
+        t->not_finite = i;
         TRY(runner_logits(&s->runner, first, n, to));
+        t->not_finite = -1;
         first += n;
     }
     return PYLLAVA_OK;
@@ -181,8 +185,9 @@ static void undo(step * t, bool keep, pyllava_status status) {
     snprintf(text, sizeof text, "%s", error_text()); // of the step, not of what follows
     for (int32_t i = 0; i < t->n; i++) {
         const run_state * r = &t->runs[i];
-        const bool spoiled = status == PYLLAVA_ERR_NUMERIC && r->run->kind == PYLLAVA_PROMPT;
-        if (spoiled) kv_trim(&s->kv, r->run->seq, 0); // rows before these may hold the cause
+        const bool spoiled = i == t->not_finite && status == PYLLAVA_ERR_NUMERIC;
+        if (spoiled && r->run->kind == PYLLAVA_PROMPT)
+            kv_trim(&s->kv, r->run->seq, 0); // rows before these may hold the cause
         else if (!keep) kv_trim(&s->kv, r->run->seq, t->wishes[i].keep);
     }
     runner_clear_unused(&s->runner);
@@ -218,12 +223,18 @@ static pyllava_status take_rows(step * t) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status take_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep) {
-    TRY(session_check(s));
-    if (n_runs < 1 || n_runs > s->params.n_seq)
+static pyllava_status check_count(const pyllava_session * s, int32_t n_runs) {
+    if (n_runs < 1 || n_runs > s->params.n_seq) {
         FAIL(PYLLAVA_ERR_ARGUMENT, "a step of %d runs: need 1..%d, one for each sequence at most", n_runs,
              s->params.n_seq);
-    step t = { .s = s, .n = n_runs };
+    }
+    return PYLLAVA_OK;
+}
+
+static pyllava_status take_step(pyllava_session * s, pyllava_run * runs, int32_t n_runs, bool keep) {
+    TRY(session_check(s));
+    TRY(check_count(s, n_runs));
+    step t = { .s = s, .n = n_runs, .not_finite = -1 };
     t.runs = calloc((size_t) n_runs, sizeof *t.runs);
     t.wishes = calloc((size_t) n_runs, sizeof *t.wishes);
     pyllava_status status = PYLLAVA_OK;
@@ -234,6 +245,60 @@ static pyllava_status take_step(pyllava_session * s, pyllava_run * runs, int32_t
     for (int32_t i = 0; t.runs && i < n_runs; i++) free(t.runs[i].row);
     free(t.runs);
     free(t.wishes);
+    return status;
+}
+
+static pyllava_status check_steps(const pyllava_session * s, const pyllava_run * runs, int32_t n_runs) {
+    TRY(check_count(s, n_runs));
+    for (int32_t i = 0; i < n_runs; i++) {
+        if (!runs[i].append || runs[i].kind != PYLLAVA_ANSWER || !runs[i].sampler)
+            FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: need rows of an answer, appended, and a sampler", i);
+    }
+    return PYLLAVA_OK;
+}
+
+// The runs of the step after this one append what it chose.
+static void next_step(pyllava_run * runs, pyllava_span * spans, int32_t n_runs) {
+    for (int32_t i = 0; i < n_runs; i++) {
+        spans[i] = (pyllava_span) { .tokens = &runs[i].choice->id, .n = 1 };
+        runs[i].spans = &spans[i];
+        runs[i].n_spans = 1;
+        runs[i].choice++;
+        runs[i].alternatives += runs[i].n_alternatives;
+    }
+}
+
+static bool has_end(const vocab * v, const pyllava_run * runs, int32_t n_runs) {
+    for (int32_t i = 0; i < n_runs; i++) {
+        if (v->ends[runs[i].choice->id]) return true;
+    }
+    return false;
+}
+
+static pyllava_status take_steps(pyllava_session * s, pyllava_run * runs, int32_t n_runs, int32_t n_steps,
+                                 int64_t us, int32_t * out_n) {
+    pyllava_span * spans = calloc((size_t) n_runs, sizeof *spans);
+    TRY_ALLOC(spans, (size_t) n_runs * sizeof *spans);
+    const int64_t end = thread_now_us() + us;
+    pyllava_status status = PYLLAVA_OK;
+    *out_n = 0;
+    while (status == PYLLAVA_OK && *out_n < n_steps) {
+        status = take_step(s, runs, n_runs, false);
+        if (status != PYLLAVA_OK) break;
+        ++*out_n;
+        if (has_end(&s->model->vocab, runs, n_runs) || thread_now_us() >= end) break;
+        next_step(runs, spans, n_runs);
+    }
+    free(spans);
+    return *out_n ? PYLLAVA_OK : status;
+}
+
+pyllava_status session_generate(pyllava_session * s, pyllava_run * runs, int32_t n_runs, int32_t n_steps,
+                                int64_t us, int32_t * out_n) {
+    TRY(check_steps(s, runs, n_runs));
+    TRY(session_enter(s));
+    const pyllava_status status = take_steps(s, runs, n_runs, n_steps, us, out_n);
+    s->is_busy = false;
     return status;
 }
 

@@ -1,0 +1,310 @@
+"""What the engine is asked for, and how far each of it is.
+
+A request belongs to two threads. The client makes it and reads `events`; all else is the engine's, but for the flags
+that are named as the client's. Nothing here takes a lock: queues and single attributes are enough.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _lib
+from ._script import Piece, Script
+from .answer import FinishReason, Transcript
+
+T = TypeVar("T")
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+Sampler: TypeAlias = Callable[[], _lib.SamplerHandle]
+_FIRST_STEPS = 8  # steps at once after a prompt, where what a stop string makes useless must not cost much
+_UNREAD = 64  # pieces of text that wait for a reader at most
+
+
+class Job(Generic[T]):
+    """Something that the engine is to do; it puts what comes of it into `events`, last a result or an exception."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self.epoch: object = None  # of the engine, when the client began
+        self.is_cancelled = False  # the client's
+        self.watch: weakref.ref[object] | None = None  # tells that the client is gone
+        self.submitted = 0.0  # when the client began to wait
+        self.number = -1  # in order of arrival
+        self.is_done = False
+
+    def finish(self, result: object) -> None:
+        self._end(Ended(result))
+
+    def fail(self, error: BaseException) -> None:
+        self._end(error)
+
+    def _end(self, event: object) -> None:
+        self.is_done = True
+        self.let_go()
+        self.events.put(event)
+
+    def let_go(self) -> None:
+        """Frees what the job has of the core: in the engine's thread, where no interrupt can come between."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last event of a job that went well."""
+
+    result: Any
+
+
+class Call(Job[T]):
+    """A function to be run in the engine's thread while nothing else is."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        super().__init__()
+        self.function = function
+
+
+class Encode(Job[T]):
+    """Views of one picture to be encoded: float32 [n_views, 3, S, S]. `merge` makes of all features what is kept."""
+
+    def __init__(self, content: bytes, pixels: FloatArray, merge: Callable[[FloatArray], T]) -> None:
+        super().__init__()
+        self.content = content
+        self.pixels = pixels
+        self.merge = merge
+        self.features: list[FloatArray] = []
+
+    @property
+    def n_encoded(self) -> int:
+        return sum(map(len, self.features))
+
+
+class Request(Job[T]):
+    """A script to be computed, and what is wanted then."""
+
+    def __init__(self, script: Script, *, reuse: bool) -> None:
+        super().__init__()
+        self.script = script
+        self.reuse = reuse
+        self.begun: float | None = None
+        self.seq = -1  # where it is computed; -1: it waits
+        self.n_held = 0  # rows of the script that are computed there
+        self.n_cached = 0  # rows that were there when it began
+        self.is_parked = False  # its reader has enough for now
+
+    @property
+    def n_left(self) -> int:
+        """Rows to be computed before the first choice."""
+        return len(self.script) - self.n_held
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that its sequence holds while nothing is being computed."""
+        return self.n_held
+
+    @property
+    def most_reused(self) -> int:
+        """Rows of the script that may be there already: the last one has to be computed."""
+        return len(self.script) - 1 if self.reuse else 0
+
+    def prepare(self) -> None:
+        """Makes what it needs, before it has a sequence."""
+
+    def begin(self, seq: int, n_held: int) -> None:
+        """It has a sequence, which holds so much of its script."""
+        if self.begun is None:
+            self.begun, self.n_cached = time.perf_counter(), n_held
+        self.seq, self.n_held = seq, n_held
+
+    def run(self, piece: Piece) -> _lib.Run:
+        """The next rows of the script, as a part of a step."""
+        raise NotImplementedError
+
+    def took(self, piece: Piece, ran: _lib.Ran) -> None:
+        """They are computed."""
+        raise NotImplementedError
+
+
+class Score(Request[FloatArray]):
+    """Logits of every row of a script."""
+
+    def __init__(self, script: Script, n_vocab: int) -> None:
+        super().__init__(script, reuse=False)
+        self.logits = np.empty((len(script), n_vocab), np.float32)
+
+    def run(self, piece: Piece) -> _lib.Run:
+        return _lib.Run(piece.spans, self.seq, append=True, answer=piece.answer, first=0)
+
+    def took(self, piece: Piece, ran: _lib.Ran) -> None:
+        self.logits[self.n_held : self.n_held + piece.n] = ran.logits
+        self.n_held += piece.n
+        if self.n_left == 0:
+            self.finish(self.logits)
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer as the engine has made it."""
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    reason: FinishReason
+    n_cached: int
+    wait: float
+    """Seconds from the question to the first row that was computed for it."""
+    prefill: float
+    """Seconds from there to the first token."""
+    decode: float
+    """Seconds from the first token to the last."""
+    n_set_aside: int
+
+
+class Answering(Request[Written]):
+    """An answer in the making."""
+
+    def __init__(
+        self,
+        script: Script,
+        model: _lib.ModelHandle,
+        sampler: Sampler,
+        stop: Sequence[str],
+        most: int,
+        *,
+        reuse: bool,
+        stream: bool,
+    ) -> None:
+        """`stop`: texts that end it. `most`: tokens at most. `stream`: its pieces of text become events."""
+        super().__init__(script, reuse=reuse)
+        self.stream = stream
+        self.tokens: list[int] = []
+        self.log_probs: list[float] = []
+        self.n_prompt = len(script)
+        self.n_taken = 0  # pieces that the client has taken
+        self.n_set_aside = 0
+        self._n_put = 0
+        self._prompt = script
+        self._make_sampler = sampler
+        self._sampler: _lib.SamplerHandle | None = None
+        self._model = model
+        self._transcript = Transcript(stop)
+        self._most = most
+        self._first_token = self._last_token = 0.0
+
+    @property
+    def is_answering(self) -> bool:
+        """True: the next step appends its last token; False: rows of the script come before that."""
+        return self.seq >= 0 and self.n_left == 0
+
+    @property
+    def is_unread(self) -> bool:
+        """Its reader has more than enough."""
+        return self._n_put - self.n_taken >= _UNREAD
+
+    @property
+    def is_thirsty(self) -> bool:
+        """Its reader will soon have nothing to read."""
+        return self._n_put - self.n_taken <= _UNREAD // 2
+
+    def set_aside(self) -> None:
+        """It has lost its sequence: prompt and answer are to be computed again, but for the choices."""
+        self.seq = -1
+        self.n_held = 0
+        self.script = self._prompt.followed_by(self.tokens)
+
+    def run(self, piece: Piece) -> _lib.Run:
+        is_last = piece.n == self.n_left
+        return _lib.Run(
+            piece.spans,
+            self.seq,
+            append=True,
+            answer=piece.answer,
+            first=_lib.LAST if is_last else _lib.NOTHING,
+            sampler=self._sampler if is_last else None,
+        )
+
+    def next_run(self) -> _lib.Run:
+        """Its last token, as a part of a step."""
+        return _lib.Run(
+            [_lib.Tokens(self.tokens[-1:])], self.seq, append=True, answer=True, sampler=self._sampler
+        )
+
+    def let_go(self) -> None:
+        self._sampler = None
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_kept if self.is_answering else self.n_held
+
+    @property
+    def most_reused(self) -> int:
+        """What it has computed itself may always be there."""
+        return len(self.script) - 1 if self.reuse or self.begun is not None else 0
+
+    def prepare(self) -> None:
+        if self._sampler is None:
+            self._sampler = self._make_sampler()
+
+    @property
+    def n_steps(self) -> int:
+        """Steps worth computing at once: where a stop string may end the answer, twice as many as there were already."""
+        left = self._most - len(self.tokens)
+        return min(left, max(_FIRST_STEPS, 2 * len(self.tokens))) if self._transcript.has_stops else left
+
+    def took(self, piece: Piece, ran: _lib.Ran) -> None:
+        self.n_held += piece.n
+        if ran.choice is not None:
+            self.chose([ran.choice])
+
+    def chose(self, choices: Sequence[_lib.Choice]) -> None:
+        """Tokens that follow; those behind the end of the answer are not looked at."""
+        for choice in choices:
+            if self.is_done:
+                return
+            self._chose(choice.id, choice.log_prob)
+
+    def _chose(self, token: int, log_prob: float) -> None:
+        self._last_token = time.perf_counter()
+        self._first_token = self._first_token or self._last_token
+        if self._model.is_end(token):
+            self._close("stop")
+            return
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        self._show(self._transcript.push(self._model.piece(token)))
+        if self._transcript.stopped:
+            self._close("stop")
+        elif len(self.tokens) >= self._most:
+            self._close("length")
+
+    def _show(self, piece: str) -> None:
+        if piece and self.stream:
+            self.events.put(piece)
+            self._n_put += 1
+
+    def _close(self, reason: FinishReason) -> None:
+        self._show(self._transcript.finish())
+        assert self.begun is not None
+        self.finish(
+            Written(
+                text=self._transcript.text,
+                tokens=tuple(self.tokens),
+                log_probs=tuple(self.log_probs),
+                reason=reason,
+                n_cached=self.n_cached,
+                wait=self.begun - self.submitted,
+                prefill=self._first_token - self.begun,
+                decode=self._last_token - self._first_token,
+                n_set_aside=self.n_set_aside,
+            )
+        )
+
+    @property
+    def n_kept(self) -> int:
+        """Rows that its sequence keeps: all but the last token, which may or may not be there."""
+        return self.n_prompt + max(0, len(self.tokens) - 1)
