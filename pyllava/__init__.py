@@ -4,27 +4,35 @@ import pyllava
 
 with pyllava.Llava() as m:                       # the small demo model inside the package
     print(m.ask("scene.png", "What is in the picture?"))
+
+The names are resolved when they are first used: the import alone loads neither the compiled library nor NumPy, so that
+the converters and ``pyllava-cli --help`` need neither.
 """
 
-from ._engine import Stats
-from ._lib import Device, Devices, devices
+import importlib
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .answer import Answer, Stream, Timings, Usage
-from .errors import (
-    ClosedError,
-    ContextOverflowError,
-    DeviceError,
-    ForkError,
-    GenerationCancelled,
-    ImageError,
-    ModelFileError,
-    ModelMemoryError,
-    ModelMismatchError,
-    NumericError,
-    PyllavaError,
-    UnsupportedModelError,
-)
-from .llava import Chat, ImageEmbedding, Llava
+
+if TYPE_CHECKING:
+    from ._engine import Stats
+    from ._lib import Device, Devices, devices
+    from .answer import Answer, Stream, Timings, Usage
+    from .errors import (
+        ClosedError,
+        ContextOverflowError,
+        DeviceError,
+        ForkError,
+        GenerationCancelled,
+        ImageError,
+        ModelFileError,
+        ModelMemoryError,
+        ModelMismatchError,
+        NumericError,
+        PyllavaError,
+        UnsupportedModelError,
+    )
+    from .llava import Chat, ImageEmbedding, Llava
 
 __all__ = [
     "Answer",
@@ -52,3 +60,27 @@ __all__ = [
     "__version__",
     "devices",
 ]
+
+_ELSEWHERE = {
+    **dict.fromkeys(("Device", "Devices", "devices"), "_lib"),
+    **dict.fromkeys(("Answer", "Stream", "Timings", "Usage"), "answer"),
+    "Stats": "_engine",
+    **dict.fromkeys(("Chat", "ImageEmbedding", "Llava"), "llava"),
+}  # every other name of __all__ is an exception
+_MODULES = ("answer", "errors", "gguf", "images", "llava", "models", "templates")
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of the module's
+
+    def __getattr__(name: str) -> object:
+        """A public name, or a public module, when it is first asked for. Raises ImportError without the library."""
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'errors')}")
+        globals()[name] = value = getattr(module, name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
