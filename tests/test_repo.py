@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from convert import names as tensors
-from convert.projector_file import MLP
 from pyllava import _lib
+from pyllava.convert import names as tensors
+from pyllava.convert.projector_file import MLP
 
 ROOT = Path(__file__).parent.parent
 C_FILES = sorted(
@@ -79,15 +80,75 @@ def test_exported_symbols_are_the_header_s() -> None:
     assert exported == set(DECLARED)
 
 
-def test_only_the_binding_imports_ctypes() -> None:
-    for path in ROOT.glob("pyllava/*.py"):
-        imported = {
-            name.name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
-        }
-        assert "ctypes" not in imported or path.name == "_lib.py", path
+# Python's layers. What of the package a folder may import as it is loaded, besides its own files; "later": in functions.
+PACKAGE = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.glob("pyllava/**/*.py"))
+}
+TABLES = {"errors"}
+CONVERTERS = "pyllava.convert"
+MAY_IMPORT = {
+    f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors", f"{CONVERTERS}.dtypes"},
+    CONVERTERS: {f"pyllava.{name}" for name in TABLES},
+}
+MAY_IMPORT_LATER = {CONVERTERS: {"pyllava", "pyllava.errors", "pyllava.quantize"}}
+NEEDS_CTYPES = {"pyllava._lib"}
+
+
+def parts_of(module: str, wanted: tuple[str, ...]) -> bool:
+    return module.startswith(tuple(f"{name}." for name in wanted)) or module in wanted
+
+
+def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Those that are carried out as the module is loaded."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif not isinstance(node, ast.FunctionDef) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
+            yield from imports(node)
+
+
+def modules(name: str, node: ast.Import | ast.ImportFrom) -> set[str]:
+    """What an import of the module `name` loads, with all dots."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    package = name.split(".") if PACKAGE[name].stem == "__init__" else name.split(".")[:-1]
+    start = package[: len(package) - node.level + 1] if node.level else []
+    source = ".".join([*start, *([node.module] if node.module else [])])
+    inside = {f"{source}.{alias.name}" for alias in node.names} & set(PACKAGE)
+    return inside or {source}
+
+
+def loaded(name: str) -> set[str]:
+    tree = ast.parse(PACKAGE[name].read_text())
+    return set().union(*(modules(name, node) for node in imports(tree)))
+
+
+def loaded_later(name: str) -> set[str]:
+    nodes = ast.walk(ast.parse(PACKAGE[name].read_text()))
+    found = [modules(name, node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    return set().union(*found) - loaded(name)
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_imports_point_down(name: str) -> None:
+    folder = name if PACKAGE[name].stem == "__init__" else name.rpartition(".")[0]
+    ours = {module for module in loaded(name) if parts_of(module, ("pyllava",))}
+    later = {module for module in loaded_later(name) if parts_of(module, ("pyllava",))}
+    assert "ctypes" not in loaded(name) | loaded_later(name) or name in NEEDS_CTYPES
+    if folder in MAY_IMPORT:
+        own = {module for module in PACKAGE if parts_of(module, (folder,))}
+        assert ours <= own | MAY_IMPORT[folder]
+        assert later <= own | MAY_IMPORT[folder] | MAY_IMPORT_LATER.get(folder, set())
+    elif name != "pyllava._convert_command":
+        assert not [module for module in ours | later if parts_of(module, (CONVERTERS,))]
+
+
+def test_modules_import_each_other_in_an_order() -> None:
+    ours = {name: loaded(name) & set(PACKAGE) - {"pyllava", name} for name in PACKAGE}
+    TopologicalSorter(ours).prepare()  # a circle raises CycleError
 
 
 # The engine's last words where no guard catches them: it ends the process right after.

@@ -18,8 +18,6 @@ import pytest
 import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # behind an installed pyllava: only convert/ is wanted from here
 
 gguf = pytest.importorskip("gguf")
 Kind = Any  # gguf.GGMLQuantizationType
@@ -44,7 +42,7 @@ def run_script(name: str, *args: object) -> None:
 
 def run_main(name: str, *args: object) -> None:
     """The same in this process: no interpreter to start."""
-    main = importlib.import_module(f"convert.{name}").main
+    main = importlib.import_module(f"pyllava.convert.{name}").main
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
         code = main([str(arg) for arg in args])
     assert code == 0, errors.getvalue()

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT / "tests", ROOT):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if str(ROOT / "tests") not in sys.path:
+    sys.path.insert(0, str(ROOT / "tests"))
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("sentencepiece")
@@ -53,7 +52,7 @@ def read_gguf(path: Path) -> Gguf:
 
 @pytest.fixture
 def script() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script of convert/ from the source tree, as a user does."""
+    """Run a script of convert/, as a user does in the source tree."""
 
     def run(
         name: str, *args: object, cwd: Path | None = None, **more: Any

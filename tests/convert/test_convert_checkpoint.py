@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny import write_shards, write_tensors
 
-from convert.checkpoint import checkpoint_files, open_checkpoint, open_file, summary
-from convert.errors import CheckpointError, NoCheckpoint
-from convert.json_file import read_json
+from pyllava.convert.checkpoints.checkpoint import checkpoint_files, open_checkpoint, open_file, summary
+from pyllava.convert.checkpoints.json_file import read_json
+from pyllava.convert.errors import CheckpointError, NoCheckpoint
 
 TENSORS = {f"t{i}": np.full((2, 3), i, dtype=np.float32) for i in range(6)}
 

@@ -18,11 +18,12 @@ import pytest
 from conftest import ROOT, read_gguf
 from tiny import TinySpec, write_llava_checkpoint, write_tensors
 
-from convert import atomic_file, gguf_out, tensor
-from convert.checkpoint import Checkpoint
-from convert.dtypes import BF16, F16, F32, Q8_0, GgmlType
-from convert.errors import CheckpointError, OutputError
-from convert.gguf_out import Metadata, OutTensor, check_gguf, write_gguf, written
+from pyllava.convert import atomic_file, gguf_out
+from pyllava.convert.checkpoints import tensor
+from pyllava.convert.checkpoints.checkpoint import Checkpoint
+from pyllava.convert.dtypes import BF16, F16, F32, Q8_0, GgmlType
+from pyllava.convert.errors import CheckpointError, OutputError
+from pyllava.convert.gguf_out import Metadata, OutTensor, check_gguf, write_gguf, written
 
 RNG = np.random.RandomState(0)
 X = RNG.standard_normal((37, 64)).astype(np.float32)
@@ -237,7 +238,7 @@ LIMITED = """
 import resource, sys
 sys.path.insert(0, {root!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-from convert.convert_legacy_llama import main
+from pyllava.convert.convert_legacy_llama import main
 raise SystemExit(main([{model!r}, "--skip-unknown"]))
 """
 
@@ -260,13 +261,13 @@ def test_writes_that_fail(tmp_path: Path, limit: int) -> None:
 SLOW = """
 import sys, time
 sys.path.insert(0, {root!r})
-from convert import tensor
+from pyllava.convert.checkpoints import tensor
 real = tensor.Tensor.rows
 def rows(self, start, stop):
     time.sleep(0.02)
     return real(self, start, stop)
 tensor.Tensor.rows = rows
-from convert.convert_legacy_llama import main
+from pyllava.convert.convert_legacy_llama import main
 print("ready", file=sys.stderr, flush=True)
 raise SystemExit(main([{model!r}, "--skip-unknown"]))
 """

@@ -20,9 +20,9 @@ from tiny import (
     write_tensors,
 )
 
-from convert.errors import CheckpointError
-from convert.projector_file import convert
-from convert.surgery import split_off
+from pyllava.convert.errors import CheckpointError
+from pyllava.convert.projector_file import convert
+from pyllava.convert.surgery import split_off
 
 SPEC = TinySpec()
 

@@ -20,9 +20,9 @@ from tiny import (
     write_tokenizer,
 )
 
-from convert.dtypes import BF16, F16, F32, OUT_TYPES, Q8_0, decode, tolerance
-from convert.errors import CheckpointError
-from convert.language_model import Options, convert, interleave
+from pyllava.convert.dtypes import BF16, F16, F32, OUT_TYPES, Q8_0, decode, tolerance
+from pyllava.convert.errors import CheckpointError
+from pyllava.convert.language_model import Options, convert, interleave
 
 SPEC = TinySpec()
 LLAVA = Options(skip_unknown=True)
@@ -418,7 +418,7 @@ def test_numbers_that_cannot_be_kept(tmp_path: Path, value: float, text: str) ->
 
 def test_dtypes_of_the_pair_agree_with_numpy() -> None:
     """bf16 rounding against the tests' own; f16 and q8_0 stay within the stated bounds on difficult rows."""
-    from convert.dtypes import encode
+    from pyllava.convert.dtypes import encode
 
     rng = np.random.RandomState(2)
     rows = np.stack([rng.standard_normal(64) * 10.0**e for e in (-9, -6, -3, 0, 3)] + [np.zeros(64)]).astype(

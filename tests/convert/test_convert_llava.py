@@ -33,21 +33,21 @@ from tiny import (
     write_shards,
 )
 
-from convert import llava_model
-from convert.chat_template import TEMPLATES, choose, jinja
-from convert.convert_llava import TYPES, command, main
-from convert.dtypes import KINDS, OUT_TYPES, agrees, decode, encode
-from convert.errors import CheckpointError, ConvertError, OutputError
-from convert.language_model import Options as LanguageOptions
-from convert.language_model import convert as convert_language
-from convert.llama_params import read_llama_params
-from convert.llava_config import CLIP_DEFAULTS, KNOWN_TOWERS
-from convert.llava_model import Model, Options, convert, model_name
-from convert.llava_surgery_v2 import main as surgery_main
-from convert.mixes import MIX_NAMES
-from convert.projector_file import convert as convert_tower
-from convert.surgery import split_off
-from convert.vit_config import write_vit_config
+from pyllava.convert import llava_model
+from pyllava.convert.chat_template import TEMPLATES, choose, jinja
+from pyllava.convert.convert_llava import TYPES, command, main
+from pyllava.convert.dtypes import KINDS, OUT_TYPES, agrees, decode, encode
+from pyllava.convert.errors import CheckpointError, ConvertError, OutputError
+from pyllava.convert.language_model import Options as LanguageOptions
+from pyllava.convert.language_model import convert as convert_language
+from pyllava.convert.llama_params import read_llama_params
+from pyllava.convert.llava_config import CLIP_DEFAULTS, KNOWN_TOWERS
+from pyllava.convert.llava_model import Model, Options, convert, model_name
+from pyllava.convert.llava_surgery_v2 import main as surgery_main
+from pyllava.convert.mixes import MIX_NAMES
+from pyllava.convert.projector_file import convert as convert_tower
+from pyllava.convert.surgery import split_off
+from pyllava.convert.vit_config import write_vit_config
 
 SPEC = TinySpec(dtype="bf16")
 PLAIN = Options(outtype="f32", mmproj_outtype="f32", check=False)

@@ -21,11 +21,11 @@ from tiny import (
     write_torch_zip,
 )
 
-from convert.checkpoint import open_file
-from convert.errors import CheckpointError
-from convert.language_model import Options, convert
-from convert.projector_file import convert as convert_tower
-from convert.surgery import split_off
+from pyllava.convert.checkpoints.checkpoint import open_file
+from pyllava.convert.errors import CheckpointError
+from pyllava.convert.language_model import Options, convert
+from pyllava.convert.projector_file import convert as convert_tower
+from pyllava.convert.surgery import split_off
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.reference
@@ -191,7 +191,7 @@ def test_fast_tokenizer_of_the_tokenizers_library(tmp_path: Path) -> None:
     from test_convert_vocabulary import fast_tokenizer, merged, texts
     from tiny import tokenizer_model
 
-    from convert.vocabulary import read_vocabulary
+    from pyllava.convert.vocabulary import read_vocabulary
 
     (tmp_path / "tokenizer.json").write_text(json.dumps(fast_tokenizer(tokenizer_model(SPEC.n_vocab))))
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tiny import write_safetensors as write_plain
 
-from convert.checkpoint import open_file
-from convert.errors import CheckpointError, OutputError
-from convert.safetensors_file import check_safetensors, write_safetensors
+from pyllava.convert.checkpoints.checkpoint import open_file
+from pyllava.convert.checkpoints.safetensors_file import check_safetensors, write_safetensors
+from pyllava.convert.errors import CheckpointError, OutputError
 
 X = np.arange(24, dtype=np.float32).reshape(4, 6)
 

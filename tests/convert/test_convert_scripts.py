@@ -29,7 +29,7 @@ from tiny import (
     write_tokenizer,
 )
 
-from convert import convert_image_encoder_to_gguf, convert_legacy_llama, llava_surgery
+from pyllava.convert import convert_image_encoder_to_gguf, convert_legacy_llama, llava_surgery
 
 SCRIPTS = (
     *("llava_surgery", "llava_surgery_v2", "convert_image_encoder_to_gguf", "convert_legacy_llama"),
@@ -135,21 +135,19 @@ def test_help(name: str, script) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_as_modules_of_a_package_with_another_name(tmp_path: Path, name: str) -> None:
-    """Installed, the folder is called `_convert` and lies inside a package."""
-    (tmp_path / "outer").mkdir()
-    (tmp_path / "outer" / "__init__.py").write_text("")
-    (tmp_path / "outer" / "_convert").symlink_to(ROOT / "convert")
-    code = f"import sys; from outer._convert.{name} import main; sys.exit(main(['--help']))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0
-    assert "usage" in result.stdout
-    command = [sys.executable, "-m", f"outer._convert.{name}", "--help"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
-    direct = [sys.executable, str(tmp_path / "outer" / "_convert" / f"{name}.py"), "--help"]
-    assert subprocess.run(direct, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+def test_scripts_run_where_no_library_is_built(tmp_path: Path, name: str, script) -> None:
+    """A fresh clone, in which nothing was compiled: as a script, and as a module."""
+    clone = {**os.environ, "PYLLAVA_LIBRARY": str(tmp_path / "libpyllava.so")}
+    result = script(name, "--help", cwd=tmp_path, env=clone)
+    assert (result.returncode, result.stderr) == (0, "")
+    module = [sys.executable, "-m", f"pyllava.convert.{name}", "--help"]
+    assert subprocess.check_output(module, cwd=ROOT, env=clone, text=True) == result.stdout
+
+
+def test_the_scripts_are_all_that_lies_in_convert() -> None:
+    assert sorted(path.stem for path in (ROOT / "convert").glob("*.py")) == sorted(SCRIPTS)
+    texts = {(ROOT / "convert" / f"{name}.py").read_text().split('"""')[2] for name in SCRIPTS}
+    assert len(texts) == 1
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
     write_llava_checkpoint(tmp_path, TinySpec())
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['gguf'] = None\n"
-        f"from convert.convert_legacy_llama import main; sys.exit(main([{str(tmp_path)!r}]))"
+        f"from pyllava.convert.convert_legacy_llama import main; sys.exit(main([{str(tmp_path)!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -173,8 +171,8 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "for name in ('torch', 'transformers', 'sentencepiece', 'safetensors'): sys.modules[name] = None\n"
-        "from convert import llava_surgery, convert_image_encoder_to_gguf as e, convert_legacy_llama as l\n"
-        "from convert import convert_llava\n"
+        "from pyllava.convert import llava_surgery, convert_image_encoder_to_gguf as e, convert_legacy_llama as l\n"
+        "from pyllava.convert import convert_llava\n"
         "assert llava_surgery.main(['-m', 'm']) == 0\n"
         "assert e.main(['-m', 'c', '--llava-projector', 'm/llava.projector', '-o', '.']) == 0\n"
         "assert l.main(['m', '--skip-unknown', '--outtype', 'q8_0']) == 0\n"
@@ -187,8 +185,10 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
 
 
 def test_sources_name_no_unpickler() -> None:
-    """House rule: nothing under convert/ may call pickle, torch or eval."""
-    for path in sorted((ROOT / "convert").glob("*.py")):
+    """House rule: no converter may call pickle, torch or eval."""
+    sources = sorted((ROOT / "pyllava" / "convert").rglob("*.py"))
+    assert len(sources) > 20
+    for path in sources:
         with tokenize.open(path) as source:
             names = {
                 token.string
@@ -282,7 +282,7 @@ def peak_memory(command: str) -> int:
     """The most bytes that a process held which runs this Python expression, a `main`, to the exit code 0."""
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from convert import convert_legacy_llama, convert_llava\n"
+        "from pyllava.convert import convert_legacy_llama, convert_llava\n"
         f"assert {command} == 0\n"
         "print(open('/proc/self/status').read())"
     )

@@ -18,9 +18,9 @@ from tiny import (
     write_tensors,
 )
 
-from convert.checkpoint import Checkpoint
-from convert.errors import CheckpointError
-from convert.surgery import split_off
+from pyllava.convert.checkpoints.checkpoint import Checkpoint
+from pyllava.convert.errors import CheckpointError
+from pyllava.convert.surgery import split_off
 
 SPEC = TinySpec()
 

@@ -19,10 +19,10 @@ from tiny import (
     write_tensors,
 )
 
-from convert.errors import CheckpointError
-from convert.llava_surgery_v2 import main
-from convert.vision_params import read_llava_facts, read_vision_params
-from convert.vit_config import write_vit_config
+from pyllava.convert.errors import CheckpointError
+from pyllava.convert.llava_surgery_v2 import main
+from pyllava.convert.vision_params import read_llava_facts, read_vision_params
+from pyllava.convert.vit_config import write_vit_config
 
 SPEC = TinySpec(dtype="bf16")
 

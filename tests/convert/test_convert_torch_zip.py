@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from tiny import pickled_int, pickled_tensor, pickled_text, stored, write_torch_zip, write_zip
 
-from convert.checkpoint import open_file
-from convert.errors import CheckpointError, UnsafeCheckpoint
-from convert.tensor import Tensor
+from pyllava.convert.checkpoints.checkpoint import open_file
+from pyllava.convert.checkpoints.tensor import Tensor
+from pyllava.convert.errors import CheckpointError, UnsafeCheckpoint
 
 CANARY = "canary-of-the-converters"
 COMMAND = f"touch {CANARY}"
@@ -347,7 +347,7 @@ def test_mutated_pickles(here: Path) -> None:
     """20,000 damaged copies of a good pickle: tensors inside their storage, or a CheckpointError."""
     good = table(("a", GOOD), ("b", view(3, (2, 2), (6, 1))))
     rng = np.random.RandomState(11)
-    from convert import torch_pickle
+    from pyllava.convert.checkpoints import torch_pickle
 
     for _ in range(20_000):
         data = bytearray(good)

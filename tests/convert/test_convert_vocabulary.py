@@ -13,10 +13,10 @@ import sentencepiece
 from conftest import ROOT, failure, read_gguf
 from tiny import TinySpec, sentences, tokenizer_model, write_llava_checkpoint
 
-from convert.errors import CheckpointError
-from convert.language_model import Options, convert
-from convert.sentencepiece_model import read_sentencepiece
-from convert.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
+from pyllava.convert.errors import CheckpointError
+from pyllava.convert.language_model import Options, convert
+from pyllava.convert.sentencepiece_model import read_sentencepiece
+from pyllava.convert.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
 
 SPEC = TinySpec()
 REAL = ROOT.parent / "shared" / "data" / "vocab" / "ggml-vocab-llama-spm.gguf"

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import Checkpoint, summary
+from .checkpoints.checkpoint import Checkpoint, summary
+from .checkpoints.tensor import Tensor
 from .console import log
 from .dtypes import F16, F32, OUT_TYPES, GgmlType
 from .errors import CheckpointError, shown
@@ -26,7 +27,6 @@ from .names import (
     projector_type,
     shape_of,
 )
-from .tensor import Tensor
 from .vision_params import LlavaFacts, VisionParams, read_llava_facts, read_vision_params, weight_files
 
 # The tensors whose rows count the width of the language model, by kind of projector.

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from .chat_template import choose, jinja
-from .checkpoint import Checkpoint, checkpoint_files
+from .checkpoints.checkpoint import Checkpoint, checkpoint_files
+from .checkpoints.json_file import Config
 from .console import log
 from .dtypes import OUT_TYPES
 from .errors import CheckpointError, NoCheckpoint, OutputError, shown
 from .gguf_out import Metadata, OutTensor, written
-from .json_file import Config
 from .language_model import config_ids, language_metadata, language_tensors
 from .library import opened_by_library
 from .llama_params import read_llama_params

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, shown
+from ..errors import CheckpointError, shown
 from .tensor import InputFile
 
 MAX_BYTES = 256 << 20

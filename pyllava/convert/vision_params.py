@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import checkpoint_files
+from .checkpoints.checkpoint import checkpoint_files
+from .checkpoints.json_file import Config, read_json, read_json_if_there
 from .errors import CheckpointError, shown
-from .json_file import Config, read_json, read_json_if_there
 from .llava_config import CLIP_DEFAULTS, llava_settings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

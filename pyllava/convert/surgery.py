@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .atomic_file import replacing
-from .checkpoint import Checkpoint, checkpoint_files, summary
+from .checkpoints.checkpoint import Checkpoint, checkpoint_files, summary
+from .checkpoints.safetensors_file import check_safetensors, write_safetensors
+from .checkpoints.tensor import Tensor
 from .console import log
 from .dtypes import FLOATS, STORED
 from .errors import CheckpointError, NoCheckpoint, shown
 from .names import projector_name, tower_name
-from .safetensors_file import check_safetensors, write_safetensors
-from .tensor import Tensor
 
 # Files of pre-training and LoRA releases that hold a projector on its own, looked at when the shards hold
 # none.

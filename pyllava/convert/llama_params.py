@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checkpoints.json_file import Config, read_json
+from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, shown
 from .families import LLAMA_FAMILY, Family, family_of
-from .json_file import Config, read_json
 from .llava_config import is_hugging_face
-from .tensor import Tensor
 
 
 @dataclass(frozen=True)

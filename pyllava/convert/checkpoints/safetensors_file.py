@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .dtypes import F32 as GGML_F32
-from .dtypes import FLOATS, STORED, encode
-from .errors import CheckpointError, OutputError, shown
+from ..dtypes import F32 as GGML_F32
+from ..dtypes import FLOATS, STORED, encode
+from ..errors import CheckpointError, OutputError, shown
 from .tensor import InputFile, Tensor, chunks, row_major
 
 MAX_HEADER = 100_000_000

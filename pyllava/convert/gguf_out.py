@@ -21,10 +21,10 @@ import numpy as np
 from gguf import GGUFValueType as Kind
 
 from .atomic_file import replacing
+from .checkpoints.tensor import InputFile, Tensor, chunks
 from .console import Tick, log, progress
 from .dtypes import BF16, F16, F32, FloatArray, GgmlType, agrees, decode, encode
 from .errors import CheckpointError, ConvertError, OutputError, shown
-from .tensor import InputFile, Tensor, chunks
 
 MAX_NAME = 63
 # Read back at the start, in the middle and at the end of a tensor of those types that pyllava quantises.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .errors import CheckpointError, NoCheckpoint, shown
+from ..errors import CheckpointError, NoCheckpoint, shown
 from .json_file import read_json
 from .safetensors_file import read_safetensors
 from .tensor import InputFile, Tensor

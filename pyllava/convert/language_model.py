@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, checkpoint_files, summary
+from .checkpoints.checkpoint import Checkpoint, checkpoint_files, summary
+from .checkpoints.json_file import Config
+from .checkpoints.tensor import Tensor
 from .console import log
 from .dtypes import F16, FloatArray, GgmlType
 from .errors import CheckpointError, shown
 from .gguf_out import Metadata, OutTensor, write_gguf
-from .json_file import Config
 from .llama_params import LlamaParams, read_llama_params, special_id
 from .mixes import Mix, uniform
 from .names import (
@@ -24,7 +25,6 @@ from .names import (
     language_prefix,
     shape_of,
 )
-from .tensor import Tensor
 from .vocabulary import SPECIAL, read_vocabulary
 
 
@@ -113,6 +113,8 @@ def language_tensors(
 
 def _plan(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Rule]:
     """Checkpoint name -> rule: of all layers, without an output where that is tied."""
+    ends: Mapping[str, Rule]
+    block: Mapping[str, Rule]
     if "tok_embeddings.weight" in checkpoint:
         ends, block, layer, prefix, head = META, META_BLOCK, "layers", "", "output.weight"
     else:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .checkpoints.json_file import Config
 from .errors import CheckpointError, shown
-from .json_file import Config
 
 # Keys of the original layout that tell how the tower is used.
 SETTINGS = (

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checkpoints.tensor import InputFile
 from .errors import CheckpointError, shown
-from .tensor import InputFile
 
 MAX_BYTES = 64 << 20
 MAX_PIECES = 1 << 20

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 
 from .atomic_file import replacing
-from .checkpoint import Checkpoint
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.json_file import Config, read_json
 from .console import log
 from .dtypes import F16
 from .errors import CheckpointError, shown
-from .json_file import Config, read_json
 from .llava_config import (
     CLIP_DEFAULTS,
     KNOWN_TOWERS,

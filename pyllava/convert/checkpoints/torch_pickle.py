@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CheckpointError, UnsafeCheckpoint, shown
+from ..errors import CheckpointError, UnsafeCheckpoint, shown
 
 MAX_OPCODES = 1_000_000
 MAX_DIMS = 8

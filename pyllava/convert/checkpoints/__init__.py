@@ -1,0 +1,1 @@
+"""Reading checkpoints: safetensors and torch files, tensor by tensor, with plain positioned reads; no code of theirs is run."""
