@@ -19,8 +19,8 @@ from PIL import Image
 
 from . import _options
 from ._chat_file import Record, Turn, write
-from ._console import DEMO_NOTE, Console, library_log, one_line
 from ._lines import Lines
+from ._terminal import DEMO_NOTE, Console, library_log, one_line
 from .errors import ContextOverflowError, PyllavaError
 from .images import load_image
 

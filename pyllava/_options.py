@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from . import _terminal
 from ._version import __version__
 from .templates import IMAGE_MARK, TEMPLATES
 
@@ -17,7 +18,7 @@ _RANDOM_SEEDS = (-1, 0xFFFFFFFF)
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(_terminal.Parser):
     """argparse as llama.cpp's tools read: ``_`` for ``-`` in long names, values may start with a dash."""
 
     def __init__(self, **options: Any) -> None:
@@ -45,9 +46,6 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"argument {name}: needs a value")
             arguments.append(f"{takes_value[name]}={following}")
         return self.parse_args(arguments)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message} ({self.prog} --help shows the options)\n")
 
 
 def _number(kind: Callable[[str], float], need: str, accept: Callable[[float], bool]) -> Callable[[str], Any]:

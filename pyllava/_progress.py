@@ -1,4 +1,4 @@
-"""A bar on a terminal for the long stages: load, upload to a device, encode, prefill."""
+"""A bar on a terminal for the long stages: load, upload to a device, encode, prefill; for bytes read and written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from tqdm import tqdm
 
 _DELAY_S = 0.5  # a stage shorter than this shows no bar
 _LOOK = "{desc:<8}{percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
+
+
+def bar(label: str, **how: Any) -> Any:
+    """A bar on stderr that leaves no trace; `how`: tqdm's options."""
+    return tqdm(desc=label, file=sys.stderr, leave=False, dynamic_ncols=True, **how)
 
 
 class StageBars:
@@ -23,15 +28,7 @@ class StageBars:
         if self._bar is None or stage != self._stage:
             self.close()
             self._stage = stage
-            self._bar = tqdm(
-                total=1.0,
-                desc=stage,
-                bar_format=_LOOK,
-                file=sys.stderr,
-                leave=False,
-                delay=_DELAY_S,
-                dynamic_ncols=True,
-            )
+            self._bar = bar(stage, total=1.0, bar_format=_LOOK, delay=_DELAY_S)
         self._bar.update(max(0.0, min(fraction, 1.0) - self._bar.n))
         if fraction >= 1:
             self.close()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import sys
 from typing import TYPE_CHECKING
 
-from ._console import say
 from ._options import PROGRAM, Parser
+from ._terminal import say, stage_bars
 
 if TYPE_CHECKING:
     from .quantize import Report
@@ -40,11 +39,7 @@ def quantize_command(argv: list[str]) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="name every tensor that fell back")
     options = parser.parse(argv)
     threads = options.threads if options.threads and options.threads > 0 else None
-    bars = None
-    if sys.stderr is not None and sys.stderr.isatty():
-        from ._progress import StageBars
-
-        bars = StageBars()
+    bars = stage_bars()
     try:
         report = quantize(
             options.source, options.target, options.type, n_threads=threads, pure=options.pure, progress=bars

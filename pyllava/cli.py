@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from . import _options
-from ._console import DEMO_NOTE, Console, library_log, one_line, printable, say
 from ._options import DEFAULT_PROMPT, PROGRAM
-from .errors import PyllavaError
+from ._terminal import DEMO_NOTE, Console, library_log, printable, run
 from .images import ImageSource, decode_data_url, load_image
 from .templates import IMAGE_MARK, ImageMark, unescape
 
@@ -49,33 +48,22 @@ _IMAGE_TAG_START = '<img src="data:image/'
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with _quiet_pillow(), _printable_stdout():
-            if arguments and arguments[0] in COMMANDS:
-                _command(arguments[0])(arguments[1:])
-            else:
-                ask(arguments)
-            sys.stdout.flush()
-    except SystemExit as exit:  # argparse: --help, --version, a usage error
-        return int(exit.code or 0)
-    except KeyboardInterrupt:
-        say("")
-        return 130
-    except BrokenPipeError:  # the reader of the answer has gone: nobody to tell
-        _discard_stdout()
-        return 1
-    except (PyllavaError, OSError, ValueError, MemoryError) as error:
-        say(f"{PROGRAM}: error: {one_line(error)}")
-        _flush_or_discard_stdout()
-        return 1
-    return 0
+    with _quiet_pillow(), _printable_stdout():
+        return run(PROGRAM, lambda: _run_command(arguments))
+
+
+def _run_command(arguments: list[str]) -> None:
+    if arguments and arguments[0] in COMMANDS:
+        _command(arguments[0])(arguments[1:])
+    else:
+        ask(arguments)
 
 
 def _command(name: str) -> Callable[[list[str]], object]:
     """The function of a command; only its own module is imported for it."""
     module, _, function = COMMANDS[name].partition(":")
-    run: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
-    return run
+    command: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
+    return command
 
 
 # --- asking ---
@@ -255,17 +243,3 @@ def _printable_stdout() -> Iterator[None]:
     if encoding != "utf8" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     yield
-
-
-def _flush_or_discard_stdout() -> None:
-    """What cannot be written now must not be tried again when the interpreter ends."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        _discard_stdout()
-
-
-def _discard_stdout() -> None:
-    """Let the interpreter's last flush of stdout succeed."""
-    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())

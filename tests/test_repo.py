@@ -85,7 +85,7 @@ PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
-TABLES = {"errors"}
+TABLES = {"errors", "_part_file", "_terminal"}
 CONVERTERS = "pyllava.convert"
 MAY_IMPORT = {
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors", f"{CONVERTERS}.dtypes"},

@@ -11,7 +11,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .console import Parser, run
+from .._terminal import Parser
+from .script import run
 
 PROG = "convert_legacy_llama"
 TYPES = ("f32", "f16", "bf16", "q8_0")

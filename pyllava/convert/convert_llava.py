@@ -13,8 +13,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._terminal import Parser
 from .chat_template import TEMPLATES
-from .console import Parser, log, run
+from .script import log, run
 
 PROG = "convert_llava"
 # As convert.mixes and convert.dtypes know them; named here, so that --help needs no package.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..errors import PyllavaError
 
-class ConvertError(Exception):
+
+class ConvertError(PyllavaError):
     """A conversion that cannot go on."""
 
 
@@ -20,7 +22,7 @@ class UnsafeCheckpoint(CheckpointError):
 
 
 class OutputError(ConvertError):
-    """An output file that cannot be written, or did not read back as what was meant."""
+    """An output file that did not read back as what was meant, or is refused."""
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -20,11 +20,12 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType as Kind
 
-from .atomic_file import replacing
+from .._part_file import replacing
+from .._terminal import byte_bar
 from .checkpoints.tensor import InputFile, Tensor, chunks
-from .console import Tick, log, progress
 from .dtypes import BF16, F16, F32, FloatArray, GgmlType, agrees, decode, encode
 from .errors import CheckpointError, ConvertError, OutputError, shown
+from .script import log
 
 MAX_NAME = 63
 # Read back at the start, in the middle and at the end of a tensor of those types that pyllava quantises.
@@ -112,7 +113,7 @@ class OutTensor:
 def write_gguf(
     path: Path, metadata: Metadata, tensors: Sequence[OutTensor], *, inputs: Iterable[Path]
 ) -> None:
-    """Write, check and rename. On OutputError, CheckpointError or OSError no file is left behind."""
+    """Write, check and rename. Whatever is raised (OutputError, CheckpointError, ValueError, OSError), no file is left behind."""
     with written(path, metadata, tensors, inputs=inputs):
         pass
 
@@ -124,10 +125,11 @@ def written(
     """Write `<path>.part`, check it and yield it; renamed when the block ends well, else removed."""
     _check_plan(tensors)
     n_bytes = sum(tensor.n_bytes + ALIGNMENT for tensor in tensors) + (16 << 20)
-    with replacing(path, n_bytes=n_bytes, inputs=inputs) as part:
-        with progress("writing", n_bytes) as tick:
+    with replacing(path, n_bytes=n_bytes, inputs=inputs) as file:
+        part = Path(file.name)
+        with byte_bar("writing", n_bytes) as tick:
             _write(part, metadata, tensors, tick)
-        with progress("checking", n_bytes) as tick:
+        with byte_bar("checking", n_bytes) as tick:
             check_gguf(part, metadata, tensors, tick)
         how = "read back in samples" if any(tensor.kind.step for tensor in tensors) else "read back"
         size = part.stat().st_size / 1e6
@@ -153,7 +155,9 @@ def _check_plan(tensors: Sequence[OutTensor]) -> None:
             )
 
 
-def _write(part: Path, metadata: Metadata, tensors: Sequence[OutTensor], tick: Tick) -> None:
+def _write(
+    part: Path, metadata: Metadata, tensors: Sequence[OutTensor], tick: Callable[[int], object]
+) -> None:
     logging.getLogger("gguf").setLevel(logging.WARNING)
     writer = gguf.GGUFWriter(part, metadata.architecture)
     try:
@@ -176,7 +180,7 @@ def _write(part: Path, metadata: Metadata, tensors: Sequence[OutTensor], tick: T
         writer.close()
 
 
-def _write_tensor(out: BinaryIO, tensor: OutTensor, tick: Tick) -> None:
+def _write_tensor(out: BinaryIO, tensor: OutTensor, tick: Callable[[int], object]) -> None:
     log.debug("%-40s %-5s %s", tensor.name, tensor.kind.name, list(tensor.shape))
     begin = out.tell()
     for start, stop in tensor.chunks():
@@ -203,7 +207,10 @@ def _pad(out: BinaryIO) -> None:
 
 
 def check_gguf(
-    path: Path, metadata: Metadata, tensors: Sequence[OutTensor], tick: Tick = lambda _: None
+    path: Path,
+    metadata: Metadata,
+    tensors: Sequence[OutTensor],
+    tick: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Read a written file back and compare keys, shapes, types and every number with what was meant."""
     places = _check_header(path, metadata, tensors)

@@ -10,7 +10,6 @@ from typing import Any
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files, summary
 from .checkpoints.json_file import Config
 from .checkpoints.tensor import Tensor
-from .console import log
 from .dtypes import F16, FloatArray, GgmlType
 from .errors import CheckpointError, shown
 from .gguf_out import Metadata, OutTensor, write_gguf
@@ -25,6 +24,7 @@ from .names import (
     language_prefix,
     shape_of,
 )
+from .script import log
 from .vocabulary import SPECIAL, read_vocabulary
 
 
@@ -54,7 +54,7 @@ def default_outfile(model: Path, options: Options) -> Path:
 
 
 def convert(model: Path, options: Options) -> Path:
-    """Write the GGUF file; returns its path. Raises CheckpointError, OutputError, OSError."""
+    """Write the GGUF file; returns its path. Raises CheckpointError, OutputError, ValueError, OSError."""
     folder = folder_of(model)
     files = [] if options.vocab_only else checkpoint_files(model)
     outfile = default_outfile(model, options)

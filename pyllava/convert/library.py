@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .console import log
 from .errors import OutputError
+from .script import log
 
 N_CTX = 64  # enough to open a session; its cache stays small
 

@@ -18,7 +18,6 @@ from typing import Any
 from .chat_template import choose, jinja
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files
 from .checkpoints.json_file import Config
-from .console import log
 from .dtypes import OUT_TYPES
 from .errors import CheckpointError, NoCheckpoint, OutputError, shown
 from .gguf_out import Metadata, OutTensor, written
@@ -29,6 +28,7 @@ from .llava_config import is_hugging_face, tower_base, tower_folders
 from .mixes import mix_named
 from .names import projector_name, projector_type, tower_name
 from .projector_file import OUTPUT_OF, Part, projector_plan
+from .script import log
 from .surgery import find_projector, renamed
 from .vision_params import LlavaFacts, VisionParams, llava_facts, pixel_settings, vision_params, weight_files
 from .vit_config import read_llava_config, tower_settings
@@ -67,7 +67,7 @@ class _Plan:
 def convert(folder: Path, output_folder: Path, options: Options) -> Model:
     """Write OUT/<name>-<type>.gguf and OUT/mmproj-<name>-<type>.gguf, or neither.
 
-    Raises CheckpointError, OutputError, OSError.
+    Raises CheckpointError, OutputError, ValueError, OSError.
     """
     config, settings = read_llava_config(folder)
     name = options.name or model_name(folder)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .console import Parser, run
+from .._terminal import Parser
+from .script import run
 
 PROG = "llava_surgery"
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .console import Parser, log, run
+from .._terminal import Parser
+from .script import log, run
 
 PROG = "llava_surgery_v2"
 VIT_HINT = "copy both files to vit/, this one as vit/pytorch_model.bin, and run --write-vit-config"

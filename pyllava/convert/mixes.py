@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .console import log
 from .dtypes import F32, KINDS, OUT_TYPES, GgmlType
 from .errors import ConvertError
 from .gguf_out import matrix_or_f32
 from .llama_params import LlamaParams
+from .script import log
 
 # Written with the library's help, as `pyllava-cli quantize` does (pyllava.quantize.TYPES).
 LIBRARY_TYPES = (

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from .checkpoints.checkpoint import Checkpoint, summary
 from .checkpoints.tensor import Tensor
-from .console import log
 from .dtypes import F16, F32, OUT_TYPES, GgmlType
 from .errors import CheckpointError, shown
 from .gguf_out import Metadata, OutTensor, matrix_or_f32, write_gguf
@@ -27,6 +26,7 @@ from .names import (
     projector_type,
     shape_of,
 )
+from .script import log
 from .vision_params import LlavaFacts, VisionParams, read_llava_facts, read_vision_params, weight_files
 
 # The tensors whose rows count the width of the language model, by kind of projector.

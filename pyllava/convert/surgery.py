@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .atomic_file import replacing
+from .._part_file import replacing
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files, summary
 from .checkpoints.safetensors_file import check_safetensors, write_safetensors
 from .checkpoints.tensor import Tensor
-from .console import log
 from .dtypes import FLOATS, STORED
 from .errors import CheckpointError, NoCheckpoint, shown
 from .names import projector_name, tower_name
+from .script import log
 
 # Files of pre-training and LoRA releases that hold a projector on its own, looked at when the shards hold
 # none.
@@ -99,9 +99,9 @@ def _write(path: Path, tensors: Mapping[str, Tensor], dtype: str | None, inputs:
     pairs = sorted(tensors.items())
     item = STORED[dtype].itemsize if dtype else 8
     n_bytes = sum(tensor.n_rows * tensor.row_elements * item for _, tensor in pairs)
-    with replacing(path, n_bytes=n_bytes + (1 << 20), inputs=inputs) as part:
-        with open(part, "wb") as out:
-            write_safetensors(out, pairs, dtype)
-        check_safetensors(part, pairs, dtype)
+    with replacing(path, n_bytes=n_bytes + (1 << 20), inputs=inputs) as file:
+        write_safetensors(file, pairs, dtype)
+        file.flush()
+        check_safetensors(Path(file.name), pairs, dtype)
     log.info("%s: %d tensors, %.1f MB", path, len(pairs), path.stat().st_size / 1e6)
     return path

@@ -7,10 +7,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .atomic_file import replacing
+from .._part_file import replacing
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.json_file import Config, read_json
-from .console import log
 from .dtypes import F16
 from .errors import CheckpointError, shown
 from .llava_config import (
@@ -24,6 +23,7 @@ from .llava_config import (
     tower_folders,
 )
 from .projector_file import tower_tensors
+from .script import log
 from .vision_params import llava_facts, tower_config, vision_params
 
 
@@ -87,10 +87,10 @@ def write_vit_config(model: Path, folder: Path) -> Path:
     table = {"model_type": "clip_vision_model"}
     table |= {key: tower.get(key) for key in CLIP_DEFAULTS}
     table |= {key: settings.get(key) for key in SETTINGS if settings.get(key) is not None}
-    text = json.dumps(table, indent=2) + "\n"
+    text = (json.dumps(table, indent=2) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    with replacing(path, n_bytes=len(text), inputs=[model / "config.json"]) as part:
-        part.write_text(text)
+    with replacing(path, n_bytes=len(text), inputs=[model / "config.json"]) as file:
+        file.write(text)
     log.info("%s: the vision tower as %s says", path, tower.where)
     return path

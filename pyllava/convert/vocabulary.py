@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints.json_file import read_json, read_json_if_there
-from .console import log
 from .errors import CheckpointError, shown
 from .gguf_out import Metadata
+from .script import log
 from .sentencepiece_model import BPE, MAX_PIECES, read_sentencepiece
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

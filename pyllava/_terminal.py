@@ -1,0 +1,174 @@
+"""What the commands share at the terminal: exit codes, one-line errors, notes, log lines and bars, all on stderr.
+
+Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from .errors import PyllavaError
+
+if TYPE_CHECKING:
+    from ._progress import StageBars
+
+DEMO_NOTE = "this is the demo model of pyllava: it knows drawn scenes and nothing else; -m names a real model"
+
+
+# --- errors and exit codes ---
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose usage errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        program = self.prog.split(" ")[0]
+        self.exit(2, f"{program}: error: {message} ({self.prog} --help shows the options)\n")
+
+
+def run(program: str, body: Callable[[], object], *, interrupted: str = "") -> int:
+    """Run the command `body`, flush stdout and return the exit code. Every failure is one line that begins with `program`.
+
+    `interrupted`: what is said after Ctrl-C.
+    """
+    try:
+        body()
+        _flush_stdout()
+    except SystemExit as exit:  # argparse: --help, --version, a usage error
+        return int(exit.code or 0)
+    except KeyboardInterrupt:
+        say(interrupted)
+        return 130
+    except BrokenPipeError:  # the reader of the answer has gone: nobody to tell
+        _discard_stdout()
+        return 1
+    except (PyllavaError, OSError, ValueError, MemoryError) as error:
+        say(f"{program}: error: {one_line(error)}")
+        _flush_or_discard_stdout()
+        return 1
+    return 0
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _flush_or_discard_stdout() -> None:
+    """What cannot be written now must not be tried again when the interpreter ends."""
+    try:
+        _flush_stdout()
+    except (OSError, ValueError):
+        _discard_stdout()
+
+
+def _discard_stdout() -> None:
+    """Let the interpreter's last flush of stdout succeed."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def say(text: str, end: str = "\n") -> None:
+    stream: IO[str] | None = sys.stderr
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):  # a full or closed stderr must not cost the answer
+            print(text, end=end, file=stream, flush=True)
+
+
+def printable(path: Any) -> str:
+    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+
+
+def one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{printable(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# --- notes, log lines and bars ---
+
+
+@dataclass
+class Console:
+    """What goes to stderr besides errors: nothing with --log-disable, bars only on a terminal."""
+
+    quiet: bool
+    bars: StageBars | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if not self.quiet:
+            self.bars = stage_bars()
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self.tell(text)
+
+    def tell(self, text: str) -> None:
+        """A line that is shown even with --log-disable."""
+        if self.bars is not None:
+            self.bars.close()
+        say(text)
+
+    def note_inert(self, options: argparse.Namespace) -> None:
+        names = ("top_k", "top_p", "min_p", "seed")
+        inert = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+        if inert and options.temp <= 0:
+            given = ", ".join(inert)
+            self.note(f"{given}: no effect without --temp above 0, the answer is the likeliest one")
+
+
+def library_log(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """The library's log on stderr while this lasts: warnings, all of it with -v, nothing with --log-disable."""
+    level = logging.DEBUG if options.verbose else logging.WARNING
+    return log_lines("pyllava", level, shown=not options.log_disable)
+
+
+@contextlib.contextmanager
+def log_lines(name: str, level: int, *, shown: bool = True) -> Iterator[None]:
+    """What the logger `name` says from `level` on, as lines on stderr while this lasts; nowhere if not `shown`."""
+    logger = logging.getLogger(name)
+    handler: logging.Handler = logging.StreamHandler() if shown else logging.NullHandler()
+    before, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = propagate
+
+
+def stage_bars() -> StageBars | None:
+    """Bars for the stages of a model's work, where stderr is a terminal."""
+    if not _has_terminal():
+        return None
+    from ._progress import StageBars
+
+    return StageBars()
+
+
+@contextlib.contextmanager
+def byte_bar(label: str, n_bytes: int) -> Iterator[Callable[[int], object]]:
+    """A bar over `n_bytes`, where stderr is a terminal; call what it yields with the number of bytes just handled."""
+    if not _has_terminal():
+        yield lambda _: None
+        return
+    from ._progress import bar
+
+    with bar(label, total=n_bytes, unit="B", unit_scale=True) as shown:
+        yield shown.update
+
+
+def _has_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
