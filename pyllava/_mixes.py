@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ._lib import tensor_type
+from .formats import FORMATS
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _more(kind: str, rest: str) -> Rule:
 
 @dataclass(frozen=True)
 class Mix:
-    """A type that a file can be quantised to: `base` for the matrices, `rules` for those named otherwise.
+    """A type that a file can be quantised to: `base` for the matrices, `rules` for those named otherwise (FORMATS).
 
     `file_type` is the number that ``general.file_type`` gives it (llama_ftype).
     """
@@ -62,7 +62,7 @@ class Mix:
     rules: Mapping[str, Rule] = field(default_factory=dict)
 
 
-_MIXES = (
+MIXES = (
     Mix("f32", "F32", 0),
     Mix("f16", "F16", 1),
     Mix("bf16", "BF16", 32),
@@ -142,7 +142,7 @@ _MIXES = (
 _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
 # Every name that is accepted, in lower case.
-TYPES: dict[str, Mix] = {mix.name: mix for mix in _MIXES}
+TYPES: dict[str, Mix] = {mix.name: mix for mix in MIXES}
 TYPES.update({alias: TYPES[name] for alias, name in _ALIASES.items()})
 
 # What takes the place of a type whose blocks do not divide the rows, and of that in turn.
@@ -196,7 +196,7 @@ class _Plan:
 
 
 def _fits(kind: str, n_per_row: int) -> bool:
-    return n_per_row % tensor_type(kind).block == 0
+    return n_per_row % FORMATS[kind].block == 0
 
 
 # Matrices that stay as they are: too small to matter, or read row by row.

@@ -23,6 +23,7 @@ from pyllava import _lib
 from pyllava._gguf_source import SourceFile
 from pyllava._part_file import replacing
 from pyllava._quantize_command import quantize_command
+from pyllava.formats import FORMATS
 from pyllava.gguf import GgufFile
 from pyllava.quantize import TYPES, Plan, ProjectorPlan, quantize, quantize_rows
 
@@ -305,6 +306,14 @@ def test_extreme_numbers(kind: str, scale: float) -> None:
     assert np.abs(y - x).max() <= 0.7 * np.abs(x).max() + 1e-7
     if scale == 0:
         assert not y.any()
+
+
+def test_formats_are_those_of_the_library() -> None:
+    for kind in FORMATS.values():
+        found = _lib.tensor_type(kind.name)
+        wanted = (found.name.upper(), found.id, found.block, found.block_bytes)
+        assert (kind.name, kind.id, kind.block, kind.block_bytes) == wanted
+    assert {mix.base for mix in TYPES.values()} == set(FORMATS)
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q8_0", "F16"])

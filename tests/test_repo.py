@@ -85,10 +85,10 @@ PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
-TABLES = {"errors", "_part_file", "_terminal"}
+TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal"}
 CONVERTERS = "pyllava.convert"
 MAY_IMPORT = {
-    f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors", f"{CONVERTERS}.dtypes"},
+    f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},
     CONVERTERS: {f"pyllava.{name}" for name in TABLES},
 }
 MAY_IMPORT_LATER = {CONVERTERS: {"pyllava", "pyllava.errors", "pyllava.quantize"}}

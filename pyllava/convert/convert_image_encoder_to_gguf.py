@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._terminal import Parser
+from .mixes import OUT_TYPES
 from .script import run
 
 PROG = "convert_image_encoder_to_gguf"
@@ -34,7 +35,7 @@ def parser() -> Parser:
     types = args.add_mutually_exclusive_group()
     types.add_argument(
         "--outtype",
-        choices=("f32", "f16", "bf16", "q8_0"),
+        choices=OUT_TYPES,
         default="f16",
         help="of the matrices (default: f16)",
     )

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._terminal import Parser
+from .mixes import OUT_TYPES
 from .script import run
 
 PROG = "convert_legacy_llama"
-TYPES = ("f32", "f16", "bf16", "q8_0")
 VOCAB_TYPES = ("spm", "hfft")
 VOCAB_HELP = "vocabularies to look for, in this order (default: spm,hfft)"
 
@@ -41,7 +41,9 @@ def parser() -> Parser:
     args = Parser(PROG, description="Convert a LLaMA-family checkpoint (safetensors or torch) to GGUF.")
     add = args.add_argument
     add("model", type=Path, help="folder of the checkpoint, or one of its files")
-    add("--outtype", choices=TYPES, default="f16", help="type of matrices (default: f16); vectors are f32")
+    add(
+        "--outtype", choices=OUT_TYPES, default="f16", help="type of matrices (default: f16); vectors are f32"
+    )
     add("--outfile", type=Path, metavar="FILE", help="(default: ggml-model-<outtype>.gguf in the folder)")
     add("--skip-unknown", action="store_true", help="leave out what is not the language model's")
     add("--pad-vocab", action="store_true", help="fill a vocabulary that is too short with dummy tokens")
@@ -60,12 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     def body() -> None:
-        from .dtypes import OUT_TYPES
         from .language_model import Options, convert, default_outfile, dump
 
         options = Options(
             outfile=args.outfile,
-            kind=OUT_TYPES[args.outtype],
+            outtype=args.outtype,
             vocab_only=args.vocab_only,
             vocab_dir=args.vocab_dir,
             vocab_types=args.vocab_type,

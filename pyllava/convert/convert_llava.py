@@ -15,15 +15,10 @@ from pathlib import Path
 
 from .._terminal import Parser
 from .chat_template import TEMPLATES
+from .mixes import MIX_NAMES, OUT_TYPES
 from .script import log, run
 
 PROG = "convert_llava"
-# As convert.mixes and convert.dtypes know them; named here, so that --help needs no package.
-TYPES = (
-    *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l"),
-    *("q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"),
-)
-PROJECTOR_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
 def parser(prog: str = PROG) -> Parser:
@@ -32,12 +27,12 @@ def parser(prog: str = PROG) -> Parser:
     add("model", type=Path, metavar="DIR", help="folder of the checkpoint, original or Hugging Face layout")
     add("-o", "--output-dir", type=Path, metavar="OUT", help="folder to write into (default: DIR)")
     add(
-        "--outtype", type=str.lower, choices=TYPES, default="f16", metavar="TYPE",
-        help=f"of the language model's matrices (default: f16): {', '.join(TYPES)}",
+        "--outtype", type=str.lower, choices=MIX_NAMES, default="f16", metavar="TYPE",
+        help=f"of the language model's matrices (default: f16): {', '.join(MIX_NAMES)}",
     )  # fmt: skip
     add(
-        "--mmproj-outtype", type=str.lower, choices=PROJECTOR_TYPES, default="f16", metavar="TYPE",
-        help=f"of the projector file's matrices (default: f16): {', '.join(PROJECTOR_TYPES)}",
+        "--mmproj-outtype", type=str.lower, choices=OUT_TYPES, default="f16", metavar="TYPE",
+        help=f"of the projector file's matrices (default: f16): {', '.join(OUT_TYPES)}",
     )  # fmt: skip
     add(
         "--vision-tower", type=Path, metavar="DIR",

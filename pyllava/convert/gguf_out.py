@@ -22,8 +22,10 @@ from gguf import GGUFValueType as Kind
 
 from .._part_file import replacing
 from .._terminal import byte_bar
+from ..formats import BF16, F16, F32, GgmlType
+from .checkpoints.dtypes import FloatArray
 from .checkpoints.tensor import InputFile, Tensor, chunks
-from .dtypes import BF16, F16, F32, FloatArray, GgmlType, agrees, decode, encode
+from .encoding import agrees, decode, encode
 from .errors import CheckpointError, ConvertError, OutputError, shown
 from .script import log
 
@@ -88,7 +90,7 @@ class OutTensor:
 
     @property
     def n_bytes(self) -> int:
-        return self.kind.row_bytes(math.prod(self.shape))
+        return self.kind.n_bytes(math.prod(self.shape))
 
     def chunks(self) -> Iterable[tuple[int, int]]:
         return chunks(self.n_rows, self.source.row_elements, self.multiple)
@@ -151,7 +153,7 @@ def _check_plan(tensors: Sequence[OutTensor]) -> None:
             )
         if tensor.shape[-1] % tensor.kind.block:
             raise OutputError(
-                f"{tensor.name}: rows of {tensor.shape[-1]} do not divide into {tensor.kind.name} blocks"
+                f"{tensor.name}: rows of {tensor.shape[-1]} do not divide into {tensor.kind} blocks"
             )
 
 
@@ -164,7 +166,7 @@ def _write(
         for key, (kind, element, value) in metadata.values.items():
             writer.add_key_value(key, value, kind, sub_type=element)
         for tensor in tensors:
-            dtype, raw = np.dtype(np.float32), gguf.GGMLQuantizationType(tensor.kind.ggml_id)
+            dtype, raw = np.dtype(np.float32), gguf.GGMLQuantizationType(tensor.kind.id)
             writer.add_tensor_info(tensor.name, tensor.shape, dtype, tensor.n_bytes, raw_dtype=raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -181,7 +183,7 @@ def _write(
 
 
 def _write_tensor(out: BinaryIO, tensor: OutTensor, tick: Callable[[int], object]) -> None:
-    log.debug("%-40s %-5s %s", tensor.name, tensor.kind.name, list(tensor.shape))
+    log.debug("%-40s %-5s %s", tensor.name, tensor.kind, list(tensor.shape))
     begin = out.tell()
     for start, stop in tensor.chunks():
         x = tensor.rows(start, stop)
@@ -194,7 +196,7 @@ def _write_tensor(out: BinaryIO, tensor: OutTensor, tick: Callable[[int], object
         if tensor.kind in (F16, BF16) and not np.isfinite(decode(data.tobytes(), 1, tensor.kind)).all():
             biggest = float(np.abs(x).max())
             raise CheckpointError(
-                f"{tensor.source.name}: {biggest:g} does not fit {tensor.kind.name}, use f32 for this file"
+                f"{tensor.source.name}: {biggest:g} does not fit {tensor.kind}, use f32 for this file"
             )
         out.write(data.tobytes())
         tick(data.nbytes)
@@ -231,7 +233,7 @@ def _check_header(path: Path, metadata: Metadata, tensors: Sequence[OutTensor]) 
     for tensor in tensors:
         entry = found[tensor.name]
         shape = tuple(int(n) for n in reversed(entry.shape.tolist()))
-        if shape != tensor.shape or int(entry.tensor_type) != tensor.kind.ggml_id:
+        if shape != tensor.shape or int(entry.tensor_type) != tensor.kind.id:
             raise OutputError(f"{path}: {tensor.name} reads back as {entry.tensor_type.name} {list(shape)}")
     return {name: int(entry.data_offset) for name, entry in found.items()}
 
@@ -258,11 +260,11 @@ def _check_tensor(file: InputFile, offset: int, tensor: OutTensor) -> None:
     """|stored - wanted| within the rounding of the type, everything finite."""
     for start, stop in tensor.checked():
         wanted = tensor.rows(start, stop)
-        at = offset + tensor.kind.row_bytes(start * tensor.source.row_elements)
-        got = decode(file.read(at, tensor.kind.row_bytes(wanted.size)), wanted.shape[0], tensor.kind)
+        at = offset + tensor.kind.n_bytes(start * tensor.source.row_elements)
+        got = decode(file.read(at, tensor.kind.n_bytes(wanted.size)), wanted.shape[0], tensor.kind)
         if not agrees(got, wanted, tensor.kind):
             raise OutputError(
-                f"{tensor.name}: rows {start}..{stop} read back beyond the rounding of {tensor.kind.name}"
+                f"{tensor.name}: rows {start}..{stop} read back beyond the rounding of {tensor.kind}"
             )
 
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._mixes import Mix, Plan
+from ..formats import FORMATS
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files, summary
+from .checkpoints.dtypes import FloatArray
 from .checkpoints.json_file import Config
 from .checkpoints.tensor import Tensor
-from .dtypes import F16, FloatArray, GgmlType
 from .errors import CheckpointError, shown
 from .gguf_out import Metadata, OutTensor, write_gguf
 from .llama_params import LlamaParams, read_llama_params, special_id
-from .mixes import Mix, uniform
+from .mixes import language_plan
 from .names import (
     LLAMA_DERIVED,
     LLAMA_HEAD,
@@ -33,7 +35,7 @@ class Options:
     """The flags of the script; defaults as there."""
 
     outfile: Path | None = None
-    kind: GgmlType = F16
+    outtype: str = "f16"
     vocab_only: bool = False
     vocab_dir: Path | None = None
     vocab_types: tuple[str, ...] = ("spm", "hfft")
@@ -49,7 +51,7 @@ def folder_of(model: Path) -> Path:
 
 
 def default_outfile(model: Path, options: Options) -> Path:
-    name = "ggml-vocab.gguf" if options.vocab_only else f"ggml-model-{options.kind.name}.gguf"
+    name = "ggml-vocab.gguf" if options.vocab_only else f"ggml-model-{options.outtype}.gguf"
     return options.outfile or folder_of(model) / name
 
 
@@ -61,9 +63,9 @@ def convert(model: Path, options: Options) -> Path:
     with Checkpoint(files) as checkpoint:
         params, config = read_llama_params(folder, checkpoint, options.n_ctx)
         vocabulary = read_vocabulary(options.vocab_dir or folder, options.vocab_types, config_ids(config))
-        mix = uniform(options.kind)
+        plan = language_plan(options.outtype, params)
         tensors = (
-            [] if options.vocab_only else language_tensors(checkpoint, params, mix, options.skip_unknown)
+            [] if options.vocab_only else language_tensors(checkpoint, params, plan, options.skip_unknown)
         )
         n_vocab = tensors[0].shape[0] if tensors else (params.n_vocab or len(vocabulary))
         if params.n_vocab not in (None, n_vocab):
@@ -71,7 +73,9 @@ def convert(model: Path, options: Options) -> Path:
                 "config.json says vocab_size %s, token_embd has %d rows: rows count", params.n_vocab, n_vocab
             )
         vocabulary = vocabulary.fitted(n_vocab, pad=options.pad_vocab, drop_added=options.skip_unknown)
-        meta = language_metadata(options.model_name or folder_of(model.resolve()).name, params, n_vocab, mix)
+        meta = language_metadata(
+            options.model_name or folder_of(model.resolve()).name, params, n_vocab, plan.mix
+        )
         vocabulary.describe(meta)
         write_gguf(outfile, meta, tensors, inputs=checkpoint.files)
     return outfile
@@ -83,20 +87,20 @@ def config_ids(config: Config) -> dict[str, Any]:
 
 
 def language_tensors(
-    checkpoint: Mapping[str, Tensor], params: LlamaParams, mix: Mix, skip_unknown: bool
+    checkpoint: Mapping[str, Tensor], params: LlamaParams, plan: Plan, skip_unknown: bool
 ) -> list[OutTensor]:
     """All tensors of the language model, each demanded by name and shape (CONTRACT 1.6, 4.1)."""
-    plan = _plan(checkpoint, params)
+    rules = _rules(checkpoint, params)
     sizes = {
         "d": params.n_embd,
         "q": params.n_head * params.head_dim,
         "k": params.n_head_kv * params.head_dim,
         "f": params.n_ff,
     }
-    unknown = [name for name in checkpoint if name not in plan and not LLAMA_DERIVED.fullmatch(name)]
-    meta_layout = "tok_embeddings.weight" in plan
+    unknown = [name for name in checkpoint if name not in rules and not LLAMA_DERIVED.fullmatch(name)]
+    meta_layout = "tok_embeddings.weight" in rules
     tensors = []
-    for name, rule in plan.items():
+    for name, rule in rules.items():
         tensor = checkpoint.get(name)
         if tensor is None and rule.optional:
             continue
@@ -106,12 +110,13 @@ def language_tensors(
         shape = shape_of(rule, sizes)
         if tensor.shape != shape:
             raise CheckpointError(f"{shown(name)}: shape {list(tensor.shape)}, need {list(shape)}")
-        tensors.append(_out(tensor, rule, params, mix, meta_layout))
+        tensors.append(_out(tensor, rule, params, plan, meta_layout))
     _check_unknown(unknown, skip_unknown)
+    _tell_fallbacks(plan)
     return tensors
 
 
-def _plan(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Rule]:
+def _rules(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Rule]:
     """Checkpoint name -> rule: of all layers, without an output where that is tied."""
     ends: Mapping[str, Rule]
     block: Mapping[str, Rule]
@@ -128,21 +133,21 @@ def _plan(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, Ru
             prefix + "lm_head.weight",
         )
         head = next((name for name in heads if name in checkpoint), heads[0])
-    plan = {prefix + name: rule for name, rule in ends.items()}
+    rules = {prefix + name: rule for name, rule in ends.items()}
     for i in range(params.n_layer):
         for name, rule in block.items():
-            plan[f"{prefix}{layer}.{i}.{name}"] = rule._replace(name=f"blk.{i}.{rule.name}")
+            rules[f"{prefix}{layer}.{i}.{name}"] = rule._replace(name=f"blk.{i}.{rule.name}")
     # A tied model computes with token_embd even where a stale lm_head lies beside it, as transformers does.
-    plan[head] = LLAMA_HEAD
+    rules[head] = LLAMA_HEAD
     if params.tied:
-        del plan[head]
+        del rules[head]
         if head in checkpoint:
             log.info("%s is left out: the output is tied to token_embd", head)
-    return plan
+    return rules
 
 
-def _out(tensor: Tensor, rule: Rule, params: LlamaParams, mix: Mix, meta_layout: bool) -> OutTensor:
-    target = mix.type_of(rule.name, tensor.shape)
+def _out(tensor: Tensor, rule: Rule, params: LlamaParams, plan: Plan, meta_layout: bool) -> OutTensor:
+    target = FORMATS[plan.tensor_type(rule.name, tensor.shape)]
     turned = rule.name.endswith(("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"))
     if meta_layout or not params.family.paired or not turned:
         return OutTensor(rule.name, tensor, tensor.shape, target)
@@ -176,6 +181,16 @@ def _check_unknown(unknown: list[str], skip: bool) -> None:
     log.info("skipped %d tensors that are not the language model's: %s", len(unknown), summary(unknown))
 
 
+def _tell_fallbacks(plan: Plan) -> None:
+    for f in plan.fallbacks:
+        log.debug("%s: rows of %d, not %s but %s", f.name, f.n_per_row, f.wanted, f.type)
+    if plan.fallbacks:
+        log.info(
+            "%d matrices get another type than %s, its blocks do not divide their rows (--verbose lists them)",
+            *(len(plan.fallbacks), plan.mix.name),
+        )
+
+
 def language_metadata(name: str, params: LlamaParams, n_vocab: int, mix: Mix) -> Metadata:
     """The keys of CONTRACT 1.5 but for the tokenizer's."""
     arch = params.family.architecture
@@ -183,7 +198,7 @@ def language_metadata(name: str, params: LlamaParams, n_vocab: int, mix: Mix) ->
     meta.text("general.type", "model")
     meta.text("general.name", name)
     meta.u32("general.file_type", mix.file_type)
-    if mix.quantized:
+    if FORMATS[mix.base].block > 1:
         meta.u32("general.quantization_version", 2)
     meta.u32(f"{arch}.vocab_size", n_vocab)
     meta.u32(f"{arch}.context_length", params.n_ctx)

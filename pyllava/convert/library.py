@@ -16,7 +16,7 @@ def opened_by_library(model: Path, mmproj: Path) -> bool:
     Raises OutputError where the library is there and calls a file damaged or the two unfit for each other.
     """
     try:
-        from pyllava import Llava, ModelMemoryError, PyllavaError, UnsupportedModelError
+        from .. import Llava, ModelMemoryError, PyllavaError, UnsupportedModelError
     except ImportError as error:
         log.info("not opened with pyllava itself, which is not ready to run here: %s", error)
         return False

@@ -18,14 +18,13 @@ from typing import Any
 from .chat_template import choose, jinja
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files
 from .checkpoints.json_file import Config
-from .dtypes import OUT_TYPES
 from .errors import CheckpointError, NoCheckpoint, OutputError, shown
 from .gguf_out import Metadata, OutTensor, written
 from .language_model import config_ids, language_metadata, language_tensors
 from .library import opened_by_library
 from .llama_params import read_llama_params
 from .llava_config import is_hugging_face, tower_base, tower_folders
-from .mixes import mix_named
+from .mixes import OUT_TYPES, language_plan
 from .names import projector_name, projector_type, tower_name
 from .projector_file import OUTPUT_OF, Part, projector_plan
 from .script import log
@@ -82,7 +81,7 @@ def convert(folder: Path, output_folder: Path, options: Options) -> Model:
         log.info("%s: %s in the %s layout, %d tensors", folder, kind, layout, len(checkpoint))
         log.info("vision tower: %d layers of %d, from %s", params.n_layer, params.n_embd, tower.path)
         out_kind = OUT_TYPES[options.mmproj_outtype]
-        projector_path = output_folder / f"mmproj-{name}-{out_kind.name}.gguf"
+        projector_path = output_folder / f"mmproj-{name}-{out_kind}.gguf"
         plan = projector_plan(name, params, facts, tower, Part(folder, projector), out_kind)
         mmproj = _Plan(projector_path, *plan)
         language, template = _language_model(folder, output_folder, name, config, checkpoint, options)
@@ -167,13 +166,8 @@ def _language_model(
     left = {
         key: value for key, value in checkpoint.items() if not projector_name(key) and not tower_name(key)
     }
-    mix = mix_named(options.outtype, params)
-    tensors = language_tensors(left, params, mix, skip_unknown=True)
-    if mix.replaced:
-        log.info(
-            "%d matrices get another type than %s, its blocks do not divide their rows (--verbose lists them)",
-            *(len(mix.replaced), mix.name),
-        )
+    plan = language_plan(options.outtype, params)
+    tensors = language_tensors(left, params, plan, skip_unknown=True)
     n_vocab = tensors[0].shape[0]
     outer = config_ids(config)
     ids = {key: outer[key] if value is None else value for key, value in config_ids(own).items()}
@@ -186,10 +180,10 @@ def _language_model(
     log.info("prompt template: %s (%s)", template, why)
     if vocabulary.chat_template is None:
         vocabulary = replace(vocabulary, chat_template=jinja(template))
-    metadata = language_metadata(name, params, n_vocab, mix)
+    metadata = language_metadata(name, params, n_vocab, plan.mix)
     metadata.text("pyllava.template", template)
     vocabulary.describe(metadata)
-    return _Plan(output_folder / f"{name}-{mix.name}.gguf", metadata, tensors), template
+    return _Plan(output_folder / f"{name}-{plan.mix.name}.gguf", metadata, tensors), template
 
 
 def _names_in(config: Config) -> list[str]:

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._mixes import TYPES
+from ..formats import F16, F32, GgmlType
 from .checkpoints.checkpoint import Checkpoint, summary
 from .checkpoints.tensor import Tensor
-from .dtypes import F16, F32, OUT_TYPES, GgmlType
 from .errors import CheckpointError, shown
 from .gguf_out import Metadata, OutTensor, matrix_or_f32, write_gguf
+from .mixes import OUT_TYPES
 from .names import (
     CLIP,
     CLIP_BLOCK,
@@ -254,7 +256,7 @@ def projector_metadata(
     meta.flag("clip.has_text_encoder", False)
     meta.flag("clip.has_vision_encoder", True)
     meta.flag("clip.has_llava_projector", True)
-    meta.u32("general.file_type", kind.file_type)
+    meta.u32("general.file_type", TYPES[str(kind)].file_type)
     meta.text("general.name", name or "clip")
     meta.text("general.description", "image encoder for LLaVA")
     # Readers tell mlp_norm from mlp by its tensors.

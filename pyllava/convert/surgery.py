@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .._part_file import replacing
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files, summary
+from .checkpoints.dtypes import FLOATS, STORED
 from .checkpoints.safetensors_file import check_safetensors, write_safetensors
 from .checkpoints.tensor import Tensor
-from .dtypes import FLOATS, STORED
 from .errors import CheckpointError, NoCheckpoint, shown
 from .names import projector_name, tower_name
 from .script import log

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 from .._part_file import replacing
+from ..formats import F16
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.json_file import Config, read_json
-from .dtypes import F16
 from .errors import CheckpointError, shown
 from .llava_config import (
     CLIP_DEFAULTS,

@@ -22,9 +22,9 @@ from pyllava import _part_file
 from pyllava.convert import gguf_out
 from pyllava.convert.checkpoints import tensor
 from pyllava.convert.checkpoints.checkpoint import Checkpoint
-from pyllava.convert.dtypes import BF16, F16, F32, Q8_0, GgmlType
 from pyllava.convert.errors import CheckpointError, OutputError
 from pyllava.convert.gguf_out import Metadata, OutTensor, check_gguf, write_gguf, written
+from pyllava.formats import BF16, F16, F32, Q8_0, GgmlType
 
 RNG = np.random.RandomState(0)
 X = RNG.standard_normal((37, 64)).astype(np.float32)
@@ -67,8 +67,8 @@ def test_chunks_of_any_size_give_the_same_file(
     writer = gguf.GGUFWriter(tmp_path / "plain.gguf", "llama")  # the package's own, all at once
     for key, (value_type, element, value) in meta().values.items():
         writer.add_key_value(key, value, value_type, sub_type=element)
-    quantised = gguf.quants.quantize(X, gguf.GGMLQuantizationType(kind.ggml_id))
-    writer.add_tensor("x", quantised, raw_dtype=gguf.GGMLQuantizationType(kind.ggml_id))
+    quantised = gguf.quants.quantize(X, gguf.GGMLQuantizationType(kind.id))
+    writer.add_tensor("x", quantised, raw_dtype=gguf.GGMLQuantizationType(kind.id))
     writer.add_tensor("y", X[0])
     writer.add_tensor("z", X.reshape(shape).astype(np.float16))
     writer.add_tensor("w", (X[::-1] * 2).astype(np.float16))

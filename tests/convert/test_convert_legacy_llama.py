@@ -20,9 +20,10 @@ from tiny import (
     write_tokenizer,
 )
 
-from pyllava.convert.dtypes import BF16, F16, F32, OUT_TYPES, Q8_0, decode, tolerance
+from pyllava.convert.encoding import decode, encode, tolerance
 from pyllava.convert.errors import CheckpointError
 from pyllava.convert.language_model import Options, convert, interleave
+from pyllava.formats import BF16, F16, F32, Q8_0
 
 SPEC = TinySpec()
 LLAVA = Options(skip_unknown=True)
@@ -84,7 +85,7 @@ def assert_file(file: Gguf, spec: TinySpec, kind: str) -> None:
 def test_names_types_and_numbers(tmp_path: Path, fmt: str, dtype: str, outtype: str) -> None:
     spec = TinySpec(dtype=dtype)
     write_llava_checkpoint(tmp_path, spec, fmt=fmt)
-    path = convert(tmp_path, Options(kind=OUT_TYPES[outtype], skip_unknown=True))
+    path = convert(tmp_path, Options(outtype=outtype, skip_unknown=True))
     assert path == tmp_path / f"ggml-model-{outtype}.gguf"
     file = read_gguf(path)
     assert_file(file, spec, outtype)
@@ -132,7 +133,7 @@ def test_shapes_and_keys(tmp_path: Path, spec: TinySpec, shards: int) -> None:
 def test_rows_that_no_block_divides_stay_f16(tmp_path: Path) -> None:
     spec = TinySpec(n_embd=40, n_head=4, n_ff=96)
     write_llava_checkpoint(tmp_path, spec)
-    file = read_gguf(convert(tmp_path, Options(kind=Q8_0, skip_unknown=True)))
+    file = read_gguf(convert(tmp_path, Options(outtype="q8_0", skip_unknown=True)))
     assert file.kinds["blk.0.attn_q.weight"] == "F16"
     assert file.kinds["blk.0.ffn_down.weight"] == "Q8_0"
 
@@ -223,7 +224,10 @@ def test_qwen2(tmp_path: Path) -> None:
     """Keys under its own name, biases, and rows of q and k as they are."""
     spec = TinySpec(family="qwen2", tied=True)
     write_llava_checkpoint(tmp_path, spec)
-    file, source = read_gguf(convert(tmp_path, Options(kind=F32, skip_unknown=True))), language_tensors(spec)
+    file, source = (
+        read_gguf(convert(tmp_path, Options(outtype="f32", skip_unknown=True))),
+        language_tensors(spec),
+    )
     assert file.kv["general.architecture"] == "qwen2"
     assert file.kv["qwen2.block_count"] == spec.n_layer
     assert not [key for key in file.kv if key.startswith("llama.")]
@@ -413,13 +417,11 @@ def test_numbers_that_cannot_be_kept(tmp_path: Path, value: float, text: str) ->
         convert(tmp_path, LLAVA)
     assert not list(tmp_path.glob("*.gguf*"))
     if value == 7e4:
-        convert(tmp_path, Options(kind=BF16, skip_unknown=True))
+        convert(tmp_path, Options(outtype="bf16", skip_unknown=True))
 
 
 def test_dtypes_of_the_pair_agree_with_numpy() -> None:
     """bf16 rounding against the tests' own; f16 and q8_0 stay within the stated bounds on difficult rows."""
-    from pyllava.convert.dtypes import encode
-
     rng = np.random.RandomState(2)
     rows = np.stack([rng.standard_normal(64) * 10.0**e for e in (-9, -6, -3, 0, 3)] + [np.zeros(64)]).astype(
         np.float32

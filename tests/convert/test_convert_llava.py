@@ -33,10 +33,11 @@ from tiny import (
     write_shards,
 )
 
+from pyllava import quantize
 from pyllava.convert import llava_model
 from pyllava.convert.chat_template import TEMPLATES, choose, jinja
-from pyllava.convert.convert_llava import TYPES, command, main
-from pyllava.convert.dtypes import KINDS, OUT_TYPES, agrees, decode, encode
+from pyllava.convert.convert_llava import command, main
+from pyllava.convert.encoding import agrees, decode, encode
 from pyllava.convert.errors import CheckpointError, ConvertError, OutputError
 from pyllava.convert.language_model import Options as LanguageOptions
 from pyllava.convert.language_model import convert as convert_language
@@ -44,10 +45,11 @@ from pyllava.convert.llama_params import read_llama_params
 from pyllava.convert.llava_config import CLIP_DEFAULTS, KNOWN_TOWERS
 from pyllava.convert.llava_model import Model, Options, convert, model_name
 from pyllava.convert.llava_surgery_v2 import main as surgery_main
-from pyllava.convert.mixes import MIX_NAMES
+from pyllava.convert.mixes import MIX_NAMES, OUT_TYPES
 from pyllava.convert.projector_file import convert as convert_tower
 from pyllava.convert.surgery import split_off
 from pyllava.convert.vit_config import write_vit_config
+from pyllava.formats import FORMATS
 
 SPEC = TinySpec(dtype="bf16")
 PLAIN = Options(outtype="f32", mmproj_outtype="f32", check=False)
@@ -413,15 +415,6 @@ def test_template_of_the_checkpoint_and_of_the_user(tmp_path: Path) -> None:
 WIDE = TinySpec(n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_layer=8, dtype="bf16")
 
 
-def test_types_are_those_of_the_library() -> None:
-    quantize = pytest.importorskip("pyllava.quantize")
-    assert TYPES == MIX_NAMES
-    assert set(TYPES) == {mix.name for mix in quantize.TYPES.values()}
-    for name in TYPES:
-        base = KINDS[quantize.TYPES[name].base.lower()]
-        assert name in OUT_TYPES or base.step
-
-
 QUICK = ("q4_0", "q5_1", "q2_k", "q4_k_m")
 
 
@@ -429,12 +422,11 @@ QUICK = ("q4_0", "q5_1", "q2_k", "q4_k_m")
     "outtype",
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in TYPES
+        for name in MIX_NAMES
         if name not in OUT_TYPES
     ],
 )
 def test_quantized(tmp_path: Path, outtype: str) -> None:
-    quantize = pytest.importorskip("pyllava.quantize")
     folder = original_15(tmp_path / "m", WIDE)
     language, mmproj = files(convert(folder, tmp_path / "out", Options(outtype=outtype)))
     plan = quantize.Plan(outtype, n_layer=8, n_head=4, n_head_kv=2, tied=False)
@@ -449,12 +441,11 @@ def test_quantized(tmp_path: Path, outtype: str) -> None:
 
 
 def test_wrong_rows_of_a_quantised_tensor_are_noticed() -> None:
-    pytest.importorskip("pyllava.quantize")
     random = np.random.RandomState(3)
     x = random.standard_normal((16, 512)).astype(np.float32) * np.exp(random.standard_normal((16, 1)))
     x = x.astype(np.float32)
     x[3] = 0
-    for kind in KINDS.values():
+    for kind in FORMATS.values():
         got = decode(encode(x, kind).tobytes(), 16, kind)
         assert agrees(got, x, kind), kind.name
         for wrong in (got[::-1], got * 0, got * np.float32(3), -got, np.full_like(got, np.nan)):
@@ -462,7 +453,6 @@ def test_wrong_rows_of_a_quantised_tensor_are_noticed() -> None:
 
 
 def test_number_too_large_for_the_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pyllava.quantize")
     folder = original_15(tmp_path / "m", WIDE)
     tensors = {**language_tensors(WIDE), **projector_tensors(WIDE)}
     tensors["model.layers.2.mlp.up_proj.weight"][5, 7] = 1e30
@@ -474,7 +464,6 @@ def test_number_too_large_for_the_type(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_rows_that_no_block_of_256_divides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pyllava.quantize")
     folder = original_15(tmp_path / "m")
     assert main([str(folder), "--outtype", "q4_k_m", "-o", str(tmp_path / "out")]) == 0
     assert "16 matrices get another type than q4_k_m" in capsys.readouterr().err
@@ -489,15 +478,15 @@ def test_type_of_the_projector(tmp_path: Path, kind: str) -> None:
     assert read_gguf(model.mmproj).kinds["mm.2.weight"] == kind.upper()
 
 
-def test_without_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_without_the_library(tmp_path: Path, script) -> None:
     """Types of our own need no library; the others say that they do."""
     folder = original_15(tmp_path / "m")
-    monkeypatch.setitem(sys.modules, "pyllava", None)
-    monkeypatch.setitem(sys.modules, "pyllava.quantize", None)
-    assert main([str(folder), "--outtype", "q8_0"]) == 0
-    assert "not opened with pyllava itself" in capsys.readouterr().err
-    assert main([str(folder), "--outtype", "q4_k_m"]) == 1
-    assert "--outtype q4_k_m needs the compiled library" in capsys.readouterr().err
+    without = {**os.environ, "PYLLAVA_LIBRARY": str(tmp_path / "libpyllava.so")}
+    result = script("convert_llava", folder, "--outtype", "q8_0", env=without)
+    assert result.returncode == 0, result.stderr
+    assert "not opened with pyllava itself" in result.stderr
+    line = failure(script("convert_llava", folder, "--outtype", "q4_k_m", env=without))
+    assert "--outtype q4_k_m needs the compiled library: libpyllava is not built" in line
 
 
 # The tower

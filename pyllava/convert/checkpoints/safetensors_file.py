@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..dtypes import F32 as GGML_F32
-from ..dtypes import FLOATS, STORED, encode
 from ..errors import CheckpointError, OutputError, shown
+from .dtypes import FLOATS, STORED
 from .tensor import InputFile, Tensor, chunks, row_major
 
 MAX_HEADER = 100_000_000
@@ -165,7 +164,7 @@ def write_safetensors(out: BinaryIO, tensors: Sequence[tuple[str, Tensor]], dtyp
             if dtype is None or dtype == tensor.dtype:
                 out.write(tensor.stored_rows(start, stop).tobytes())
             else:
-                out.write(encode(tensor.rows(start, stop), GGML_F32).tobytes())
+                out.write(tensor.rows(start, stop).astype("<f4", copy=False).tobytes())
 
 
 def check_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]], dtype: str | None) -> None:

@@ -17,8 +17,8 @@ from types import TracebackType
 
 import numpy as np
 
-from ..dtypes import FLOATS, STORED, AnyArray, FloatArray, to_f32
 from ..errors import CheckpointError, shown
+from .dtypes import FLOATS, STORED, AnyArray, FloatArray, to_f32
 
 CHUNK_ELEMENTS = 4 << 20  # elements handled at once: 16 MiB of float32
 MAX_ROW_BYTES = 1 << 30  # a longer row, or a wider span of a strided view, is refused rather than read

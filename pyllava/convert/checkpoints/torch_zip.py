@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dtypes import STORED
 from ..errors import CheckpointError, shown
 from . import torch_pickle
+from .dtypes import STORED
 from .tensor import InputFile, Tensor
 
 MAX_MEMBERS = 131_072

@@ -1,88 +1,16 @@
-"""Number formats: what a checkpoint stores, what a GGUF file stores, and the way between, through float32.
+"""float32 to the bytes of a GGUF file and back, and how far the two may be apart.
 
 float32, float16, bfloat16 and q8_0 are written here; the other quantised types by `pyllava.quantize`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from ..errors import PyllavaError
+from ..formats import BF16, F16, F32, Q8_0, GgmlType
+from .checkpoints.dtypes import STORED, AnyArray, FloatArray, to_f32
 from .errors import CheckpointError
-
-FloatArray = npt.NDArray[np.float32]
-AnyArray = npt.NDArray[Any]
-
-# Stored type -> how its bytes are read. bf16 is read as its 16 bits: NumPy has no such type.
-STORED: dict[str, np.dtype[Any]] = {
-    "f64": np.dtype("<f8"),
-    "f32": np.dtype("<f4"),
-    "f16": np.dtype("<f2"),
-    "bf16": np.dtype("<u2"),
-    "i64": np.dtype("<i8"),
-    "i32": np.dtype("<i4"),
-    "i16": np.dtype("<i2"),
-    "i8": np.dtype("i1"),
-    "u64": np.dtype("<u8"),
-    "u32": np.dtype("<u4"),
-    "u16": np.dtype("<u2"),
-    "u8": np.dtype("u1"),
-    "bool": np.dtype("u1"),
-    "f8_e4m3": np.dtype("u1"),
-    "f8_e5m2": np.dtype("u1"),
-}
-FLOATS = ("f64", "f32", "f16", "bf16")
-
-
-@dataclass(frozen=True)
-class GgmlType:
-    """One row per type that the converters write (ids: CONTRACT 1.8)."""
-
-    name: str
-    ggml_id: int
-    file_type: int  # general.file_type of a language model whose matrices have this type
-    block: int  # elements per block
-    block_bytes: int
-    step: float = 0.0  # of the quantised types that pyllava writes: see `agrees`
-
-    def row_bytes(self, n: int) -> int:
-        """Bytes of `n` elements, a multiple of the block."""
-        return n // self.block * self.block_bytes
-
-
-F32 = GgmlType("f32", 0, 0, 1, 4)
-F16 = GgmlType("f16", 1, 1, 1, 2)
-Q8_0 = GgmlType("q8_0", 8, 7, 32, 34)
-BF16 = GgmlType("bf16", 30, 32, 1, 2)
-OUT_TYPES = {kind.name: kind for kind in (F32, F16, BF16, Q8_0)}  # what is written without pyllava
-# The last number is the step in terms of a block's largest number; q4_0 and q5_0 reach one step less on one
-# side than on the other, so that an error there can be a whole one.
-_QUANTIZED = (
-    GgmlType("q4_0", 2, 2, 32, 18, 1 / 4),
-    GgmlType("q4_1", 3, 3, 32, 20, 1 / 7.5),
-    GgmlType("q5_0", 6, 8, 32, 22, 1 / 8),
-    GgmlType("q5_1", 7, 9, 32, 24, 1 / 15.5),
-    GgmlType("q2_k", 10, 10, 256, 84, 1 / 1.5),
-    GgmlType("q3_k", 11, 12, 256, 110, 1 / 3.5),
-    GgmlType("q4_k", 12, 15, 256, 144, 1 / 7.5),
-    GgmlType("q5_k", 13, 17, 256, 176, 1 / 15.5),
-    GgmlType("q6_k", 14, 18, 256, 210, 1 / 31.5),
-)
-KINDS = {**OUT_TYPES, **{kind.name: kind for kind in _QUANTIZED}}
-
-
-def to_f32(raw: AnyArray, dtype: str) -> FloatArray:
-    """Stored numbers as float32, same shape; exact for f16, bf16 and f32."""
-    if dtype == "bf16":
-        bits: npt.NDArray[np.uint32] = raw.astype(np.uint32) << np.uint32(16)
-        return bits.view(np.float32)
-    with np.errstate(
-        over="ignore"
-    ):  # an f64 out of range becomes infinite and is refused with every other non-finite
-        return raw.astype(np.float32, copy=False)
 
 
 def encode(x: FloatArray, kind: GgmlType) -> AnyArray:
@@ -103,11 +31,10 @@ def encode(x: FloatArray, kind: GgmlType) -> AnyArray:
 
 
 def _quantized(x: FloatArray, kind: GgmlType) -> AnyArray:
-    from pyllava.errors import PyllavaError
-    from pyllava.quantize import quantize_rows
+    from ..quantize import quantize_rows
 
     try:
-        data: AnyArray = quantize_rows(np.ascontiguousarray(x), kind.name.upper())
+        data: AnyArray = quantize_rows(np.ascontiguousarray(x), kind.name)
     except PyllavaError as error:
         raise CheckpointError(str(error)) from None
     return data
@@ -119,13 +46,12 @@ def decode(data: bytes | bytearray, rows: int, kind: GgmlType) -> FloatArray:
         from gguf import GGMLQuantizationType, quants
 
         raw = np.frombuffer(data, dtype=np.uint8).reshape(rows, -1)
-        return np.asarray(quants.dequantize(raw, GGMLQuantizationType(kind.ggml_id)), dtype=np.float32)
+        return np.asarray(quants.dequantize(raw, GGMLQuantizationType(kind.id)), dtype=np.float32)
     if kind is Q8_0:
         blocks = np.frombuffer(data, dtype=np.dtype([("scale", "<f2"), ("q", "i1", (32,))]))
         x: FloatArray = blocks["scale"].astype(np.float32)[:, None] * blocks["q"].astype(np.float32)
         return x.reshape(rows, -1)
-    stored = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[kind.name]
-    return to_f32(np.frombuffer(data, dtype=stored), kind.name).reshape(rows, -1)
+    return to_f32(np.frombuffer(data, dtype=STORED[str(kind)]), str(kind)).reshape(rows, -1)
 
 
 def tolerance(x: FloatArray, kind: GgmlType) -> FloatArray:
