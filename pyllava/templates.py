@@ -7,7 +7,7 @@ a user or of an earlier answer never turn into special tokens: only the template
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -215,19 +215,39 @@ def guess(name: str | None, general_name: str | None, file_name: str | None) -> 
     """
     if name is not None:
         return by_name(name)
-    for known in (general_name, file_name):
-        for word, template in _NAME_HINTS:
-            if known and word in known.lower():
-                return TEMPLATES[template]
-    return TEMPLATES["vicuna_v1"]
+    hints = (_hint(_NAME_HINTS, known.lower()) for known in (general_name, file_name) if known)
+    return TEMPLATES[next(filter(None, hints), _USUAL)]
 
 
-_NAME_HINTS = (
+def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str]) -> tuple[str, str]:
+    """The template's name for a checkpoint, and why: from its names, the Jinja template it brings, its vocabulary."""
+    for name in names:
+        if found := _hint(_NAME_HINTS, name.lower()):
+            return found, f"the name {name}"
+    if found := _hint(_SIGNS, chat_template or ""):
+        return found, "the checkpoint's chat template"
+    if "<|im_start|>" in tokens:
+        return "chatml_direct", "its vocabulary"
+    return _USUAL, "nothing else said"
+
+
+def _hint(hints: Sequence[tuple[str, str]], text: str) -> str | None:
+    return next((template for part, template in hints if part in text), None)
+
+
+_USUAL = "vicuna_v1"
+_NAME_HINTS = (  # parts of a model's name, in the order in which they are looked for
     ("bakllava", "vicuna_v1"),  # on Mistral, but trained so
     ("vicuna", "vicuna_v1"),
     ("34b", "chatml_direct"),
     ("mistral", "mistral_instruct"),
     ("llama-2", "llava_llama_2"),
+    ("v1.5", "vicuna_v1"),
+)
+_SIGNS = (  # parts of a template's own text
+    ("<|im_start|>", "chatml_direct"),
+    ("ASSISTANT:", "vicuna_v1"),
+    ("[INST]", "mistral_instruct"),
 )
 
 

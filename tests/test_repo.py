@@ -85,7 +85,7 @@ PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
-TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal"}
+TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates"}
 CONVERTERS = "pyllava.convert"
 MAY_IMPORT = {
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},

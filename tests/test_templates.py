@@ -15,6 +15,7 @@ from pyllava.templates import (
     Part,
     Text,
     by_name,
+    choose,
     guess,
     prompt_text,
     raw,
@@ -291,6 +292,7 @@ def test_raw_keeps_every_character(text: str, n_images: int) -> None:
     [
         (None, None, "vicuna_v1"),
         ("llava-v1.5-7b", "ggml-model-q4_k.gguf", "vicuna_v1"),
+        ("llava-v1.5-7b", "mistral.gguf", "vicuna_v1"),
         ("LLaMA v2", "ggml-model-f16.gguf", "vicuna_v1"),
         ("llava-v1.6-vicuna-13b", "llava-v1.6-vicuna-13b.Q4_K_M.gguf", "vicuna_v1"),
         ("llava-v1.6-mistral-7b", None, "mistral_instruct"),
@@ -304,6 +306,29 @@ def test_raw_keeps_every_character(text: str, n_images: int) -> None:
 )
 def test_guess_by_names(general_name: str | None, file_name: str | None, expected: str) -> None:
     assert guess(None, general_name, file_name).name == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "template", "tokens", "wanted"),
+    [
+        (["llava-v1.6-mistral-7b"], None, (), "mistral_instruct"),
+        (["llava-v1.6-34b-hf"], "ASSISTANT:", (), "chatml_direct"),
+        (["llava-v1.6-vicuna-13b"], None, (), "vicuna_v1"),
+        (["llava-llama-2-13b-chat-lightning-preview"], None, (), "llava_llama_2"),
+        (["BakLLaVA-1"], "[INST]", (), "vicuna_v1"),
+        (["BakLLaVA-1", "Mistral-7B-v0.1"], None, (), "vicuna_v1"),
+        (["my-model", "Mistral-7B-Instruct-v0.2"], None, (), "mistral_instruct"),
+        (["my-model"], "{{ '[INST] ' + x }}", (), "mistral_instruct"),
+        (["my-model"], "{{ '<|im_start|>' + x }}", (), "chatml_direct"),
+        (["my-model"], None, ("<|im_start|>",), "chatml_direct"),
+        (["llava-v1.5-7b"], "[INST]", (), "vicuna_v1"),
+        (["my-model"], None, (), "vicuna_v1"),
+    ],
+)
+def test_choice_for_a_checkpoint(
+    names: list[str], template: str | None, tokens: tuple[str, ...], wanted: str
+) -> None:
+    assert choose(names, template, tokens)[0] == wanted
 
 
 def test_guess_by_metadata() -> None:

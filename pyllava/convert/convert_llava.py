@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._terminal import Parser
-from .chat_template import TEMPLATES
+from .chat_template import NAMES
 from .mixes import MIX_NAMES, OUT_TYPES
 from .script import log, run
 
@@ -40,8 +40,8 @@ def parser(prog: str = PROG) -> Parser:
         "checkpoint with its own tower only the settings are taken from there",
     )  # fmt: skip
     add(
-        "--template", choices=sorted(TEMPLATES), metavar="NAME",
-        help=f"prompt template (default: told by the model's name): {', '.join(TEMPLATES)}",
+        "--template", choices=sorted(NAMES), metavar="NAME",
+        help=f"prompt template (default: told by the model's name): {', '.join(NAMES)}",
     )  # fmt: skip
     add("--name", help="of the model, in the files and their names (default: the folder's)")
     add("--pad-vocab", action="store_true", help="fill a vocabulary that is too short with dummy tokens")

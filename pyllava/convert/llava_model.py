@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .chat_template import choose, jinja
+from ..templates import choose
+from .chat_template import jinja
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files
 from .checkpoints.json_file import Config
 from .errors import CheckpointError, NoCheckpoint, OutputError, shown

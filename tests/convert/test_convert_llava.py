@@ -33,9 +33,9 @@ from tiny import (
     write_shards,
 )
 
-from pyllava import quantize
+from pyllava import quantize, templates
 from pyllava.convert import llava_model
-from pyllava.convert.chat_template import TEMPLATES, choose, jinja
+from pyllava.convert.chat_template import NAMES, jinja
 from pyllava.convert.convert_llava import command, main
 from pyllava.convert.encoding import agrees, decode, encode
 from pyllava.convert.errors import CheckpointError, ConvertError, OutputError
@@ -352,14 +352,13 @@ def test_tokenizer_json_alone(tmp_path: Path) -> None:
 # Templates
 
 
-def test_templates_are_those_of_the_library() -> None:
+def test_templates_in_jinja() -> None:
     """The Jinja text of each template renders a conversation as pyllava does."""
     jinja2 = pytest.importorskip("jinja2")
-    templates = pytest.importorskip("pyllava.templates")
     talk = [("user", "<image>\nWhat?\n"), ("assistant", " A <b>. "), ("user", "'And' \"so\"?")]
     shown = [templates.Message("user", "What?\n", images=1)]
     shown += [templates.Message(role, text) for role, text in talk[1:]]
-    for name in TEMPLATES:
+    for name in NAMES:
         known = templates.TEMPLATES[name]
         for options in ({}, {"trim_blocks": True, "lstrip_blocks": True}):
             compiled = jinja2.Environment(**options).from_string(jinja(name))
@@ -372,26 +371,6 @@ def test_templates_are_those_of_the_library() -> None:
             messages = [{"role": "user", "content": parts}, *messages[-2:]]
             wanted = templates.prompt_text(templates.render(known, shown))
             assert compiled.render(messages=messages, add_generation_prompt=True) == wanted
-
-
-@pytest.mark.parametrize(
-    ("names", "template", "texts", "wanted"),
-    [
-        (["llava-v1.6-mistral-7b"], None, (), "mistral_instruct"),
-        (["llava-v1.6-34b-hf"], "ASSISTANT:", (), "chatml_direct"),
-        (["llava-v1.6-vicuna-13b"], None, (), "vicuna_v1"),
-        (["llava-llama-2-13b-chat-lightning-preview"], None, (), "llava_llama_2"),
-        (["BakLLaVA-1"], "[INST]", (), "vicuna_v1"),
-        (["BakLLaVA-1", "Mistral-7B-v0.1"], None, (), "vicuna_v1"),
-        (["my-model", "Mistral-7B-Instruct-v0.2"], None, (), "mistral_instruct"),
-        (["my-model"], "{{ '[INST] ' + x }}", (), "mistral_instruct"),
-        (["my-model"], "{{ '<|im_start|>' + x }}", (), "chatml_direct"),
-        (["my-model"], None, ("<|im_start|>",), "chatml_direct"),
-        (["my-model"], None, (), "vicuna_v1"),
-    ],
-)
-def test_choice_of_template(names: list[str], template: str | None, texts: tuple[str], wanted: str) -> None:
-    assert choose(names, template, texts)[0] == wanted
 
 
 def test_template_of_the_checkpoint_and_of_the_user(tmp_path: Path) -> None:
