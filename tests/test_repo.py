@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyllava import _lib
-from pyllava.convert import names as tensors
+from pyllava.convert import families
 from pyllava.convert.projector_file import MLP
 
 ROOT = Path(__file__).parent.parent
@@ -244,10 +244,14 @@ def test_converter_and_loader_agree_on_tensor_names() -> None:
         asked.update(re.findall(r'[?:] "([^"]+)"', text))  # one of two names
     asked = {name for name in asked if "." in name and "%s" not in name}
 
-    rules = [*tensors.LLAMA.values(), tensors.LLAMA_HEAD, *tensors.META.values(), *tensors.CLIP.values()]
-    written = {rule.name for rule in [*rules, *MLP["mlp"]]} | {"model.image_newline"}
-    written |= {f"blk.%d.{r.name}" for r in [*tensors.LLAMA_BLOCK.values(), *tensors.META_BLOCK.values()]}
-    written |= {f"v.blk.%d.{rule.name}" for rule in tensors.CLIP_BLOCK.values()}
+    ends = [*families.META_ENDS.values(), families.OUTPUT, *families.CLIP.ends.values(), *MLP["mlp"]]
+    blocks = [*families.META_BLOCK.values()]
+    for family in families.FAMILIES:
+        ends += family.ends.values()
+        blocks += family.block.values()
+    written = {rule.name for rule in ends} | {"model.image_newline"}
+    written |= {f"blk.%d.{rule.name}" for rule in blocks}
+    written |= {f"v.blk.%d.{rule.name}" for rule in families.CLIP.block.values()}
     assert asked - READ_ONLY == written
 
 

@@ -14,18 +14,11 @@ from .checkpoints.dtypes import FloatArray
 from .checkpoints.json_file import Config
 from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, shown
+from .families import DERIVED, META_BLOCK, META_ENDS, OUTPUT
 from .gguf_out import Metadata, OutTensor, write_gguf
 from .llama_params import LlamaParams, read_llama_params, special_id
 from .mixes import language_plan
-from .names import (
-    LLAMA_DERIVED,
-    LLAMA_HEAD,
-    META,
-    META_BLOCK,
-    Rule,
-    language_prefix,
-    shape_of,
-)
+from .names import Rule, language_prefix, shape_of
 from .script import log
 from .vocabulary import SPECIAL, read_vocabulary
 
@@ -97,7 +90,7 @@ def language_tensors(
         "k": params.n_head_kv * params.head_dim,
         "f": params.n_ff,
     }
-    unknown = [name for name in checkpoint if name not in rules and not LLAMA_DERIVED.fullmatch(name)]
+    unknown = [name for name in checkpoint if name not in rules and not DERIVED.fullmatch(name)]
     meta_layout = "tok_embeddings.weight" in rules
     tensors = []
     for name, rule in rules.items():
@@ -121,7 +114,7 @@ def _rules(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, R
     ends: Mapping[str, Rule]
     block: Mapping[str, Rule]
     if "tok_embeddings.weight" in checkpoint:
-        ends, block, layer, prefix, head = META, META_BLOCK, "layers", "", "output.weight"
+        ends, block, layer, prefix, head = META_ENDS, META_BLOCK, "layers", "", "output.weight"
     else:
         found = language_prefix(checkpoint)
         if found is None:
@@ -138,7 +131,7 @@ def _rules(checkpoint: Mapping[str, Tensor], params: LlamaParams) -> dict[str, R
         for name, rule in block.items():
             rules[f"{prefix}{layer}.{i}.{name}"] = rule._replace(name=f"blk.{i}.{rule.name}")
     # A tied model computes with token_embd even where a stale lm_head lies beside it, as transformers does.
-    rules[head] = LLAMA_HEAD
+    rules[head] = OUTPUT
     if params.tied:
         del rules[head]
         if head in checkpoint:

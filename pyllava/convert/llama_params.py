@@ -10,7 +10,7 @@ from typing import Any
 from .checkpoints.json_file import Config, read_json
 from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, shown
-from .families import LLAMA_FAMILY, Family, family_of
+from .families import LLAMA, Family, family_of
 from .llava_config import is_hugging_face
 
 
@@ -160,7 +160,7 @@ def _from_params(config: Config, tensors: Mapping[str, Tensor], n_ctx: int | Non
         raise CheckpointError(f"{config.where}: dim {n_embd} does not divide by {n_head} heads")
     n_head_kv = n_head if config.get("n_kv_heads") is None else config.integer("n_kv_heads")
     return LlamaParams(
-        family=LLAMA_FAMILY,
+        family=LLAMA,
         n_vocab=None,  # params.json says -1
         n_ctx=n_ctx,
         n_embd=n_embd,

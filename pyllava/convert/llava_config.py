@@ -13,6 +13,7 @@ from typing import Any
 
 from .checkpoints.json_file import Config
 from .errors import CheckpointError, shown
+from .families import CLIP
 
 # Keys of the original layout that tell how the tower is used.
 SETTINGS = (
@@ -25,46 +26,8 @@ SETTINGS = (
     "image_crop_resolution",
     "image_split_resolution",
 )
-_L14 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "projection_dim": 768,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-_B = {
-    **_L14,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-}
-# The towers that OpenAI published, by the last part of their names.
-KNOWN_TOWERS: Mapping[str, Mapping[str, Any]] = {
-    "clip-vit-large-patch14-336": {**_L14, "image_size": 336},
-    "clip-vit-large-patch14": {**_L14, "image_size": 224},
-    "clip-vit-base-patch32": {**_B, "patch_size": 32},
-    "clip-vit-base-patch16": {**_B, "patch_size": 16},
-}
-# What transformers assumes for a key that config.json leaves out: CLIPVisionConfig, and LlavaConfig where
-# there is no vision_config at all.
-CLIP_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-LLAVA_TOWER = KNOWN_TOWERS["clip-vit-large-patch14-336"]
+# What LlavaConfig assumes where there is no vision_config at all.
+LLAVA_TOWER = "clip-vit-large-patch14-336"
 _NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -148,11 +111,11 @@ def tower_folders(model: Path, table: Mapping[str, Any]) -> list[Path]:
 
 def nested_tower(config: Config) -> Config:
     """The tower's own settings in the Hugging Face layout."""
-    vision = config.sub("vision_config", CLIP_DEFAULTS)
+    vision = config.sub("vision_config", CLIP.defaults)
     if vision is None:
-        return Config(f"{config.where}: vision_config", {}, LLAVA_TOWER)
+        return Config(f"{config.where}: vision_config", {}, CLIP.published[LLAVA_TOWER])
     kind = vision.get("model_type")
-    if kind not in (None, "clip_vision_model"):
+    if kind not in (None, CLIP.kind):
         raise CheckpointError(f"{vision.where}: a tower of type {shown(kind)}, only CLIP's is supported")
     return vision
 
@@ -160,6 +123,6 @@ def nested_tower(config: Config) -> Config:
 def known_tower(config: Config) -> Config | None:
     """The settings of a published tower that the config names, or None."""
     found = tower_base(config.table)
-    if found is None or found[1].lower() not in KNOWN_TOWERS:
+    if found is None or found[1].lower() not in CLIP.published:
         return None
-    return Config(f"{config.where}: mm_vision_tower {found[1]}", {}, KNOWN_TOWERS[found[1].lower()])
+    return Config(f"{config.where}: mm_vision_tower {found[1]}", {}, CLIP.published[found[1].lower()])

@@ -16,12 +16,10 @@ from ..formats import F16, F32, GgmlType
 from .checkpoints.checkpoint import Checkpoint, summary
 from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, shown
+from .families import CLIP
 from .gguf_out import Metadata, OutTensor, matrix_or_f32, write_gguf
 from .mixes import OUT_TYPES
 from .names import (
-    CLIP,
-    CLIP_BLOCK,
-    CLIP_UNUSED,
     Rule,
     projector_gguf_name,
     projector_name,
@@ -201,9 +199,9 @@ def tower_tensors(
     class_token = _has_class_token(folder, clip, prefix)
     n_positions = (params.image_size // params.patch_size) ** 2 + int(class_token)
     sizes = {"D": params.n_embd, "F": params.n_ff, "P": params.patch_size, "T": n_positions}
-    plan = {prefix + name: rule for name, rule in CLIP.items()}
+    plan = {prefix + name: rule for name, rule in CLIP.ends.items()}
     for i in range(params.n_layer):
-        for name, rule in CLIP_BLOCK.items():
+        for name, rule in CLIP.block.items():
             plan[f"{prefix}encoder.layers.{i}.{name}"] = rule._replace(name=f"v.blk.{i}.{rule.name}")
     tensors = []
     for name, rule in plan.items():
@@ -238,7 +236,7 @@ def _tower_type(name: str, shape: tuple[int, ...], kind: GgmlType) -> GgmlType:
 
 
 def _check_left_over(folder: Path, names: list[str]) -> None:
-    unknown = [name for name in names if not CLIP_UNUSED.fullmatch(name)]
+    unknown = [name for name in names if not CLIP.unused.fullmatch(name)]
     if unknown:
         raise CheckpointError(
             f"{folder}: {len(unknown)} tensors that config.json does not explain: {summary(unknown)}"

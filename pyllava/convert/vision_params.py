@@ -10,10 +10,9 @@ from typing import Any
 from .checkpoints.checkpoint import checkpoint_files
 from .checkpoints.json_file import Config, read_json, read_json_if_there
 from .errors import CheckpointError, shown
-from .llava_config import CLIP_DEFAULTS, llava_settings
+from .families import CLIP
+from .llava_config import llava_settings
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -103,8 +102,8 @@ def vision_params(
         projection_dim=config.integer("projection_dim"),
         eps=config.number("layer_norm_eps", high=1.0),
         activation=ACTIVATIONS[activation],
-        mean=_three("image_mean", mean, pixels.get("image_mean"), CLIP_MEAN, low=-10.0),
-        std=_three("image_std", std, pixels.get("image_std"), CLIP_STD, low=0.0),
+        mean=_three("image_mean", mean, pixels.get("image_mean"), CLIP.mean, low=-10.0),
+        std=_three("image_std", std, pixels.get("image_std"), CLIP.std, low=0.0),
     )
 
 
@@ -115,10 +114,10 @@ def tower_config(folder: Path, layout: str | None) -> Config:
         raise CheckpointError(f"{folder}: no config.json; need the folder of the CLIP model")
     table = read_json(path)
     whole = Config(str(path), table)
-    nested = whole.sub("vision_config", CLIP_DEFAULTS)
+    nested = whole.sub("vision_config", CLIP.defaults)
     if layout == "vision" or (layout is None and nested is None):
         if "hidden_size" in table and ("image_size" in table or "patch_size" in table):
-            return Config(str(path), table, CLIP_DEFAULTS)
+            return Config(str(path), table, CLIP.defaults)
         raise CheckpointError(
             f"{path}: neither a CLIP model (vision_config) nor a vision tower (image_size, patch_size)"
         )
@@ -127,7 +126,7 @@ def tower_config(folder: Path, layout: str | None) -> Config:
             f"{path}: no vision_config; drop --clip-model-is-openclip or give a full CLIP folder"
         )
     nested.defaults = {
-        **CLIP_DEFAULTS,
+        **CLIP.defaults,
         **({"projection_dim": whole.get("projection_dim")} if "projection_dim" in table else {}),
     }
     return nested

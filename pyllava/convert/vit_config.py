@@ -12,9 +12,8 @@ from ..formats import F16
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.json_file import Config, read_json
 from .errors import CheckpointError, shown
+from .families import CLIP
 from .llava_config import (
-    CLIP_DEFAULTS,
-    KNOWN_TOWERS,
     SETTINGS,
     is_hugging_face,
     known_tower,
@@ -63,7 +62,7 @@ def tower_settings(model: Path, config: Config, folder: Path | None = None) -> C
         named = config.get("mm_vision_tower", "vision_tower")
         raise CheckpointError(
             f"{config.where}: mm_vision_tower is {shown(named)}: neither a folder near {model} "
-            f"nor one of {', '.join(KNOWN_TOWERS)}"
+            f"nor one of {', '.join(CLIP.published)}"
         )
     return known
 
@@ -85,7 +84,7 @@ def write_vit_config(model: Path, folder: Path) -> Path:
     else:
         log.info("%s: no llava.clip to compare the sizes with; llava_surgery_v2.py -C -m writes it", model)
     table = {"model_type": "clip_vision_model"}
-    table |= {key: tower.get(key) for key in CLIP_DEFAULTS}
+    table |= {key: tower.get(key) for key in CLIP.defaults}
     table |= {key: settings.get(key) for key in SETTINGS if settings.get(key) is not None}
     text = (json.dumps(table, indent=2) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)

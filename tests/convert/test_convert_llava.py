@@ -39,10 +39,11 @@ from pyllava.convert.chat_template import NAMES, jinja
 from pyllava.convert.convert_llava import command, main
 from pyllava.convert.encoding import agrees, decode, encode
 from pyllava.convert.errors import CheckpointError, ConvertError, OutputError
+from pyllava.convert.families import CLIP
 from pyllava.convert.language_model import Options as LanguageOptions
 from pyllava.convert.language_model import convert as convert_language
 from pyllava.convert.llama_params import read_llama_params
-from pyllava.convert.llava_config import CLIP_DEFAULTS, KNOWN_TOWERS
+from pyllava.convert.llava_config import LLAVA_TOWER
 from pyllava.convert.llava_model import Model, Options, convert, model_name
 from pyllava.convert.llava_surgery_v2 import main as surgery_main
 from pyllava.convert.mixes import MIX_NAMES, OUT_TYPES
@@ -197,9 +198,9 @@ def test_defaults_of_nested_configs(tmp_path: Path) -> None:
         assert (ours.n_head_kv, ours.n_ctx) == (theirs.num_key_value_heads, theirs.max_position_embeddings)
         assert (ours.eps, ours.n_vocab) == (theirs.rms_norm_eps, theirs.vocab_size)
     vision = transformers.LlavaConfig().vision_config
-    for key, value in KNOWN_TOWERS["clip-vit-large-patch14-336"].items():
+    for key, value in CLIP.published[LLAVA_TOWER].items():
         assert getattr(vision, key) == value, key
-    for key, value in CLIP_DEFAULTS.items():
+    for key, value in CLIP.defaults.items():
         assert getattr(transformers.CLIPVisionConfig(), key) == value, key
 
 
