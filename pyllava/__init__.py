@@ -5,8 +5,8 @@ import pyllava
 with pyllava.Llava() as m:                       # the small demo model inside the package
     print(m.ask("scene.png", "What is in the picture?"))
 
-The names are resolved when they are first used: the import alone loads neither the compiled library nor NumPy, so that
-the converters and ``pyllava-cli --help`` need neither.
+The names are resolved when they are first used: the import alone loads neither the compiled library nor
+NumPy, so that the converters and ``pyllava-cli --help`` need neither.
 """
 
 import importlib
@@ -72,7 +72,7 @@ _MODULES = ("answer", "errors", "gguf", "images", "llava", "models", "templates"
 if not TYPE_CHECKING:  # a type checker would take any name for one of the module's
 
     def __getattr__(name: str) -> object:
-        """A public name, or a public module, when it is first asked for. Raises ImportError without the library."""
+        """A public name or module, when it is first asked for. Raises ImportError without the library."""
         if name in _MODULES:
             return importlib.import_module(f"{__name__}.{name}")
         if name not in __all__:

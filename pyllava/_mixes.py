@@ -50,9 +50,9 @@ def _more(kind: str, rest: str) -> Rule:
 
 @dataclass(frozen=True)
 class Mix:
-    """A type that a file can be quantised to: `base` for the matrices, `rules` for those named otherwise (FORMATS).
+    """A type that a file can be quantised to: `base` for the matrices, `rules` for those named otherwise.
 
-    `file_type` is the number that ``general.file_type`` gives it (llama_ftype).
+    `file_type` is the number that ``general.file_type`` gives it (llama_ftype). Formats are names of FORMATS.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A bar on a terminal for the long stages: load, upload to a device, encode, prefill; for bytes read and written."""
+"""Bars on a terminal: for the long stages (load, upload to a device, encode, prefill), and for bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share at the terminal: exit codes, one-line errors, notes, log lines and bars, all on stderr.
+"""What the commands share at the terminal: exit codes; errors, notes, log lines and bars on stderr.
 
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage, 130 interrupted.
 """
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(program: str, body: Callable[[], object], *, interrupted: str = "") -> int:
-    """Run the command `body`, flush stdout and return the exit code. Every failure is one line that begins with `program`.
+    """Run the command `body` and return the exit code. Every failure is one line that begins with `program`.
 
     `interrupted`: what is said after Ctrl-C.
     """
@@ -127,14 +127,14 @@ class Console:
 
 
 def library_log(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
-    """The library's log on stderr while this lasts: warnings, all of it with -v, nothing with --log-disable."""
+    """The library's log on stderr while this lasts: warnings, all with -v, nothing with --log-disable."""
     level = logging.DEBUG if options.verbose else logging.WARNING
     return log_lines("pyllava", level, shown=not options.log_disable)
 
 
 @contextlib.contextmanager
 def log_lines(name: str, level: int, *, shown: bool = True) -> Iterator[None]:
-    """What the logger `name` says from `level` on, as lines on stderr while this lasts; nowhere if not `shown`."""
+    """What the logger `name` says from `level` on, on stderr while this lasts; nowhere if not `shown`."""
     logger = logging.getLogger(name)
     handler: logging.Handler = logging.StreamHandler() if shown else logging.NullHandler()
     before, propagate = logger.level, logger.propagate
@@ -160,7 +160,7 @@ def stage_bars() -> StageBars | None:
 
 @contextlib.contextmanager
 def byte_bar(label: str, n_bytes: int) -> Iterator[Callable[[int], object]]:
-    """A bar over `n_bytes`, where stderr is a terminal; call what it yields with the number of bytes just handled."""
+    """A bar over `n_bytes`, where stderr is a terminal; what it yields takes the bytes just done."""
     if not _has_terminal():
         yield lambda _: None
         return

@@ -14,8 +14,9 @@ from types import MappingProxyType
 class GgmlType:
     """A number format; its text is its name in lower case, as command lines and names of files have it.
 
-    `step`: of the quantised types without a bound for each element, the step in terms of a block's largest number.
-    q4_0 and q5_0 reach one step less on one side than on the other, so that an error there can be a whole one.
+    `step`: of the quantised types without a bound for each element, the step in terms of a block's largest
+    number. q4_0 and q5_0 reach one step less on one side than on the other, so that an error there can be a
+    whole one.
     """
 
     name: str

@@ -220,7 +220,10 @@ def guess(name: str | None, general_name: str | None, file_name: str | None) -> 
 
 
 def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str]) -> tuple[str, str]:
-    """The template's name for a checkpoint, and why: from its names, the Jinja template it brings, its vocabulary."""
+    """The template's name for a checkpoint, and why.
+
+    Told by the names of the model, then the Jinja template that it brings, then its vocabulary.
+    """
     for name in names:
         if found := _hint(_NAME_HINTS, name.lower()):
             return found, f"the name {name}"

@@ -80,7 +80,8 @@ def test_exported_symbols_are_the_header_s() -> None:
     assert exported == set(DECLARED)
 
 
-# Python's layers. What of the package a folder may import as it is loaded, besides its own files; "later": in functions.
+# Python's layers. What of the package a folder may import as it is loaded, besides its own files, and what
+# its functions may import besides.
 PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("pyllava/**/*.py"))

@@ -1,5 +1,5 @@
-"""Families of language models and of vision towers: what their checkpoints say of themselves, and how their tensors are
-called and written. A family is a row; `FAMILIES` lists those of language models.
+"""Families of language models and of vision towers: what their checkpoints say of themselves, and how their
+tensors are called and written. A family is a row; `FAMILIES` lists those of language models.
 
 Shapes of rules are explained in `names`.
 """
@@ -17,10 +17,10 @@ from .names import Rule
 @dataclass(frozen=True)
 class Family:
     """`architecture`: of the GGUF file, and what its keys begin with. `kinds` matches the model_type and the
-    architectures of a config.json, in lower case with spaces between. `defaults`: by model_type, "" for all others.
-    `ends`, `block`: the tensors outside and inside of the layers, as Hugging Face calls them after the prefix
-    (`model.`, `language_model.model.`, ...). `paired`: the file wants the rows of q and k in the order in which pairs
-    (2i, 2i + 1) are rotated.
+    architectures of a config.json, in lower case with spaces between. `defaults`: by model_type, "" for all
+    others. `ends`, `block`: the tensors outside and inside of the layers, as Hugging Face calls them after
+    the prefix (`model.`, `language_model.model.`, ...). `paired`: the file wants the rows of q and k in the order
+    in which pairs (2i, 2i + 1) are rotated.
     """
 
     architecture: str
@@ -37,8 +37,8 @@ class Family:
 @dataclass(frozen=True)
 class Tower:
     """`kind`: the model_type of its config. `defaults`: what transformers assumes for a key that is left out.
-    `published`: settings by the last part of a model's name. `ends`, `block`: as in Family, after `vision_model.` or
-    nothing. `unused`: what else lies in such a folder and is of no use to LLaVA.
+    `published`: settings by the last part of a model's name. `ends`, `block`: as in Family, after
+    `vision_model.` or nothing. `unused`: what else lies in such a folder and is of no use to LLaVA.
     """
 
     kind: str
@@ -53,7 +53,8 @@ class Tower:
 
 # --- language models ---
 
-# What transformers assumes for a key that a nested text_config leaves out (LlamaConfig, MistralConfig, Qwen2Config).
+# What transformers assumes for a key that a nested text_config leaves out: LlamaConfig, MistralConfig,
+# Qwen2Config.
 _LLAMA = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -174,8 +175,8 @@ CLIP = Tower(
         "pre_layrnorm.weight": Rule("v.pre_ln.weight", "D", optional=True),
         "pre_layrnorm.bias": Rule("v.pre_ln.bias", "D", optional=True),
     },
-    # ffn_down is fc1: the names of the projector files in the field are swapped (CONTRACT 1.3), and readers tell by
-    # shape.
+    # ffn_down is fc1: the names of the projector files in the field are swapped (CONTRACT 1.3), and readers
+    # tell by shape.
     block={
         **{
             f"self_attn.{hf}.{end}": Rule(f"attn_{name}.{end}", shape)

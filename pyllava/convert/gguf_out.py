@@ -115,7 +115,10 @@ class OutTensor:
 def write_gguf(
     path: Path, metadata: Metadata, tensors: Sequence[OutTensor], *, inputs: Iterable[Path]
 ) -> None:
-    """Write, check and rename. Whatever is raised (OutputError, CheckpointError, ValueError, OSError), no file is left behind."""
+    """Write, check and rename.
+
+    Whatever is raised (OutputError, CheckpointError, ValueError, OSError), no file is left behind.
+    """
     with written(path, metadata, tensors, inputs=inputs):
         pass
 

@@ -20,7 +20,8 @@ from .llama_params import LlamaParams, read_llama_params, special_id
 from .mixes import language_plan
 from .names import Rule, language_prefix, shape_of
 from .script import log
-from .vocabulary import SPECIAL, read_vocabulary
+from .special_tokens import SPECIAL
+from .tokenizer_files import read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _tell_fallbacks(plan: Plan) -> None:
         log.debug("%s: rows of %d, not %s but %s", f.name, f.n_per_row, f.wanted, f.type)
     if plan.fallbacks:
         log.info(
-            "%d matrices get another type than %s, its blocks do not divide their rows (--verbose lists them)",
+            "%d matrices get another type than %s, whose blocks do not divide their rows (see --verbose)",
             *(len(plan.fallbacks), plan.mix.name),
         )
 

@@ -30,9 +30,10 @@ from .names import projector_name, projector_type, tower_name
 from .projector_file import OUTPUT_OF, Part, projector_plan
 from .script import log
 from .surgery import find_projector, renamed
+from .tokenizer_files import read_vocabulary
 from .vision_params import LlavaFacts, VisionParams, llava_facts, pixel_settings, vision_params, weight_files
 from .vit_config import read_llava_config, tower_settings
-from .vocabulary import Vocabulary, read_vocabulary
+from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def test_fast_tokenizer_of_the_tokenizers_library(tmp_path: Path) -> None:
     from test_convert_vocabulary import fast_tokenizer, merged, texts
     from tiny import tokenizer_model
 
-    from pyllava.convert.vocabulary import read_vocabulary
+    from pyllava.convert.tokenizer_files import read_vocabulary
 
     (tmp_path / "tokenizer.json").write_text(json.dumps(fast_tokenizer(tokenizer_model(SPEC.n_vocab))))
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

@@ -171,8 +171,8 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "for name in ('torch', 'transformers', 'sentencepiece', 'safetensors'): sys.modules[name] = None\n"
-        "from pyllava.convert import llava_surgery, convert_image_encoder_to_gguf as e, convert_legacy_llama as l\n"
-        "from pyllava.convert import convert_llava\n"
+        "from pyllava.convert import convert_image_encoder_to_gguf as e, convert_legacy_llama as l\n"
+        "from pyllava.convert import convert_llava, llava_surgery\n"
         "assert llava_surgery.main(['-m', 'm']) == 0\n"
         "assert e.main(['-m', 'c', '--llava-projector', 'm/llava.projector', '-o', '.']) == 0\n"
         "assert l.main(['m', '--skip-unknown', '--outtype', 'q8_0']) == 0\n"

@@ -16,7 +16,8 @@ from tiny import TinySpec, sentences, tokenizer_model, write_llava_checkpoint
 from pyllava.convert.errors import CheckpointError
 from pyllava.convert.language_model import Options, convert
 from pyllava.convert.sentencepiece_model import read_sentencepiece
-from pyllava.convert.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
+from pyllava.convert.tokenizer_files import read_vocabulary
+from pyllava.convert.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 
 SPEC = TinySpec()
 REAL = ROOT.parent / "shared" / "data" / "vocab" / "ggml-vocab-llama-spm.gguf"

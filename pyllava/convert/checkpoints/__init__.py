@@ -1,1 +1,4 @@
-"""Reading checkpoints: safetensors and torch files, tensor by tensor, with plain positioned reads; no code of theirs is run."""
+"""Reading checkpoints: safetensors and torch files, tensor by tensor, with plain positioned reads.
+
+No code of theirs is run, and nothing here knows GGUF.
+"""
