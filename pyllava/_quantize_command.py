@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from ._mixes import TYPES
 from ._options import PROGRAM, Parser
 from ._terminal import say, stage_bars
 
@@ -27,8 +28,6 @@ types, the smaller the further down:
 
 def quantize_command(argv: list[str]) -> None:
     """Quantise as the command line says; every failure is an exception."""
-    from .quantize import TYPES, quantize
-
     parser = Parser(prog=f"{PROGRAM} quantize", description=_DESCRIPTION)
     parser.add_argument("source", metavar="IN", help="GGUF file; the first one of a split model")
     parser.add_argument("target", metavar="OUT", help="file to write, in a folder that exists")
@@ -38,6 +37,8 @@ def quantize_command(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     parser.add_argument("-v", "--verbose", action="store_true", help="name every tensor that fell back")
     options = parser.parse(argv)
+    from .quantize import quantize
+
     threads = options.threads if options.threads and options.threads > 0 else None
     bars = stage_bars()
     try:

@@ -49,7 +49,7 @@ def run(program: str, body: Callable[[], object], *, interrupted: str = "") -> i
     except BrokenPipeError:  # the reader of the answer has gone: nobody to tell
         _discard_stdout()
         return 1
-    except (PyllavaError, OSError, ValueError, MemoryError) as error:
+    except (PyllavaError, OSError, ValueError, MemoryError, ImportError) as error:  # of the library, too
         say(f"{program}: error: {one_line(error)}")
         _flush_or_discard_stdout()
         return 1

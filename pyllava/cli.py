@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from . import _options
 from ._options import DEFAULT_PROMPT, PROGRAM
 from ._terminal import DEMO_NOTE, Console, library_log, printable, run
-from .images import ImageSource, decode_data_url, load_image
 from .templates import IMAGE_MARK, ImageMark, unescape
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .answer import Answer
+    from .images import ImageSource
     from .llava import Llava
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -91,6 +91,8 @@ def ask(argv: list[str]) -> None:
     if request.raw and (options.template or options.system is not None):
         parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
     console.note_inert(options)
+    from .images import load_image
+
     pictures = ([load_image(image) for image in run] for run in request.runs)
     first = next(pictures)  # before the model: a bad picture must not cost the time to load it
     from .llava import Llava
@@ -151,6 +153,8 @@ def _take_image_tag(prompt: str) -> tuple[str, bytes | None]:
     if n_tags > 1 or tag is None:
         found = f"{n_tags} of them" if n_tags > 1 else "no end of it"
         raise ValueError(f'image tag in the prompt: {found}, need one <img src="data:image/jpeg;base64,...">')
+    from .images import decode_data_url
+
     return prompt[: tag.start()] + prompt[tag.end() :], decode_data_url(tag[1])
 
 

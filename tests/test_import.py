@@ -49,6 +49,50 @@ def test_a_missing_library_is_named_where_it_is_first_needed(use: str) -> None:
     assert last == f"ImportError: {wanted}"
 
 
+HEAVY = {"pyllava._lib", "ctypes", "numpy", "PIL", "tqdm"}
+HELP = """
+import sys
+from pyllava import cli
+code = cli.main(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+raise SystemExit(code)
+"""
+
+
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line where no library is built; the names of all modules are the last line on stderr."""
+    environment = {**os.environ, "PYLLAVA_LIBRARY": "/nowhere/libpyllava.so"}
+    command = [sys.executable, "-c", HELP, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_nothing_heavy(option: str) -> None:
+    """The library, NumPy and Pillow would be most of the time that they take."""
+    result = cli(option)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    assert not HEAVY & set(result.stderr.split())
+
+
+@pytest.mark.parametrize("command", ["info", "quantize", "convert"])
+def test_help_of_commands_that_ask_no_model(command: str) -> None:
+    result = cli(command, "--help")
+    assert result.returncode == 0, result.stderr
+    assert not HEAVY & set(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--image", "examples/scene.png"], ["info", "x.gguf"], ["quantize", "x", "y", "q8_0"], ["bench"]],
+)
+def test_the_command_line_without_the_library(arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 1
+    wanted = "libpyllava is not built: looked in /nowhere. Run `pip install .` in the source tree"
+    assert result.stderr.splitlines()[-2] == f"pyllava-cli: error: {wanted}"
+
+
 def test_every_public_name() -> None:
     for name in pyllava.__all__:
         assert getattr(pyllava, name) is getattr(pyllava, name)
