@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from ._embeddings import ImageEmbedding, Images
     from ._engine import Stats
-    from ._lib import Device, Devices, devices
+    from ._lib import Device, Devices, ModelInfo, devices
     from .answer import Answer, Stream, Timings, Usage
+    from .chat import Chat
     from .errors import (
         ClosedError,
         ContextOverflowError,
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
         PyllavaError,
         UnsupportedModelError,
     )
-    from .llava import Chat, ImageEmbedding, Llava
+    from .llava import Llava
+    from .sampling import Options, Sampling
+    from .templates import Message, Template
 
 __all__ = [
     "Answer",
@@ -46,14 +50,20 @@ __all__ = [
     "GenerationCancelled",
     "ImageEmbedding",
     "ImageError",
+    "Images",
     "Llava",
+    "Message",
     "ModelFileError",
+    "ModelInfo",
     "ModelMemoryError",
     "ModelMismatchError",
     "NumericError",
+    "Options",
     "PyllavaError",
+    "Sampling",
     "Stats",
     "Stream",
+    "Template",
     "Timings",
     "UnsupportedModelError",
     "Usage",
@@ -62,12 +72,16 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    **dict.fromkeys(("Device", "Devices", "devices"), "_lib"),
+    **dict.fromkeys(("Device", "Devices", "ModelInfo", "devices"), "_lib"),
     **dict.fromkeys(("Answer", "Stream", "Timings", "Usage"), "answer"),
     "Stats": "_engine",
-    **dict.fromkeys(("Chat", "ImageEmbedding", "Llava"), "llava"),
+    **dict.fromkeys(("ImageEmbedding", "Images"), "_embeddings"),
+    **dict.fromkeys(("Options", "Sampling"), "sampling"),
+    **dict.fromkeys(("Message", "Template"), "templates"),
+    "Chat": "chat",
+    "Llava": "llava",
 }  # every other name of __all__ is an exception
-_MODULES = ("answer", "errors", "gguf", "images", "llava", "models", "templates")
+_MODULES = ("answer", "chat", "errors", "gguf", "images", "llava", "models", "sampling", "templates")
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the module's
 

@@ -109,6 +109,12 @@ class Stream:
             if self._cancel is not None:
                 self._cancel()
 
+    def whole(self) -> Answer:
+        """Takes all that is left, and gives the whole answer."""
+        for _ in self:
+            pass
+        return self.answer
+
     @property
     def answer(self) -> Answer:
         """The whole answer. Raises ValueError before the last piece has been taken."""

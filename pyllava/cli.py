@@ -188,7 +188,8 @@ def _run(
     if not last.endswith("\n"):
         sys.stdout.write("\n")
         sys.stdout.flush()
-    return stream.answer
+    answer: Answer = stream.answer
+    return answer
 
 
 def _show_prompt(

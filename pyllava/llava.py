@@ -2,165 +2,87 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import operator
 import os
-import secrets
 import time
-import warnings
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 
 from . import _lib, models, templates
+from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine, Stats
-from ._request import Answering, Call, Encode, Score, Written
-from ._script import Script, Stretch
-from .answer import Answer, Stream, Timings, Usage
-from .errors import ContextOverflowError, PyllavaError
-from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess, tile_grid
-from .templates import ImageMark, Message, Part, Template, Text
+from ._prompt import Prompt, Prompts, stretches_of
+from ._request import Answering, Call, Score, Written
+from ._script import Script
+from .answer import Answer, Stream, Timings
+from .chat import Chat
+from .images import ImageSource
+from .sampling import Options, Sampling
+from .templates import RAW_STOP, ImageMark, Part, Template
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
-Images: TypeAlias = "ImageSource | ImageEmbedding | Sequence[ImageSource | ImageEmbedding] | None"
 Progress: TypeAlias = Callable[[str, float], object]
+Precision: TypeAlias = Literal["fast", "exact"]
+ImageMerge: TypeAlias = Literal["unpad", "flat"]
 
 _log = logging.getLogger("pyllava")
 _DEFAULT_CTX = 4096
-_LONG_TEXT = 1 << 16  # bytes
 _MOST_PARALLEL = 128
 _KEPT = 2  # sequences for each answer under way: the others keep what earlier ones held
-_RAW_STOP = ("###", "<|im_end|>", "<|im_start|>", "USER:", "</s>")
-
-
-@dataclass(frozen=True, eq=False)
-class ImageEmbedding:
-    """What the language model sees of one image."""
-
-    array: FloatArray
-    """float32 [n_tokens, n_embd]"""
-    size: tuple[int, int]
-    """Width and height of the picture in pixels."""
-    key: int
-    """Names the rows: equal rows have equal keys, whichever picture, options or model they come from."""
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-
-@dataclass(frozen=True, eq=False)
-class _Picture:
-    """A decoded picture and what it will be to the model."""
-
-    image: PIL.Image.Image
-    layout: _lib.Layout
-    n_rows: int
-
-    def __len__(self) -> int:
-        return self.n_rows
-
-
-class Options(TypedDict, total=False):
-    """The keyword arguments of ``ask`` that say how an answer is made; defaults and meaning in `Sampling`."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    repeat_last_n: int
-    seed: int | None
-    stop: Sequence[str]
-    reuse: bool
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen, when an answer ends, and whether what the model still holds of its prompt is used again."""
-
-    max_tokens: int = 512
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    reuse: bool = True
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            raise TypeError("stop: found a text, need a list of texts")
-        operator.index(self.max_tokens)  # TypeError for anything but an integer
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
-
-    def sampler(self, model: _lib.ModelHandle, n_ctx: int) -> _lib.SamplerHandle:
-        return _lib.SamplerHandle(
-            model,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty,
-            repeat_last_n=n_ctx if self.repeat_last_n < 0 else self.repeat_last_n,
-            seed=secrets.randbits(64) if self.seed is None else self.seed,
-        )
-
-
-@dataclass
-class _Prompt:
-    """A prompt ready to be computed, and what it took to get there."""
-
-    script: Script
-    images: list[ImageEmbedding]
-    encode_seconds: float
-    n_text: int = field(init=False)
-    n_image: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.n_image = sum(map(len, self.images))
-        self.n_text = len(self.script) - self.n_image
-
-    def __len__(self) -> int:
-        return len(self.script)
-
-    def usage(self, cached: int = 0, completion: int = 0) -> Usage:
-        return Usage(self.n_image, self.n_text, cached, completion, tuple(map(len, self.images)))
 
 
 class Llava:
-    """A LLaVA model on this machine.
+    """A LLaVA model on this machine. All parameters but the first two are given by name.
 
-    `model`: a GGUF file, a folder with one, or None for the small demo model in the package. `mmproj`: the projector; by
-    default the one beside the model. `n_ctx`: positions for prompt, images and answer (default: what the model was trained
-    for, at most 4096). `n_batch`: positions computed at once in prefill. `n_threads`: default, the physical cores this process may
-    use. `device`: "auto" (the GPUs of this machine, or $PYLLAVA_DEVICE), "cpu", or names from ``pyllava.devices()`` with commas
-    between them. `n_gpu_layers`: so many of the last layers go there, and the output too if it is more than there are layers
-    (-1: all that fit); the CPU computes the rest. `vision_device`: where the vision tower goes ("auto": the first device, where
-    it fits). `main_gpu`: which of the devices that is. `tensor_split`: shares of several devices (default: by free memory).
-    `kv_offload`: False keeps the KV cache in host memory. `flash_attn`: attention on devices as one operation (default: where
-    the device has it, and precision is "fast"). `template`: a name in
-    ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell. `precision`: "fast", with numbers
-    rounded within stated gates, or "exact", computed as the reference does to float error, and several times slower (default:
-    $PYLLAVA_PRECISION, else "fast"). `use_mmap`: False reads the files into memory. `type_k`, `type_v`: the KV cache's types
-    (default: f16 in "fast", f32 in "exact"). For LLaVA-1.6, which sees a picture whole and in tiles: `image_max_tiles`, the
-    most tiles of a picture (fewer are faster and show less; 0: the whole alone), and `image_merge`, "unpad" as it was trained
-    or "flat", the rows that llama.cpp gives. `n_parallel`: answers computed at the same time, of calls from several threads
-    and of streams. `kv_cells`: positions that all of them together may use, and what is kept of earlier ones (default:
-    n_ctx; at most 2 n_parallel n_ctx). `progress`: called as progress(stage, fraction), in the model's own thread, with stage "load", "upload"
-    (to a device), "encode" or "prefill"; it may return False to cancel.
+    What is loaded:
+
+    - `model`: a GGUF file, a folder with one, or None for the small demo model in the package.
+    - `mmproj`: the projector's file; by default the one beside the model.
+    - `use_mmap`: False reads the files into memory.
+    - `template`: a name in ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell.
+
+    How it is computed:
+
+    - `precision`: "fast", with numbers rounded within stated gates, or "exact", computed as the reference does to float
+      error, and several times slower (default: $PYLLAVA_PRECISION, else "fast").
+    - `n_threads`: by default, the physical cores that this process may use.
+    - `n_batch`: positions of prompts computed at once.
+    - `n_parallel`: answers computed at the same time, of calls from several threads and of streams.
+
+    Room, in positions (of text tokens and image rows):
+
+    - `n_ctx`: for prompt, images and answer (default: what the model was trained for, at most 4096).
+    - `kv_cells`: for all answers together, and what is kept of earlier ones (default: n_ctx; at most
+      2 n_parallel n_ctx).
+    - `type_k`, `type_v`: the KV cache's number formats (default: f16 in "fast", f32 in "exact").
+
+    Devices:
+
+    - `device`: "auto" (the GPUs of this machine, or $PYLLAVA_DEVICE), "cpu", or names from ``pyllava.devices()`` with
+      commas between them.
+    - `n_gpu_layers`: so many of the last layers go there, and the output too if it is more than there are layers
+      (-1: all that fit); the CPU computes the rest.
+    - `vision_device`: where the vision tower goes ("auto": the first device, where it fits).
+    - `main_gpu`: which of the devices that is.
+    - `tensor_split`: shares of several devices (default: by free memory).
+    - `kv_offload`: False keeps the KV cache in host memory.
+    - `flash_attn`: attention on devices as one operation (default: where the device has it, and precision is "fast").
+
+    Pictures of LLaVA-1.6, which sees them whole and in tiles:
+
+    - `image_max_tiles`: tiles of a picture at most (fewer are faster and show less; 0: the whole alone).
+    - `image_merge`: "unpad" as it was trained, or "flat", the rows that llama.cpp gives.
+
+    `progress` is called as progress(stage, fraction), in the model's own thread, with stage "load", "upload" (to a
+    device), "encode" or "prefill"; it may return False to cancel.
 
     Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
     UnsupportedModelError, ModelMemoryError (would not fit, with numbers). Use it in a ``with`` statement or call close().
@@ -184,19 +106,19 @@ class Llava:
         kv_offload: bool = True,
         flash_attn: bool | None = None,
         template: str = "auto",
-        precision: str | None = None,
+        precision: Precision | None = None,
         use_mmap: bool = True,
         type_k: str | None = None,
         type_v: str | None = None,
         image_max_tiles: int | None = None,
-        image_merge: str = "unpad",
+        image_merge: ImageMerge = "unpad",
         n_parallel: int = 4,
         kv_cells: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        precision = precision or os.environ.get("PYLLAVA_PRECISION") or "fast"
-        if precision not in ("fast", "exact"):
-            raise ValueError(f"precision: found {precision!r}, need 'fast' or 'exact'")
+        rounded = precision or os.environ.get("PYLLAVA_PRECISION") or "fast"
+        if rounded not in ("fast", "exact"):
+            raise ValueError(f"precision: found {rounded!r}, need 'fast' or 'exact'")
         if image_merge not in ("unpad", "flat"):
             raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
         if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
@@ -211,7 +133,7 @@ class Llava:
             "n_threads": n_threads or 0,
             "type_k": type_k,
             "type_v": type_v,
-            "precision": precision,
+            "precision": rounded,
             "flash_attn": flash_attn,
         }
         placement = _lib.Placement(
@@ -241,7 +163,7 @@ class Llava:
                     log=_log.log,
                 )
             )
-            self._set_up(files, n_ctx, template, precision, image_merge, image_max_tiles)
+            self._set_up(files, n_ctx, template, rounded, image_merge, image_max_tiles)
             self._open(session, n_parallel, kv_cells)
         except BaseException:
             self._engine.close()
@@ -263,10 +185,12 @@ class Llava:
         self.is_demo = files.is_demo
         self.files = files
         self.info = self._model.info
-        self._flat = image_merge == "flat" or not self.info.anyres
-        self._image_spec = self._spec(image_max_tiles) if self.info.has_vision else None
         self.template: Template = self._choose_template(template, files)
         self.n_ctx = n_ctx if n_ctx is not None else min(self.info.n_ctx_train, _DEFAULT_CTX)
+        flat = image_merge == "flat" or not self.info.anyres
+        spec = spec_of(self.info, image_max_tiles)
+        self._pictures = Pictures(self._engine, str(files.model), spec, flat=flat)
+        self._prompts = Prompts(self._model, self._pictures, self.template, self.n_ctx)
         if self.n_ctx > self.info.n_ctx_train:
             _log.warning("n_ctx=%d: the model was trained for %d", self.n_ctx, self.info.n_ctx_train)
         self.precision = precision
@@ -282,7 +206,7 @@ class Llava:
             session = _lib.SessionHandle(
                 self._model,
                 n_ctx=self.n_ctx,
-                n_views=self._most_views(),
+                n_views=self._pictures.most_views,
                 n_seq=n_seq,
                 kv_cells=self.kv_cells,
                 **options,
@@ -352,68 +276,13 @@ class Llava:
         self, images: Images, prompt: str, *, raw: bool = False, system: str | None = None
     ) -> list[int | ImageMark]:
         """The prompt as the model gets it: token ids, and an ImageMark where an image's rows go."""
-        n_images = len(_as_list(images))
+        n_images = len(listed(images))
         found: list[int | ImageMark] = []
-        for item in self._tokenized(self._parts(prompt, n_images, raw, system)):
+        for item in self._prompts.tokenized(self._prompts.parts(prompt, n_images, raw, system)):
             found += [item] if isinstance(item, ImageMark) else item
         return found
 
-    def _parts(self, prompt: str, n_images: int, raw: bool, system: str | None) -> list[Part]:
-        question = _question(prompt, n_images)
-        if raw:
-            return templates.raw(prompt, n_images)
-        return templates.render(self.template, [question], system=system)
-
-    def _tokenized(self, parts: Sequence[Part]) -> list[list[int] | ImageMark]:
-        """Texts between images become ids, each stretch on its own as in training; the first begins with BOS."""
-        found: list[list[int] | ImageMark] = []
-        add_bos = self.info.add_bos
-        at = 0
-        while at < len(parts) or add_bos:
-            stretch = []
-            while at < len(parts) and isinstance(part := parts[at], Text):
-                stretch.append(part)
-                at += 1
-            if stretch or add_bos:
-                found.append(self._tokenize_stretch(stretch, add_bos))
-            add_bos = False
-            if at < len(parts) and isinstance(part := parts[at], ImageMark):
-                found.append(part)
-                at += 1
-        return found
-
-    def _tokenize_stretch(self, stretch: Sequence[Text], add_bos: bool) -> list[int]:
-        plain, at = [], 0
-        for part in stretch:
-            end = at + len(part.text.encode())
-            if not part.special:
-                plain.append((at, end))
-            at = end
-        if at > _LONG_TEXT and at > self.n_ctx * self._longest_piece():  # before minutes go into its tokens
-            raise ContextOverflowError(f"prompt of {at} bytes cannot fit in n_ctx={self.n_ctx}: shorten it")
-        return self._model.tokenize("".join(part.text for part in stretch), plain=plain, add_bos=add_bos)
-
-    def _longest_piece(self) -> int:
-        return max(len(self._model.piece(token, with_special=True)) for token in range(self.info.n_vocab))
-
     # ------------------------------------------------------------------------------------------ images
-
-    def _spec(self, max_tiles: int | None) -> ImageSpec:
-        info = self.info
-        side = info.image_size
-        fitting = tuple(
-            (width, height)
-            for width, height in info.pinpoints
-            if max_tiles is None or width // side * (height // side) <= max_tiles
-        )
-        return ImageSpec(side, info.image_mean, info.image_std, "anyres" if info.anyres else "pad", fitting)
-
-    def _most_views(self) -> int:
-        """Views of a picture at most: they are encoded in one batch."""
-        if self._image_spec is None:
-            return 1
-        side = self._image_spec.image_size
-        return 1 + max((w // side * (h // side) for w, h in self._image_spec.pinpoints), default=0)
 
     def encode_image(self, image: ImageSource | ImageEmbedding) -> ImageEmbedding:
         """The embeddings of one image: a path, bytes, PIL image or array (or what this gave before, unchanged).
@@ -421,81 +290,9 @@ class Llava:
         Raises ImageError where it cannot be read, PyllavaError where the model has no projector.
         """
         epoch = self._engine.epoch()
-        return self._encode(self._look_at(image), epoch)
-
-    def _look_at(self, source: ImageSource | ImageEmbedding) -> _Picture | ImageEmbedding:
-        """Decodes an image and counts the rows it will take."""
-        if isinstance(source, ImageEmbedding):
-            return source
-        if self._image_spec is None:
-            raise PyllavaError(
-                f"{self.files.model}: an image was given, but there is no projector: name one with mmproj="
-            )
-        image = load_image(source)
-        layout = _lib.Layout(tile_grid(image.size, self._image_spec), image.size, self._flat)
-        return _Picture(image, layout, self._model.merge_length(layout))
-
-    def _encode(self, picture: _Picture | ImageEmbedding, epoch: object) -> ImageEmbedding:
-        if isinstance(picture, ImageEmbedding):
-            return picture
-        content = content_hash(picture.image)
-        known: ImageEmbedding | None = self._engine.known(content)
-        if known is not None:
-            return known
-        assert self._image_spec is not None
-        views = preprocess(picture.image, self._image_spec)
-
-        def merge(features: FloatArray) -> ImageEmbedding:
-            array = self._model.merge(picture.layout, features)
-            array.flags.writeable = False
-            key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
-            return ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
-
-        return self._engine.run(Encode(content, views.pixels, merge), epoch)
+        return self._pictures.encode(self._pictures.look_at(image), epoch)
 
     # ------------------------------------------------------------------------------------------ answers
-
-    def _prepare(
-        self,
-        texts: Sequence[list[int] | ImageMark],
-        images: Sequence[ImageSource | ImageEmbedding],
-        most: int,
-        epoch: object,
-    ) -> _Prompt:
-        """Encodes the images and puts them in their places; more than `most` positions are refused."""
-        marks = [text.index for text in texts if isinstance(text, ImageMark)]
-        if sorted(marks) != list(range(len(images))):
-            raise ValueError(f"{len(images)} images for {len(marks)} places in the prompt: {marks}")
-        n_text = sum(len(item) for item in texts if isinstance(item, list))
-        pictures = [self._look_at(image) for image in images]
-        self._check_room(n_text, sum(map(len, pictures)), most)
-        started = time.perf_counter()
-        seen = [self._encode(picture, epoch) for picture in pictures]
-        seconds = time.perf_counter() - started
-        stretches = []
-        for item in texts:
-            if isinstance(item, ImageMark):
-                rows = seen[item.index]
-                stretches.append(Stretch(_lib.Rows(rows.array, rows.key)))
-            else:
-                stretches.append(Stretch(_lib.Tokens(item)))
-        return _Prompt(Script(stretches), seen, seconds)
-
-    def _check_room(self, n_text: int, n_image: int, most: int) -> None:
-        need = n_text + n_image
-        if need <= most:
-            return
-        ways = []
-        trained = self.info.n_ctx_train
-        if need < trained:
-            ways.append(f"raise n_ctx (-c) to {need + 1} or more, {trained} at most")
-        if n_image and self._most_views() > 1:
-            ways.append("show fewer tiles of an image (image_max_tiles, --image-max-tiles)")
-        ways.append("shorten the prompt" if n_text > n_image or not ways else "give fewer images")
-        raise ContextOverflowError(
-            f"prompt of {need} positions ({n_image} of images, {n_text} of text) does not fit in "
-            f"n_ctx={self.n_ctx} with room for an answer: {', or '.join(ways)}"
-        )
 
     @overload
     def ask(
@@ -521,6 +318,18 @@ class Llava:
         **options: Unpack[Options],
     ) -> Stream: ...
 
+    @overload
+    def ask(
+        self,
+        images: Images,
+        prompt: str,
+        *,
+        stream: bool,
+        raw: bool = ...,
+        system: str | None = ...,
+        **options: Unpack[Options],
+    ) -> Answer | Stream: ...
+
     def ask(
         self,
         images: Images,
@@ -533,23 +342,30 @@ class Llava:
     ) -> Answer | Stream:
         """Asks about one image, several in one prompt, or none (None: text only).
 
-        An image is a path, the bytes of a file, a PIL image or an array. `raw`: the prompt is used as it stands, with an
-        ``<image>`` mark for each image and special tokens in it, instead of through the model's template. `system` replaces the template's system message. `stream`: True gives a Stream of pieces
-        instead of the whole Answer. Options, with their defaults: max_tokens=512, temperature=0.0 (greedy), top_k=0,
-        top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=64 (-1: all), seed=None (random), stop=(),
-        reuse=True (False: the whole prompt is computed afresh, not what the model still holds of it. In a conversation
-        that is earlier answers too, whose positions else stay as they were computed token by token).
+        - `images`: each is a path, the bytes of a file, a PIL image or an array.
+        - `raw`: the prompt is used as it stands, with an ``<image>`` mark for each image and special tokens in it,
+          instead of through the model's template.
+        - `system` replaces the template's system message.
+        - `stream`: True gives a Stream of pieces instead of the whole Answer.
+
+        Options, with their defaults:
+
+        - max_tokens=512; stop=(): texts that end the answer.
+        - temperature=0.0 (greedy), top_k=0, top_p=1.0, min_p=0.0, seed=None (random).
+        - repeat_penalty=1.0, repeat_last_n=64 (-1: all).
+        - reuse=True. False: the whole prompt is computed afresh, not what the model still holds of it; in a
+          conversation that is earlier answers too, whose positions else stay as they were computed token by token.
 
         Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a wrong
         argument, GenerationCancelled after cancel().
         """
         sampling = Sampling(**options)
         _check_order(images, prompt)
-        given = _as_list(images)
-        parts = self._parts(prompt, len(given), raw, system)
-        stop = _RAW_STOP if raw else self.template.stop
+        given = listed(images)
+        parts = self._prompts.parts(prompt, len(given), raw, system)
+        stop = RAW_STOP if raw else self.template.stop
         answer = self._answer(parts, given, stop, sampling, stream)
-        return answer if stream else _last(answer)
+        return answer if stream else answer.whole()
 
     def _answer(
         self,
@@ -559,14 +375,14 @@ class Llava:
         sampling: Sampling,
         stream: bool,
         before: Script | None = None,
-        remember: Callable[[_Prompt, Answer], None] | None = None,
+        remember: Callable[[Prompt, Answer], None] | None = None,
     ) -> Stream:
         """An answer, computed when it is asked for. Without `stream` it has no pieces.
 
         `before`: what a conversation has had computed. `remember` is told of the answer.
         """
         epoch = self._engine.epoch()
-        prompt = self._prepare(self._tokenized(parts), images, self.n_ctx - 1, epoch)
+        prompt = self._prompts.prepare(self._prompts.tokenized(parts), images, self.n_ctx - 1, epoch)
         if before is not None and sampling.reuse:
             prompt.script = prompt.script.after(before)
         job = Answering(
@@ -584,8 +400,8 @@ class Llava:
     def _pieces(
         self,
         pieces: Generator[str, None, Written],
-        prompt: _Prompt,
-        remember: Callable[[_Prompt, Answer], None] | None,
+        prompt: Prompt,
+        remember: Callable[[Prompt, Answer], None] | None,
     ) -> Generator[str, None, Answer]:
         written = yield from pieces
         timings = Timings(
@@ -614,16 +430,16 @@ class Llava:
         answer: token ids that follow, computed as rows of an answer, as while it is generated; their
         positions come last.
         """
-        given, ids = _as_list(images), self._checked(answer)
+        given, ids = listed(images), self._checked(answer)
         epoch = self._engine.epoch()
         if isinstance(prompt, str):
-            texts = self._tokenized(self._parts(prompt, len(given), raw, system))
+            texts = self._prompts.tokenized(self._prompts.parts(prompt, len(given), raw, system))
         else:
-            texts = _stretches(prompt)
+            texts = stretches_of(prompt)
             self._checked([token for part in texts if isinstance(part, list) for token in part])
         if not texts:
             raise ValueError("empty prompt")
-        prepared = self._prepare(texts, given, self.n_ctx - len(ids), epoch)
+        prepared = self._prompts.prepare(texts, given, self.n_ctx - len(ids), epoch)
         return self._engine.run(Score(prepared.script.followed_by(ids), self.info.n_vocab), epoch)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
@@ -636,100 +452,6 @@ class Llava:
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
         return Chat(self, system)
-
-
-class Chat:
-    """A conversation with a model; made by ``Llava.chat()``.
-
-    Images are encoded once, and the part of the conversation that the model still holds is not computed again.
-    """
-
-    def __init__(self, llava: Llava, system: str | None = None) -> None:
-        self._llava = llava
-        self.system = system
-        self.messages: list[Message] = []
-        self._images: list[ImageEmbedding] = []
-        self._computed: Script | None = None  # what was computed for the last answer, and how
-
-    @overload
-    def ask(
-        self, prompt: str, *, images: Images = ..., stream: Literal[False] = ..., **options: Unpack[Options]
-    ) -> Answer: ...
-
-    @overload
-    def ask(
-        self, prompt: str, *, images: Images = ..., stream: Literal[True], **options: Unpack[Options]
-    ) -> Stream: ...
-
-    def ask(
-        self,
-        prompt: str,
-        *positional: Images,
-        images: Images = None,
-        stream: bool = False,
-        **options: Unpack[Options],
-    ) -> Answer | Stream:
-        """The next question, with or without new images; options as in ``Llava.ask``.
-
-        The question and its answer become part of the conversation when the answer is complete. What is asked next
-        is computed behind them: an answer's positions stay as they were computed, token by token, and are computed
-        that way again should they be gone.
-        """
-        images = _by_name(positional, images)
-        sampling = Sampling(**options)
-        known = self._known_images()
-        n_known = len(known)
-        seen = [*known, *_as_list(images)]
-        question = _question(prompt, len(seen) - n_known)
-        parts = self._parts(question)
-
-        def remember(prepared: _Prompt, answer: Answer) -> None:
-            self._remember(question, answer.text, prepared.images[n_known:])
-            self._computed = prepared.script.followed_by(answer.tokens[:-1])
-
-        stop = self._llava.template.stop
-        answer = self._llava._answer(parts, seen, stop, sampling, stream, self._computed, remember)
-        return answer if stream else _last(answer)
-
-    def add(self, prompt: str, answer: str, images: Images = None) -> None:
-        """Adds a question and its answer without asking: an example, an earlier conversation, an answer that was stopped."""
-        given = _as_list(images)
-        question = _question(prompt, len(given))
-        self._parts(question)  # ValueError where marks and images do not fit
-        self._remember(question, answer, [self._llava.encode_image(image) for image in given])
-
-    def _parts(self, question: Message) -> list[Part]:
-        return templates.render(self._llava.template, [*self.messages, question], system=self.system)
-
-    def _remember(self, question: Message, answer: str, images: Sequence[ImageEmbedding]) -> None:
-        self._images = [*self._known_images(), *images]
-        self.messages = [
-            *self.messages,
-            question,
-            Message("assistant", answer),
-        ]  # an interrupt comes before or after
-
-    def _known_images(self) -> list[ImageEmbedding]:
-        """Those of the messages: there may be more where an interrupt has cut off a message."""
-        return self._images[: sum(message.images for message in self.messages)]
-
-    def clear(self) -> None:
-        """Forgets the conversation."""
-        self.messages, self._images, self._computed = [], [], None
-
-
-def _by_name(positional: tuple[Images, ...], images: Images) -> Images:
-    """Images of Chat.ask(), which once came second."""
-    if not positional:
-        return images
-    if len(positional) > 1 or images is not None:
-        raise TypeError("Chat.ask() takes a prompt, and images by name: chat.ask(prompt, images=...)")
-    warnings.warn(
-        "Chat.ask(prompt, images): give images by name, chat.ask(prompt, images=...)",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    return positional[0]
 
 
 def _check_order(images: Images, prompt: object) -> None:
@@ -750,12 +472,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _last(stream: Stream) -> Answer:
-    for _ in stream:
-        pass
-    return stream.answer
-
-
 def _log_answer(answer: Answer, written: Written) -> None:
     usage, timings = answer.usage, answer.timings
     _log.debug(
@@ -770,30 +486,3 @@ def _log_answer(answer: Answer, written: Written) -> None:
         timings.decode,
         written.n_set_aside,
     )
-
-
-def _stretches(prompt: Sequence[int | ImageMark]) -> list[list[int] | ImageMark]:
-    """Consecutive ids together."""
-    found: list[list[int] | ImageMark] = []
-    for item in prompt:
-        if isinstance(item, ImageMark):
-            found.append(item)
-        elif found and isinstance(found[-1], list):
-            found[-1].append(int(item))
-        else:
-            found.append([int(item)])
-    return found
-
-
-def _question(prompt: str, n_images: int) -> Message:
-    if not isinstance(prompt, str):
-        raise TypeError(f"prompt: found {type(prompt).__name__}, need a text")
-    return Message("user", prompt, n_images)
-
-
-def _as_list(images: Images) -> list[ImageSource | ImageEmbedding]:
-    if images is None:
-        return []
-    if isinstance(images, list | tuple):
-        return list(images)
-    return [images]  # type: ignore[list-item]

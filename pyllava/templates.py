@@ -14,6 +14,9 @@ from typing import Literal, TypeAlias
 
 IMAGE_MARK = "<image>"
 
+RAW_STOP = ("###", "<|im_end|>", "<|im_start|>", "USER:", "</s>")
+"""What ends the answer to a prompt of the user's own: the marks of all templates."""
+
 
 @dataclass(frozen=True)
 class Text:

@@ -255,8 +255,8 @@ def test_the_picture_reaches_the_model(llava: pyllava.Llava) -> None:
     """Encoded in one batch, merged, counted, answered."""
     picture = noise(200, 130)
     embedding = llava.encode_image(picture)
-    assert llava._image_spec is not None
-    views = preprocess(load_image(picture), llava._image_spec)
+    assert llava._pictures.spec is not None
+    views = preprocess(load_image(picture), llava._pictures.spec)
     features = llava._session.encode(views.pixels)
     assert np.array_equal(embedding.array, merged(features, newline_of(llava.n_embd), (200, 130), views.grid))
     one_by_one = np.concatenate([llava._session.encode(view[None]) for view in views.pixels])

@@ -20,7 +20,7 @@ from tiny import TinySpec
 from tiny_gguf import Files
 
 import pyllava
-from pyllava import _lib, templates
+from pyllava import _embeddings, _lib, templates
 from pyllava.answer import Transcript
 
 ROOT = Path(__file__).parent.parent
@@ -279,7 +279,7 @@ def test_cancel_reaches_a_call_before_its_computing(
         m.cancel()
         return picture(77)
 
-    monkeypatch.setattr(pyllava.llava, "load_image", load)
+    monkeypatch.setattr(_embeddings, "load_image", load)
     with pytest.raises(pyllava.GenerationCancelled):
         m.ask(picture(77), QUESTION)
     monkeypatch.undo()

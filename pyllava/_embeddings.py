@@ -1,0 +1,120 @@
+"""From pictures to the rows that the language model sees of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from . import _lib
+from ._engine import Engine
+from ._request import Encode
+from .errors import PyllavaError
+from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess, tile_grid
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbedding:
+    """What the language model sees of one image."""
+
+    array: FloatArray
+    """float32 [n_tokens, n_embd]"""
+    size: tuple[int, int]
+    """Width and height of the picture in pixels."""
+    key: int
+    """Names the rows: equal rows have equal keys, whichever picture, options or model they come from."""
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+
+Images: TypeAlias = "ImageSource | ImageEmbedding | Sequence[ImageSource | ImageEmbedding] | None"
+"""What a question may show: one image, several, or none."""
+
+
+def listed(images: Images) -> list[ImageSource | ImageEmbedding]:
+    """Images, however many, as a list."""
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        return list(images)
+    return [images]  # type: ignore[list-item]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture and what it will be to the model."""
+
+    image: PIL.Image.Image
+    layout: _lib.Layout
+    n_rows: int
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+
+def spec_of(info: _lib.ModelInfo, max_tiles: int | None) -> ImageSpec | None:
+    """How the model's views are cut, of at most so many tiles; None for a model without a projector."""
+    if not info.has_vision:
+        return None
+    side = info.image_size
+    fitting = tuple(
+        (width, height)
+        for width, height in info.pinpoints
+        if max_tiles is None or width // side * (height // side) <= max_tiles
+    )
+    return ImageSpec(side, info.image_mean, info.image_std, "anyres" if info.anyres else "pad", fitting)
+
+
+class Pictures:
+    """Encodes pictures with the model of an engine; `name` is what messages call it."""
+
+    def __init__(self, engine: Engine, name: str, spec: ImageSpec | None, *, flat: bool) -> None:
+        self._engine, self._model, self._name = engine, engine.model, name
+        self.spec = spec
+        self._flat = flat
+
+    @property
+    def most_views(self) -> int:
+        """Views of a picture at most: they are encoded in one batch."""
+        if self.spec is None:
+            return 1
+        side = self.spec.image_size
+        return 1 + max((w // side * (h // side) for w, h in self.spec.pinpoints), default=0)
+
+    def look_at(self, source: ImageSource | ImageEmbedding) -> Picture | ImageEmbedding:
+        """Decodes an image and counts the rows it will take."""
+        if isinstance(source, ImageEmbedding):
+            return source
+        if self.spec is None:
+            raise PyllavaError(
+                f"{self._name}: an image was given, but there is no projector: name one with mmproj="
+            )
+        image = load_image(source)
+        layout = _lib.Layout(tile_grid(image.size, self.spec), image.size, self._flat)
+        return Picture(image, layout, self._model.merge_length(layout))
+
+    def encode(self, picture: Picture | ImageEmbedding, epoch: object) -> ImageEmbedding:
+        if isinstance(picture, ImageEmbedding):
+            return picture
+        content = content_hash(picture.image)
+        known: ImageEmbedding | None = self._engine.known(content)
+        if known is not None:
+            return known
+        assert self.spec is not None
+        views = preprocess(picture.image, self.spec)
+
+        def merge(features: FloatArray) -> ImageEmbedding:
+            array = self._model.merge(picture.layout, features)
+            array.flags.writeable = False
+            key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
+            return ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
+
+        return self._engine.run(Encode(content, views.pixels, merge), epoch)

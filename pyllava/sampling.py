@@ -1,0 +1,61 @@
+"""How tokens are chosen and when an answer ends: one row for each option, in the order of ``pyllava_sampler_params``."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from . import _lib
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``ask`` that say how an answer is made; defaults and meaning in `Sampling`."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    seed: int | None
+    stop: Sequence[str]
+    reuse: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, when an answer ends, and whether what the model still holds of its prompt is used again."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    reuse: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise TypeError("stop: found a text, need a list of texts")
+        operator.index(self.max_tokens)  # TypeError for anything but an integer
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
+
+    def sampler(self, model: _lib.ModelHandle, n_ctx: int) -> _lib.SamplerHandle:
+        return _lib.SamplerHandle(
+            model,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repeat_penalty=self.repeat_penalty,
+            repeat_last_n=n_ctx if self.repeat_last_n < 0 else self.repeat_last_n,
+            seed=secrets.randbits(64) if self.seed is None else self.seed,
+        )
