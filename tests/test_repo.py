@@ -86,14 +86,15 @@ PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
+BINDING = "pyllava._lib"
 TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates"}
 CONVERTERS = "pyllava.convert"
 MAY_IMPORT = {
+    BINDING: {"pyllava._plugins", "pyllava.errors"},
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},
     CONVERTERS: {f"pyllava.{name}" for name in TABLES},
 }
 MAY_IMPORT_LATER = {CONVERTERS: {"pyllava", "pyllava.errors", "pyllava.quantize"}}
-NEEDS_CTYPES = {"pyllava._lib"}
 
 
 def parts_of(module: str, wanted: tuple[str, ...]) -> bool:
@@ -138,7 +139,8 @@ def test_imports_point_down(name: str) -> None:
     folder = name if PACKAGE[name].stem == "__init__" else name.rpartition(".")[0]
     ours = {module for module in loaded(name) if parts_of(module, ("pyllava",))}
     later = {module for module in loaded_later(name) if parts_of(module, ("pyllava",))}
-    assert "ctypes" not in loaded(name) | loaded_later(name) or name in NEEDS_CTYPES
+    wants_ctypes = [module for module in loaded(name) | loaded_later(name) if parts_of(module, ("ctypes",))]
+    assert not wants_ctypes or parts_of(name, (BINDING,))
     if folder in MAY_IMPORT:
         own = {module for module in PACKAGE if parts_of(module, (folder,))}
         assert ours <= own | MAY_IMPORT[folder]

@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import _plugins, errors
+from .. import _plugins, errors
 
 ABI = 5
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -297,7 +297,7 @@ _EXCEPTIONS: dict[int, type[Exception]] = {
 
 def _candidates() -> list[Path]:
     """Where the shared library may lie: beside the package wherever it is found, and where it was installed."""
-    package = sys.modules[__package__ or "pyllava"]
+    package = sys.modules[__name__.partition(".")[0]]
     folders = [Path(entry) / "lib" for entry in package.__path__]
     try:
         files = importlib.metadata.files("pyllava") or []
