@@ -93,7 +93,7 @@ def test_what_is_missing_is_explained(error: str, word: str | None) -> None:
 
 def test_paths_are_checked() -> None:
     assert _lib.lib.pyllava_plugin_load(None, 0) == 1
-    assert _lib._load_plugin(["/nowhere/libggml-gpu.so"]) == 11
+    assert _lib.load._load_plugin(["/nowhere/libggml-gpu.so"]) == 11
 
 
 def test_broken_packages_cost_a_warning_each_and_no_answer(tmp_path: Path) -> None:

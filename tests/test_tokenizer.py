@@ -378,7 +378,7 @@ def test_bytes_that_are_not_utf8(llava: pyllava.Llava, data: bytes) -> None:
     ids = np.full(16, -7, np.int32)
     status, n = tokenize_in_c(llava, data, ids, len(ids))
     with pytest.raises(ValueError, match="UTF-8"):
-        _lib._check(status)
+        _lib.load._check(status)
     assert n == 99
     assert (ids == -7).all()
 
@@ -389,11 +389,11 @@ def test_too_little_room(llava: pyllava.Llava) -> None:
     whole = llava.tokenize(text)
     status, n = tokenize_in_c(llava, text.encode(), ids, 2)
     with pytest.raises(ValueError, match=f"{len(whole)} tokens"):
-        _lib._check(status)
+        _lib.load._check(status)
     assert n == len(whole)
     assert (ids[2:] == -7).all()
     status, n = tokenize_in_c(llava, text.encode(), ids, len(ids))
-    _lib._check(status)
+    _lib.load._check(status)
     assert ids[:n].tolist() == whole
 
 

@@ -1,0 +1,121 @@
+"""Logits to a token."""
+
+from __future__ import annotations
+
+import ctypes as c
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .functions import _P, _Choice, _Run, _SamplerParams
+from .handle import _Handle
+from .load import _check, lib
+from .model import ModelHandle
+from .values import FloatArray, _i32, _pointer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token, and what the model itself thinks of it: before mask, penalty, cuts and temperature."""
+
+    id: int
+    log_prob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """(id, log_prob) of the tokens that the model finds most probable, as many as were asked for."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Room for what a sampler chooses in each of some steps, and what it reads."""
+
+    mask: npt.NDArray[np.uint32] | None
+    choices: Any
+    """[n_steps]"""
+    alternatives: Any
+    """[n_steps * n_alternatives]"""
+    n_alternatives: int
+
+    def choice(self, step: int) -> Choice:
+        found, n = self.choices[step], self.n_alternatives
+        others = self.alternatives[step * n : (step + 1) * n]
+        return Choice(found.id, found.log_prob, tuple((other.id, other.log_prob) for other in others))
+
+
+class SamplerHandle:
+    """Random state and the recent tokens of one answer, for the vocabulary of one model."""
+
+    def __init__(
+        self,
+        model: ModelHandle,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        seed: int = 0,
+    ) -> None:
+        params = _SamplerParams(
+            temperature,
+            _i32("top_k", top_k),
+            top_p,
+            min_p,
+            repeat_penalty,
+            _i32("repeat_last_n", repeat_last_n),
+            operator.index(seed) & (2**64 - 1),
+        )
+        address, self._n_vocab = _P(), model.info.n_vocab
+        with model.handle.use() as at:
+            _check(lib.pyllava_sampler_create(at, c.byref(params), c.byref(address)))
+        self._handle = _Handle("pyllava_sampler_free", address.value)
+
+    def sample(
+        self,
+        logits: FloatArray,
+        *,
+        mask: npt.NDArray[np.uint32] | None = None,
+        n_alternatives: int = 0,
+    ) -> Choice:
+        """Chooses a token from logits float32 [n_vocab].
+
+        mask: uint32 [(n_vocab + 31) // 32]; a token may be chosen whose bit is set, id % 32 of word id // 32.
+        Raises ValueError where it leaves none.
+        """
+        logits = self._sized("logits", logits, np.float32, self._n_vocab)
+        run = _Run()
+        asked = self.ask(run, mask, n_alternatives)
+        with self._handle.use() as at:
+            status = lib.pyllava_sample(
+                at, _pointer(logits), run.mask, n_alternatives, run.choice, run.alternatives
+            )
+        _check(status)
+        return asked.choice(0)
+
+    @property
+    def handle(self) -> _Handle:
+        return self._handle
+
+    def ask(
+        self, run: _Run, mask: npt.NDArray[np.uint32] | None, n_alternatives: int, n_steps: int = 1
+    ) -> _Asked:
+        """Tells a run what is to be chosen, in each step; what it gives has to be kept until that is done."""
+        if mask is not None and mask.dtype != np.uint32:
+            raise ValueError(f"mask: found {mask.dtype}, need uint32")
+        n_words = (self._n_vocab + 31) // 32  # a copy: it is read when all is computed
+        words = None if mask is None else self._sized("mask", mask, np.uint32, n_words).copy()
+        if not 0 <= n_alternatives <= self._n_vocab:  # before room for them is taken
+            raise ValueError(f"n_alternatives: found {n_alternatives}, need 0..{self._n_vocab}")
+        out, others = (_Choice * n_steps)(), (_Choice * (n_alternatives * n_steps))()
+        run.mask = None if words is None else _pointer(words)
+        run.choice, run.alternatives, run.n_alternatives = out, others, n_alternatives
+        return _Asked(words, out, others, n_alternatives)
+
+    @staticmethod
+    def _sized(name: str, array: npt.NDArray[Any], dtype: Any, n: int) -> npt.NDArray[Any]:
+        if array.shape != (n,):
+            raise ValueError(f"{name}: shape {array.shape}, need ({n},)")
+        return np.ascontiguousarray(array, dtype)
