@@ -18,9 +18,13 @@ import pytest
 from PIL import Image
 
 import pyllava
-from pyllava import _chat_command, _chat_file, _lines, _options, cli
-from pyllava._chat_command import COMMANDS, completions, parse, split_paths
-from pyllava._chat_file import Record, Turn
+from pyllava import cli
+from pyllava._terminal import DEMO_NOTE
+from pyllava.cli import chat_file
+from pyllava.cli.chat import COMMANDS, Conversation, completions, parse, split_paths
+from pyllava.cli.chat_file import Record, Turn
+from pyllava.cli.lines import _readline, history_path
+from pyllava.cli.options import ask_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENE = str(ROOT / "examples" / "scene.png")
@@ -122,11 +126,11 @@ def test_completions(folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, e
 
 def test_history_is_in_the_state_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", os.path.abspath("state"))
-    assert _lines.history_path() == os.path.join(os.path.abspath("state"), "pyllava", "history")
+    assert history_path() == os.path.join(os.path.abspath("state"), "pyllava", "history")
     for unset in ("", "relative"):
         monkeypatch.setenv("XDG_STATE_HOME", unset)
         home = os.path.expanduser("~")
-        assert _lines.history_path() == os.path.join(home, ".local", "state", "pyllava", "history")
+        assert history_path() == os.path.join(home, ".local", "state", "pyllava", "history")
 
 
 # --- files ---
@@ -145,7 +149,7 @@ RECORD = Record(
 
 def test_markdown(tmp_path: Path) -> None:
     path = tmp_path / "x.MD"
-    _chat_file.write(str(path), RECORD, replace=False)
+    chat_file.write(str(path), RECORD, replace=False)
     assert path.read_text("utf-8") == (
         "# A conversation with m.gguf\n\n"
         "![<1>.png](</a b/\\<1\\>.png>)\n\n![c.png](</c.png>)\n\n"
@@ -155,7 +159,7 @@ def test_markdown(tmp_path: Path) -> None:
 
 def test_json(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    _chat_file.write(str(path), RECORD, replace=False)
+    chat_file.write(str(path), RECORD, replace=False)
     saved = json.loads(path.read_text("utf-8"))
     assert saved["pyllava"] == pyllava.__version__
     assert [saved[name] for name in ("model", "mmproj", "template", "system")] == [
@@ -172,9 +176,9 @@ def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path = tmp_path / "x.json"
     path.write_text("before")
     with pytest.raises(FileExistsError):
-        _chat_file.write(str(path), RECORD, replace=False)
+        chat_file.write(str(path), RECORD, replace=False)
     with pytest.raises(ValueError, match=r"x\.txt: need a name that ends in \.md or \.json"):
-        _chat_file.write(str(tmp_path / "x.txt"), RECORD, replace=True)
+        chat_file.write(str(tmp_path / "x.txt"), RECORD, replace=True)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -182,11 +186,11 @@ def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left") as full_disk:
-            _chat_file.write(str(path), RECORD, replace=True)
+            chat_file.write(str(path), RECORD, replace=True)
         assert full_disk.value.filename == str(path)
     assert os.listdir(tmp_path) == ["x.json"]
     assert path.read_text() == "before"
-    _chat_file.write(str(path), RECORD, replace=True)
+    chat_file.write(str(path), RECORD, replace=True)
     assert json.loads(path.read_text("utf-8"))["template"] == "vicuna_v1"
 
 
@@ -194,7 +198,7 @@ def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real.md").write_text("before")
     (tmp_path / "link.md").symlink_to("real.md")
-    _chat_file.write(str(tmp_path / "link.md"), RECORD, replace=True)
+    chat_file.write(str(tmp_path / "link.md"), RECORD, replace=True)
     assert (tmp_path / "link.md").is_symlink()
     assert (tmp_path / "real.md").read_text("utf-8").startswith("# A conversation")
 
@@ -290,7 +294,7 @@ def test_answers_alone_on_stdout(demo: pyllava.Llava, say: Any) -> None:
     code, out, err = say(f"{DESCRIBE}\n\n  \n{COUNT}", "--image", SCENE)
     assert code == 0
     assert out == "".join(f"{answer}\n" for answer in expected)
-    assert err.startswith(cli.DEMO_NOTE + "\nwith the next question: scene.png, 336 x 336\n")
+    assert err.startswith(DEMO_NOTE + "\nwith the next question: scene.png, 336 x 336\n")
     assert err.count("encode_image_with_clip: image embedding created: 64 tokens\n") == 1
     n_known = expected[0].usage.prompt_tokens + len(expected[0].tokens) - 1
     assert f"[{expected[1].usage.prompt_tokens} tokens, {n_known} of them known; encode 0.00 s, " in err
@@ -411,7 +415,7 @@ def test_help(say: Any) -> None:
     for word in ("--image FILE", "-ngl", "--temp", "--system", "/help"):
         assert word in out
     assert "--verbose-prompt" not in out
-    assert "pyllava-cli chat" in _options.parser().format_help()
+    assert "pyllava-cli chat" in ask_parser().format_help()
 
 
 def test_options_mean_the_same(demo: pyllava.Llava, say: Any) -> None:
@@ -436,7 +440,7 @@ def test_interrupt_of_a_pipe(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_chat_command.Conversation, "_turned", interrupted)
+    monkeypatch.setattr(Conversation, "_turned", interrupted)
     code, out, err = say("Hi\nHi\n")
     assert code == 130
     assert out.count("\n") == 1
@@ -563,7 +567,7 @@ def a_history(state: Path) -> list[str]:
 
 
 terminal = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
-editing = pytest.mark.skipif(_lines._readline() is None, reason="no readline in this Python")
+editing = pytest.mark.skipif(_readline() is None, reason="no readline in this Python")
 
 
 @terminal

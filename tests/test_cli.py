@@ -18,8 +18,12 @@ import pytest
 from PIL import Image
 
 import pyllava.llava
-from pyllava import _options, _progress, cli
+from pyllava import _progress, cli
+from pyllava._terminal import DEMO_NOTE
 from pyllava.answer import Answer, Stream, Timings, Usage
+from pyllava.cli.info import _layers_run
+from pyllava.cli.main import COMMANDS
+from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
 from pyllava.errors import ModelMismatchError
 from pyllava.templates import TEMPLATES, ImageMark
 
@@ -173,7 +177,7 @@ def test_demo_model_says_so(fake: type[FakeLlava], red: str, capsys: pytest.Capt
     assert cli.main(["--image", red]) == 0
     out, err = capsys.readouterr()
     assert out == "It is a red square.\n"
-    assert err.startswith(cli.DEMO_NOTE + "\n")
+    assert err.startswith(DEMO_NOTE + "\n")
     assert fake.built[0].options["model"] is None
 
 
@@ -188,7 +192,7 @@ def test_verbose_prompt(fake: type[FakeLlava], red: str, capsys: pytest.CaptureF
 
 
 def options_of(*argv: str) -> Any:
-    return _options.parser().parse(argv)
+    return ask_parser().parse(argv)
 
 
 def test_options_reach_the_model(fake: type[FakeLlava], red: str) -> None:
@@ -257,16 +261,16 @@ def test_values_may_start_with_a_dash() -> None:
 
 @pytest.mark.parametrize("argv", [[], ["-n", "-1"]])
 def test_256_tokens_unless_told_otherwise(argv: list[str]) -> None:
-    assert _options.sampling_arguments(options_of(*argv))["max_tokens"] == 256
+    assert sampling_arguments(options_of(*argv))["max_tokens"] == 256
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967295"])
 def test_random_seeds(seed: str) -> None:
-    assert _options.sampling_arguments(options_of("-s", seed))["seed"] is None
+    assert sampling_arguments(options_of("-s", seed))["seed"] is None
 
 
 def test_defaults_of_the_library_stay() -> None:
-    arguments = _options.model_arguments(options_of("-t", "-1", "-c", "0"))
+    arguments = model_arguments(options_of("-t", "-1", "-c", "0"))
     assert arguments["n_ctx"] is None
     assert arguments["n_threads"] is None
     assert arguments["template"] == "auto"
@@ -329,11 +333,11 @@ def test_help_and_version(fake: type[FakeLlava], capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == f"pyllava {pyllava.__version__}\n"
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
     assert f"pyllava-cli {name}" in capsys.readouterr().out
-    assert f"pyllava-cli {name} " in _options.parser().format_help()
+    assert f"pyllava-cli {name} " in ask_parser().format_help()
 
 
 # --- prompts and pictures ---
@@ -712,6 +716,4 @@ def test_info_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_layers_run(metadata: dict[str, Any], n_stored: int, run: int) -> None:
-    from pyllava._info import _layers_run
-
     assert _layers_run(metadata, n_stored) == run

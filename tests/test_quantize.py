@@ -22,7 +22,7 @@ import pyllava
 from pyllava import _lib
 from pyllava._gguf_source import SourceFile
 from pyllava._part_file import replacing
-from pyllava._quantize_command import quantize_command
+from pyllava.cli.quantize import quantize_command
 from pyllava.formats import FORMATS
 from pyllava.gguf import GgufFile
 from pyllava.quantize import TYPES, Plan, ProjectorPlan, quantize, quantize_rows

@@ -34,6 +34,7 @@ from tiny import (
 )
 
 from pyllava import quantize, templates
+from pyllava.cli.convert import convert as convert_command
 from pyllava.convert import llava_model
 from pyllava.convert.chat_template import NAMES, jinja
 from pyllava.convert.convert_llava import command, main
@@ -693,18 +694,17 @@ def test_command_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     """`pyllava-cli convert`: the same converter, found in the source tree, with the same options and exit
     codes.
     """
-    convert_command = pytest.importorskip("pyllava._convert_command")
     folder = original_15(tmp_path / "m")
-    convert_command.convert([str(folder), "-o", str(tmp_path / "out"), "--outtype", "f32"])
+    convert_command([str(folder), "-o", str(tmp_path / "out"), "--outtype", "f32"])
     assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / "out" / "m-f32.gguf")
     direct = convert(folder, tmp_path / "other", Options(outtype="f32"))
     assert (tmp_path / "out" / "m-f32.gguf").read_bytes() == direct.model.read_bytes()
     with pytest.raises(SystemExit) as exit:
-        convert_command.convert([str(tmp_path)])
+        convert_command([str(tmp_path)])
     assert exit.value.code == 1
     assert "pyllava-cli convert: error:" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit:
-        convert_command.convert(["--help"])
+        convert_command(["--help"])
     assert exit.value.code == 0
     assert "usage: pyllava-cli convert" in capsys.readouterr().out
 

@@ -18,25 +18,24 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from . import _options
-from ._options import DEFAULT_PROMPT, PROGRAM
-from ._terminal import DEMO_NOTE, Console, library_log, printable, run
-from .templates import IMAGE_MARK, ImageMark, unescape
+from .._terminal import DEMO_NOTE, Console, library_log, printable, run
+from ..templates import IMAGE_MARK, ImageMark, unescape
+from .options import DEFAULT_PROMPT, PROGRAM, ask_parser, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .answer import Answer
-    from .images import ImageSource
-    from .llava import Llava
+    from ..answer import Answer
+    from ..images import ImageSource
+    from ..llava import Llava
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
-        "bench": "pyllava._bench_command:bench",
-        "chat": "pyllava._chat_command:chat",
-        "info": "pyllava._info:info",
-        "convert": "pyllava._convert_command:convert",
-        "quantize": "pyllava._quantize_command:quantize_command",
+        "bench": "pyllava.cli.bench:bench",
+        "chat": "pyllava.cli.chat:chat",
+        "info": "pyllava.cli.info:info",
+        "convert": "pyllava.cli.convert:convert",
+        "quantize": "pyllava.cli.quantize:quantize_command",
     }
 )
 """What the first word of a command line may name, and the function that runs it; without one, a question is asked."""
@@ -80,7 +79,7 @@ class Request:
 
 def ask(argv: list[str]) -> None:
     """Answer the question of a command line; every failure is an exception."""
-    parser = _options.parser()
+    parser = ask_parser()
     options = parser.parse(argv)
     if options.mmproj is not None and options.model is None:
         parser.error("--mmproj: needs -m, the model it belongs to")
@@ -91,13 +90,13 @@ def ask(argv: list[str]) -> None:
     if request.raw and (options.template or options.system is not None):
         parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
     console.note_inert(options)
-    from .images import load_image
+    from ..images import load_image
 
     pictures = ([load_image(image) for image in run] for run in request.runs)
     first = next(pictures)  # before the model: a bad picture must not cost the time to load it
-    from .llava import Llava
+    from ..llava import Llava
 
-    with library_log(options), Llava(**_options.model_arguments(options), progress=console.bars) as model:
+    with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
         if model.is_demo:
             console.note(DEMO_NOTE)
         answers = []
@@ -153,7 +152,7 @@ def _take_image_tag(prompt: str) -> tuple[str, bytes | None]:
     if n_tags > 1 or tag is None:
         found = f"{n_tags} of them" if n_tags > 1 else "no end of it"
         raise ValueError(f'image tag in the prompt: {found}, need one <img src="data:image/jpeg;base64,...">')
-    from .images import decode_data_url
+    from ..images import decode_data_url
 
     return prompt[: tag.start()] + prompt[tag.end() :], decode_data_url(tag[1])
 
@@ -174,7 +173,7 @@ def _run(
         raw=request.raw,
         system=options.system,
         stream=True,
-        **_options.sampling_arguments(options),
+        **sampling_arguments(options),
     )
     for n_tokens in stream.usage.image_tokens_each:
         console.note(f"encode_image_with_clip: image embedding created: {n_tokens} tokens")

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._options import PROGRAM, Parser
+from .options import PROGRAM, Parser
 
 if TYPE_CHECKING:
-    from .gguf import GgufFile
+    from ..gguf import GgufFile
 
 _SHOWN = 4  # elements of a long array
 _TEXT_SHOWN = 80  # characters of a long text
@@ -23,7 +23,7 @@ def info(argv: Sequence[str]) -> None:
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="print JSON, arrays in full")
     options = parser.parse(argv)
-    from .gguf import GgufFile
+    from ..gguf import GgufFile
 
     file = GgufFile(options.file)
     summary = _summary(file, options.file)
@@ -62,8 +62,8 @@ def _summary(file: GgufFile, path: str) -> dict[str, Any]:
 
 def _places(path: str) -> dict[str, Any] | None:
     """Which devices of this machine would hold the model's parts; None for a model that this version does not run."""
-    from ._lib import plan_devices
-    from .errors import PyllavaError
+    from .._lib import plan_devices
+    from ..errors import PyllavaError
 
     try:
         devices = plan_devices(path, None)

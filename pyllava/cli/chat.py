@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from . import _options
-from ._chat_file import Record, Turn, write
-from ._lines import Lines
-from ._terminal import DEMO_NOTE, Console, library_log, one_line
-from .errors import ContextOverflowError, PyllavaError
-from .images import load_image
+from .._terminal import DEMO_NOTE, Console, library_log, one_line
+from ..errors import ContextOverflowError, PyllavaError
+from ..images import load_image
+from .chat_file import Record, Turn, write
+from .lines import Lines
+from .options import chat_parser, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
-    from .answer import Answer
-    from .llava import Llava
+    from ..answer import Answer
+    from ..llava import Llava
 
 _WELCOME = "type a question; /image FILE shows a picture with it, /help lists the commands, Ctrl-D ends"
 _PROMPT, _MORE = "> ", "... "
@@ -40,16 +40,16 @@ class _Quit(Exception):
 
 def chat(argv: list[str]) -> None:
     """Have the conversation of a command line; every failure that ends it is an exception."""
-    parser = _options.chat_parser()
+    parser = chat_parser()
     options = parser.parse(argv)
     if options.mmproj is not None and options.model is None:
         parser.error("--mmproj: needs -m, the model it belongs to")
     console = Console(options.log_disable)
     console.note_inert(options)
     pictures = [Picture.load(path) for path in options.image]  # before the model, which takes longer
-    from .llava import Llava
+    from ..llava import Llava
 
-    with library_log(options), Llava(**_options.model_arguments(options), progress=console.bars) as model:
+    with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
         if model.is_demo:
             console.note(DEMO_NOTE)
         Conversation(model, options, console, pictures).run()
@@ -133,7 +133,7 @@ class Conversation:
                 question,
                 images=[picture.image for picture in self._pending],
                 stream=True,
-                **_options.sampling_arguments(self._options),
+                **sampling_arguments(self._options),
             )
             n_known = len(stream.usage.image_tokens_each) - len(self._pending)
             for n_tokens in stream.usage.image_tokens_each[n_known:]:
@@ -172,7 +172,7 @@ class Conversation:
         if answer.finish_reason == "length":
             self._console.note(
                 f"the answer was cut after {usage.completion_tokens} tokens: -n N allows more"
-                if usage.completion_tokens >= _options.sampling_arguments(self._options)["max_tokens"]
+                if usage.completion_tokens >= sampling_arguments(self._options)["max_tokens"]
                 else "the context is full: /clear forgets the conversation, -c N has more room"
             )
         if not self._options.no_perf:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from . import _lib, models
-from ._options import PROGRAM, Parser, add_devices, device_arguments
-from .errors import PyllavaError
-from .images import ImageSpec, load_image, preprocess
+from .. import _lib, models
+from ..errors import PyllavaError
+from ..images import ImageSpec, load_image, preprocess
+from .options import PROGRAM, Parser, add_devices, device_arguments
 
 _DESCRIPTION = """\
 Measure loading, image encoding, prefill and decoding; medians of --repeat runs after one that is not counted.

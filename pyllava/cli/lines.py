@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TextIO
 
-from ._terminal import say
+from .._terminal import say
 
 _KEPT_LINES = 1000
 _BETWEEN_WORDS = " \t\n/"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._options import PROGRAM
-from .convert import convert_llava
+from ..convert import convert_llava
+from .options import PROGRAM
 
 
 def convert(argv: list[str]) -> None:

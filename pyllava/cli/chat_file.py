@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ._part_file import replacing
-from ._version import __version__
+from .._part_file import replacing
+from .._version import __version__
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from ._mixes import TYPES
-from ._options import PROGRAM, Parser
-from ._terminal import say, stage_bars
+from .._mixes import TYPES
+from .._terminal import say, stage_bars
+from .options import PROGRAM, Parser
 
 if TYPE_CHECKING:
-    from .quantize import Report
+    from ..quantize import Report
 
 _DESCRIPTION = """\
 Write a language model or a projector again with fewer bits per weight.
@@ -37,7 +37,7 @@ def quantize_command(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     parser.add_argument("-v", "--verbose", action="store_true", help="name every tensor that fell back")
     options = parser.parse(argv)
-    from .quantize import quantize
+    from ..quantize import quantize
 
     threads = options.threads if options.threads and options.threads > 0 else None
     bars = stage_bars()

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from . import _terminal
-from ._version import __version__
-from .templates import IMAGE_MARK, TEMPLATES
+from .. import _terminal
+from .._version import __version__
+from ..templates import IMAGE_MARK, TEMPLATES
 
 PROGRAM = "pyllava-cli"
 DEFAULT_PROMPT = "Provide a full description."
@@ -80,7 +80,7 @@ def _shares(text: str) -> list[float]:
 
 class _ListDevices(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from ._lib import devices
+        from .._lib import devices
 
         for device in devices():
             if device.kind != "other":
@@ -110,7 +110,7 @@ From a pipe or a file, a line is a question or a command, and the first one that
 """
 
 
-def parser() -> Parser:
+def ask_parser() -> Parser:
     """The options of a question; the commands have their own."""
     options = Parser(
         prog=PROGRAM,
