@@ -5,29 +5,17 @@ Exit codes: 0 answered, 1 failed (one line on stderr says why), 2 wrong usage, 1
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
-import itertools
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from .._terminal import DEMO_NOTE, Console, library_log, printable, run
-from ..templates import IMAGE_MARK, ImageMark, unescape
-from .options import DEFAULT_PROMPT, PROGRAM, ask_parser, model_arguments, sampling_arguments
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..answer import Answer
-    from ..images import ImageSource
-    from ..llava import Llava
+from .._terminal import run
+from .ask import ask
+from .options import PROGRAM
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -39,9 +27,6 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What the first word of a command line may name, and the function that runs it; without one, a question is asked."""
-
-_IMAGE_TAG = re.compile(r'<img src="(data:image/[^,"]*,[^"]*)">')
-_IMAGE_TAG_START = '<img src="data:image/'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,169 +48,6 @@ def _command(name: str) -> Callable[[list[str]], object]:
     module, _, function = COMMANDS[name].partition(":")
     command: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
     return command
-
-
-# --- asking ---
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked: one run per list of images."""
-
-    prompt: str
-    raw: bool
-    runs: list[list[ImageSource]]
-
-
-def ask(argv: list[str]) -> None:
-    """Answer the question of a command line; every failure is an exception."""
-    parser = ask_parser()
-    options = parser.parse(argv)
-    if options.mmproj is not None and options.model is None:
-        parser.error("--mmproj: needs -m, the model it belongs to")
-    if options.prompt is not None and options.file is not None:
-        parser.error("-p and -f: need one of them")
-    console = Console(options.log_disable)
-    request = _request(options, console)
-    if request.raw and (options.template or options.system is not None):
-        parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
-    console.note_inert(options)
-    from ..images import load_image
-
-    pictures = ([load_image(image) for image in run] for run in request.runs)
-    first = next(pictures)  # before the model: a bad picture must not cost the time to load it
-    from ..llava import Llava
-
-    with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
-        if model.is_demo:
-            console.note(DEMO_NOTE)
-        answers = []
-        for images, shown in zip(request.runs, itertools.chain([first], pictures), strict=True):
-            if len(request.runs) > 1:
-                console.note(f"\n{printable(images[0])}:")
-            answers.append(_run(model, shown, request, options, console))
-    if not options.no_perf:
-        console.note(_timings(answers))
-
-
-def _request(options: argparse.Namespace, console: Console) -> Request:
-    prompt, tagged = _take_image_tag(_prompt(options))
-    images: list[ImageSource] = list(options.image)
-    if tagged is not None:
-        if images:  # an image given is an image seen
-            raise ValueError("an image in the prompt and --image: need one of them")
-        images = [tagged]
-    if not images:
-        raise ValueError(
-            'no image: need --image FILE, or <img src="data:image/jpeg;base64,..."> in the prompt'
-        )
-    for image in images:
-        if isinstance(image, str):
-            os.stat(image)  # a typing error in the last path must not cost the answers before it
-    if not prompt.strip():
-        prompt = DEFAULT_PROMPT
-    n_marks = prompt.count(IMAGE_MARK)
-    if n_marks > 1 and n_marks != len(images):
-        raise ValueError(f"the prompt has {n_marks} {IMAGE_MARK} marks, images given: {len(images)}")
-    together = n_marks == len(images)
-    return Request(prompt, n_marks > 0, [images] if together else [[image] for image in images])
-
-
-def _prompt(options: argparse.Namespace) -> str:
-    text: str = options.prompt or ""
-    if options.file is not None:
-        with open(options.file, encoding="utf-8", newline="") as file:
-            text = file.read().removesuffix("\n")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the prompt is not UTF-8") from None
-    return unescape(text) if options.escape else text
-
-
-def _take_image_tag(prompt: str) -> tuple[str, bytes | None]:
-    """The prompt without its ``<img src="data:...">`` tag, and the bytes of that image."""
-    n_tags = prompt.count(_IMAGE_TAG_START)
-    if n_tags == 0:
-        return prompt, None
-    tag = _IMAGE_TAG.search(prompt)
-    if n_tags > 1 or tag is None:
-        found = f"{n_tags} of them" if n_tags > 1 else "no end of it"
-        raise ValueError(f'image tag in the prompt: {found}, need one <img src="data:image/jpeg;base64,...">')
-    from ..images import decode_data_url
-
-    return prompt[: tag.start()] + prompt[tag.end() :], decode_data_url(tag[1])
-
-
-def _run(
-    model: Llava,
-    pictures: list[Image.Image],
-    request: Request,
-    options: argparse.Namespace,
-    console: Console,
-) -> Answer:
-    """Ask about `pictures` in one prompt and stream the answer to stdout."""
-    if options.verbose_prompt:
-        _show_prompt(model, pictures, request, options, console)
-    stream = model.ask(
-        pictures,
-        request.prompt,
-        raw=request.raw,
-        system=options.system,
-        stream=True,
-        **sampling_arguments(options),
-    )
-    for n_tokens in stream.usage.image_tokens_each:
-        console.note(f"encode_image_with_clip: image embedding created: {n_tokens} tokens")
-    last = ""
-    for piece in stream:
-        if not last:
-            console.note("")
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-        last = piece
-    if not last.endswith("\n"):
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    answer: Answer = stream.answer
-    return answer
-
-
-def _show_prompt(
-    model: Llava, pictures: list[Image.Image], request: Request, options: argparse.Namespace, console: Console
-) -> None:
-    tokens = model.prompt_tokens(pictures, request.prompt, raw=request.raw, system=options.system)
-    console.note(f"prompt: {request.prompt!r}")
-    console.note(f"number of tokens in prompt = {len(tokens)} (an image counts as one here)")
-    for token in tokens:
-        if isinstance(token, ImageMark):
-            console.note(f"{'image':>6} -> {token.index}")
-        else:
-            console.note(f"{token:6d} -> {model.token_text(token)!r}")
-
-
-def _timings(answers: list[Answer]) -> str:
-    """Milliseconds, tokens and tokens per second of each stage, summed over the answers."""
-    usages = [answer.usage for answer in answers]
-    timings = [answer.timings for answer in answers]
-    encode, prefill = sum(t.encode for t in timings), sum(t.prefill for t in timings)
-    decode, load = sum(t.decode for t in timings), timings[0].load
-    lines = [
-        f"{'load':>8} {load * 1000:10.2f} ms",
-        _stage("encode", encode, sum(usage.image_tokens for usage in usages), "image tokens"),
-        _stage("prefill", prefill, sum(usage.prompt_tokens - usage.cached_tokens for usage in usages)),
-        _stage("decode", decode, sum(usage.completion_tokens for usage in usages)),
-        f"{'total':>8} {(load + encode + prefill + decode) * 1000:10.2f} ms",
-    ]
-    return "\n" + "\n".join(lines)
-
-
-def _stage(name: str, seconds: float, n_tokens: int, unit: str = "tokens") -> str:
-    speed = f" ({n_tokens / seconds:9.2f} tokens per second)" if seconds > 0 and n_tokens else ""
-    return f"{name:>8} {seconds * 1000:10.2f} ms / {n_tokens:5d} {unit}{speed}"
-
-
-# --- the process around it ---
 
 
 @contextlib.contextmanager
