@@ -81,7 +81,7 @@ _ELSEWHERE = {
     "Chat": "chat",
     "Llava": "llava",
 }  # every other name of __all__ is an exception
-_MODULES = ("answer", "chat", "errors", "gguf", "images", "llava", "models", "sampling", "templates")
+_MODULES = ("answer", "chat", "errors", "gguf", "images", "llava", "models", "sampling", "templates", "views")
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the module's
 

@@ -15,7 +15,8 @@ from . import _lib
 from ._engine import Engine
 from ._request import Encode
 from .errors import PyllavaError
-from .images import ImageSource, ImageSpec, content_hash, load_image, preprocess, tile_grid
+from .images import ImageSource, content_hash, load_image
+from .views import ImageSpec, preprocess, tile_grid
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 

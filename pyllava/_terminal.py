@@ -121,7 +121,7 @@ class Console:
     def note_inert(self, options: argparse.Namespace) -> None:
         names = ("top_k", "top_p", "min_p", "seed")
         inert = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
-        if inert and options.temp <= 0:
+        if inert and not options.temperature:
             given = ", ".join(inert)
             self.note(f"{given}: no effect without --temp above 0, the answer is the likeliest one")
 

@@ -49,13 +49,10 @@ class Sampling:
             raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
 
     def sampler(self, model: _lib.ModelHandle, n_ctx: int) -> _lib.SamplerHandle:
-        return _lib.SamplerHandle(
-            model,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty,
-            repeat_last_n=n_ctx if self.repeat_last_n < 0 else self.repeat_last_n,
-            seed=secrets.randbits(64) if self.seed is None else self.seed,
-        )
+        """What chooses the tokens of one answer, with numbers of the same names."""
+        numbers = {name: getattr(self, name) for name in _lib.SAMPLER_FIELDS}
+        if self.repeat_last_n < 0:
+            numbers["repeat_last_n"] = n_ctx
+        if self.seed is None:
+            numbers["seed"] = secrets.randbits(64)
+        return _lib.SamplerHandle(model, **numbers)

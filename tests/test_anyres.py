@@ -16,7 +16,8 @@ from PIL import Image
 
 import pyllava
 from pyllava import _lib, models
-from pyllava.images import ImageSpec, best_resolution, load_image, preprocess, tile_grid
+from pyllava.images import load_image
+from pyllava.views import ImageSpec, best_resolution, preprocess, tile_grid
 
 SEED_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 SPEC = ImageSpec(336, aspect="anyres", pinpoints=SEED_PINPOINTS)

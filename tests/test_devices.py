@@ -39,6 +39,7 @@ import pyllava
 from pyllava import _lib, cli, images
 from pyllava._lib import Placement, Rows, Span, Tokens
 from pyllava.quantize import quantize
+from pyllava.views import ImageSpec, preprocess
 
 # Heads of 64, in both models: CUDA's flash attention has no smaller ones but 40.
 SPEC = TinySpec(seed=60, n_layer=4, n_ctx=4096, n_embd=256, n_ff=320, v_embd=128, v_ff=192)
@@ -243,7 +244,7 @@ def test_parity(name: str, precision: str, tmp_path: Path) -> None:
     subject = Subject(files, place(), precision=precision)
     assert subject.model.devices.n_gpu_layers == case.spec.n_layer + 1
     image = images.load_image(picture(*GOLDEN_PICTURE))
-    pixels = images.preprocess(image, images.ImageSpec(case.spec.image_size)).pixels
+    pixels = preprocess(image, ImageSpec(case.spec.image_size)).pixels
     found = subject.encode(pixels)
     assert set(found) - {"mm.2"} == set(part(golden, "tower/"))
     gates.check("embeddings", gates.EMBEDDINGS_F16, golden["embeddings"], found["mm.2"])

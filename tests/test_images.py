@@ -22,14 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from pyllava.errors import ImageError, PyllavaError
-from pyllava.images import (
-    ImageSpec,
-    content_hash,
-    decode_data_url,
-    load_image,
-    pad,
-    preprocess,
-)
+from pyllava.images import content_hash, decode_data_url, load_image
+from pyllava.views import ImageSpec, pad, preprocess
 
 GOLDEN_SCRIPT = Path(__file__).parent / "data/images/make_goldens.py"
 G = runpy.run_path(str(GOLDEN_SCRIPT))
@@ -584,3 +578,16 @@ def test_goldens_are_what_transformers_gives() -> None:
     for golden in json.loads(G["GOLDENS"].read_text()):
         u8, _ = G["reference"](drawn(*golden["size"]), golden["image_size"])
         assert G["digest"](u8) == golden["u8"]
+
+
+def test_old_imports_go_on_working() -> None:
+    """What became a module of its own is still where it was."""
+    from pyllava import cli, images, llava, views
+
+    for name in ("ImageSpec", "Views", "anyres", "best_resolution", "pad", "preprocess", "tile_grid"):
+        assert getattr(images, name) is getattr(views, name)
+    for name in ("Chat", "ImageEmbedding", "Options", "Sampling"):
+        assert hasattr(llava, name)
+    assert callable(cli.main)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = images.nothing  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ from reference.subject import Subject
 from tiny import TinySpec
 
 import pyllava
-from pyllava import images
+from pyllava import images, views
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Judged:
 
     def pixels(self) -> Array:
         image = images.load_image(picture(*GOLDEN_PICTURE))
-        return images.preprocess(image, images.ImageSpec(self.spec.image_size)).pixels
+        return views.preprocess(image, views.ImageSpec(self.spec.image_size)).pixels
 
     def prompt(self) -> list[list[int] | Array]:
         return prompt(self.spec, [self.subject.session.encode(self.pixels())[0]])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pyllava.images import ImageSpec, preprocess
+from pyllava.views import ImageSpec, preprocess
 
 from . import anyres, posters, scenes, tokenizer
 from .model import MEAN, STD, Llava

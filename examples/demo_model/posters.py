@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pyllava.images import best_resolution
+from pyllava.views import best_resolution
 
 from . import scenes
 from .anyres import PINPOINTS, fit

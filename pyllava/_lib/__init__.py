@@ -12,7 +12,7 @@ from .load import ABI, engine_version, lib, load_plugins, version
 from .model import ModelHandle, ModelInfo
 from .params import Layout, Placement, SessionOptions
 from .rows import LAST, NOTHING, Ran, Rows, Run, Span, Tokens
-from .sampler import Choice, SamplerHandle
+from .sampler import SAMPLER_FIELDS, Choice, SamplerHandle
 from .session import SessionHandle, Trace
 from .tensor_types import TensorType, dequantize, quantize, tensor_type
 from .values import FloatArray
@@ -22,6 +22,7 @@ __all__ = [
     "FUNCTIONS",
     "LAST",
     "NOTHING",
+    "SAMPLER_FIELDS",
     "Choice",
     "Device",
     "Devices",

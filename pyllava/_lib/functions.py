@@ -191,6 +191,13 @@ class _SamplerParams(c.Structure):
     ]
 
 
+_NEUTRAL = {
+    "top_p": 1.0,
+    "repeat_penalty": 1.0,
+    "repeat_last_n": 64,
+}  # what changes nothing, where 0 does not
+
+
 _STATUS = c.c_int  # functions that return pyllava_status
 
 # name: (result, arguments), in the order of the header

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .functions import _P, _Choice, _Run, _SamplerParams
+from .functions import _I32, _NEUTRAL, _P, _U64, _Choice, _Run, _SamplerParams
 from .handle import _Handle
 from .load import _check, lib
 from .model import ModelHandle
@@ -44,30 +44,26 @@ class _Asked:
         return Choice(found.id, found.log_prob, tuple((other.id, other.log_prob) for other in others))
 
 
+_KINDS: dict[str, Any] = {name: kind for name, kind, *_ in _SamplerParams._fields_}
+SAMPLER_FIELDS: tuple[str, ...] = tuple(_KINDS)
+
+
+def _number(name: str, value: Any) -> float:
+    """A field of ``pyllava_sampler_params``; of a seed, 64 bits."""
+    if _KINDS[name] is _U64:
+        return operator.index(value) & (2**64 - 1)
+    return _i32(name, value) if _KINDS[name] is _I32 else value
+
+
 class SamplerHandle:
     """Random state and the recent tokens of one answer, for the vocabulary of one model."""
 
-    def __init__(
-        self,
-        model: ModelHandle,
-        *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        repeat_last_n: int = 64,
-        seed: int = 0,
-    ) -> None:
-        params = _SamplerParams(
-            temperature,
-            _i32("top_k", top_k),
-            top_p,
-            min_p,
-            repeat_penalty,
-            _i32("repeat_last_n", repeat_last_n),
-            operator.index(seed) & (2**64 - 1),
-        )
+    def __init__(self, model: ModelHandle, **numbers: float) -> None:
+        """`numbers`: fields of ``pyllava_sampler_params`` (`SAMPLER_FIELDS`); one that is not given changes nothing."""
+        if wrong := numbers.keys() - set(SAMPLER_FIELDS):
+            raise TypeError(f"no number of a sampler: {', '.join(sorted(wrong))}")
+        given = {name: _number(name, value) for name, value in (_NEUTRAL | numbers).items()}
+        params = _SamplerParams(**given)
         address, self._n_vocab = _P(), model.info.n_vocab
         with model.handle.use() as at:
             _check(lib.pyllava_sampler_create(at, c.byref(params), c.byref(address)))

@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import _lib, models
 from ..errors import PyllavaError
-from ..images import ImageSpec, load_image, preprocess
+from ..images import load_image
+from ..views import ImageSpec, preprocess
 from .options import PROGRAM, Parser, add_devices, device_arguments
 
 _DESCRIPTION = """\

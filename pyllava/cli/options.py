@@ -61,6 +61,11 @@ def _number(kind: Callable[[str], float], need: str, accept: Callable[[float], b
     return parse
 
 
+def _changed(parse: Callable[[str], Any], change: Callable[[Any], Any]) -> Callable[[str], Any]:
+    """What llama.cpp's tools take for something else than the number itself."""
+    return lambda text: change(parse(text))
+
+
 _INTEGER = _number(int, "an integer", lambda value: True)
 _COUNT = _number(int, "an integer of at least 1", lambda value: value >= 1)
 _COUNT_OR_0 = _number(int, "an integer of at least 0", lambda value: value >= 0)
@@ -259,34 +264,39 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
 
 
 def _add_answer(options: Parser) -> None:
+    """Options with the names that ``Llava.ask`` has for them (`dest`); None: as it is there."""
     add = _adder(options, "answer")
-    at_most = f"tokens at most (default: -1, which is {DEFAULT_MAX_TOKENS})"
-    add("-n --predict --n-predict", "N", at_most, type=_COUNT_OR_LESS, default=-1)
+    add(
+        "-n --predict --n-predict",
+        "N",
+        f"tokens at most (default: -1, which is {DEFAULT_MAX_TOKENS})",
+        dest="max_tokens",
+        type=_changed(_COUNT_OR_LESS, lambda n: DEFAULT_MAX_TOKENS if n < 0 else n),
+        default=DEFAULT_MAX_TOKENS,
+    )
     add(
         "--temp",
         "T",
         "temperature (default: 0, always the likeliest token; 0.1 is a good value)",
-        type=_REAL,
-        default=0.0,
+        dest="temperature",
+        type=_changed(_REAL, lambda value: max(value, 0.0)),
     )
-    add("--top-k", "N", "sample from the N likeliest tokens (default: 0, all)", type=_INTEGER)
+    add(
+        "--top-k",
+        "N",
+        "sample from the N likeliest tokens (default: 0, all)",
+        type=_changed(_INTEGER, lambda n: max(n, 0)),
+    )
     add("--top-p", "P", "sample from the likeliest tokens that sum to P (default: 1, all)", type=_SHARE)
     add("--min-p", "P", "drop tokens less likely than P times the likeliest (default: 0, none)", type=_SHARE)
-    add("-s --seed", "N", "seed of the sampler (default: -1, random)", type=_INTEGER)
     add(
-        "--repeat-penalty",
-        "X",
-        "make tokens less likely to recur (default: 1, off)",
-        type=_POSITIVE,
-        default=1.0,
-    )
-    add(
-        "--repeat-last-n",
+        "-s --seed",
         "N",
-        "tokens it looks back on (default: 64; -1: all)",
-        type=_FROM_MINUS_1,
-        default=64,
+        "seed of the sampler (default: -1, random)",
+        type=_changed(_INTEGER, lambda seed: None if seed in _RANDOM_SEEDS else seed),
     )
+    add("--repeat-penalty", "X", "make tokens less likely to recur (default: 1, off)", type=_POSITIVE)
+    add("--repeat-last-n", "N", "tokens it looks back on (default: 64; -1: all)", type=_FROM_MINUS_1)
 
 
 def _add_output(options: Parser, *, question: bool = True) -> None:
@@ -336,14 +346,8 @@ def device_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """What `options` mean to ``Llava.ask``."""
-    return {
-        "max_tokens": options.predict if options.predict > 0 else DEFAULT_MAX_TOKENS,
-        "temperature": max(options.temp, 0.0),
-        "top_k": max(options.top_k or 0, 0),
-        "top_p": 1.0 if options.top_p is None else options.top_p,
-        "min_p": options.min_p or 0.0,
-        "repeat_penalty": options.repeat_penalty,
-        "repeat_last_n": options.repeat_last_n,
-        "seed": None if options.seed in _RANDOM_SEEDS else options.seed,
-    }
+    """What `options` mean to ``Llava.ask``: those that it knows by the same name, and that were given."""
+    from ..sampling import Options
+
+    given = {name: getattr(options, name, None) for name in Options.__annotations__}
+    return {name: value for name, value in given.items() if value is not None}

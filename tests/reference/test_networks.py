@@ -10,7 +10,7 @@ import pytest
 import tiny_gguf
 
 import pyllava
-from pyllava import images
+from pyllava import images, views
 
 from . import gates
 from .cases import CASES, NEXT_CASES, TILES, newline, picture, pinpoints, prompt
@@ -28,13 +28,13 @@ def some_pixels(image_size: int, n: int = 2) -> np.ndarray:
 
 @pytest.mark.parametrize("image_size", sorted({case.spec.image_size for case in CASES.values()}))
 def test_pixels(image_size: int) -> None:
-    spec = images.ImageSpec(image_size)
+    spec = views.ImageSpec(image_size)
     for i, shape in enumerate(SHAPES):
         source = picture(i, *shape)
         image = images.load_image(source)
-        (view,) = images.pad(image, spec)
+        (view,) = views.pad(image, spec)
         assert np.array_equal(np.asarray(view), resized(source, image_size)), shape
-        found = images.preprocess(image, spec).pixels
+        found = views.preprocess(image, spec).pixels
         gates.check(f"pixels of {shape}", gates.PIXELS, pixels_of(source, image_size)[None], found)
 
 
