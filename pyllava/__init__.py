@@ -16,8 +16,8 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from ._embeddings import ImageEmbedding, Images
-    from ._engine import Stats
     from ._lib import Device, Devices, ModelInfo, devices
+    from ._scheduler import Stats
     from .answer import Answer, Stream, Timings, Usage
     from .chat import Chat
     from .errors import (
@@ -74,7 +74,7 @@ __all__ = [
 _ELSEWHERE = {
     **dict.fromkeys(("Device", "Devices", "ModelInfo", "devices"), "_lib"),
     **dict.fromkeys(("Answer", "Stream", "Timings", "Usage"), "answer"),
-    "Stats": "_engine",
+    "Stats": "_scheduler",
     **dict.fromkeys(("ImageEmbedding", "Images"), "_embeddings"),
     **dict.fromkeys(("Options", "Sampling"), "sampling"),
     **dict.fromkeys(("Message", "Template"), "templates"),

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from . import _lib, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
-from ._engine import Engine, Stats
+from ._engine import Engine
 from ._prompt import Prompt, Prompts, stretches_of
 from ._request import Answering, Call, Score, Written
+from ._scheduler import Stats
 from ._script import Script
 from .answer import Answer, Stream, Timings
 from .chat import Chat

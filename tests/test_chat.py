@@ -469,7 +469,7 @@ def test_a_process_with_pipes(tmp_path: Path) -> None:
 
 DRIVER = """
 import sys, time
-import pyllava._engine
+import pyllava._scheduler
 from pyllava import _lib, cli
 
 def slow(name, seconds):
@@ -481,7 +481,7 @@ def slow(name, seconds):
 
 slow("step", float(sys.argv[1]))
 slow("generate", float(sys.argv[2]))
-pyllava._engine._STEPS_SHOWN = 0  # each token when it is there, however fast they are
+pyllava._scheduler._STEPS_SHOWN = 0  # each token when it is there, however fast they are
 if sys.argv[3] == "plain":
     sys.modules["readline"] = None
 sys.exit(cli.main(["chat", "-t", "1", "--image", *sys.argv[4:]]))

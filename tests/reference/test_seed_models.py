@@ -514,7 +514,7 @@ def test_yi_conversation(yi: Lab, yi_files: Files) -> None:
     parts = chat._parts(Message("user", "Two?"))
     found = [
         item
-        for stretch in llava._tokenized(parts)
+        for stretch in llava._prompts.tokenized(parts)
         for item in ([stretch] if isinstance(stretch, ImageMark) else stretch)
     ]
     before, _ = CONVERSATIONS["chatml_direct"]("")
