@@ -23,7 +23,7 @@ from .answer import FinishReason, Transcript
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Sampler: TypeAlias = Callable[[], _lib.SamplerHandle]
-_FIRST_STEPS = 8  # steps at once after a prompt, where what a stop string makes useless must not cost much
+_FIRST_STEPS = 16  # steps at once after a prompt, where what a stop string makes useless must not cost much
 _UNREAD = 64  # pieces of text that wait for a reader at most
 
 
@@ -252,9 +252,9 @@ class Answering(Request[Written]):
 
     @property
     def n_steps(self) -> int:
-        """Steps worth computing at once: where a stop string may end the answer, twice as many as there were already."""
+        """Steps worth computing at once: where a stop string may end the answer, a few times as many as there were."""
         left = self._most - len(self.tokens)
-        return min(left, max(_FIRST_STEPS, 2 * len(self.tokens))) if self._transcript.has_stops else left
+        return min(left, max(_FIRST_STEPS, 4 * len(self.tokens))) if self._transcript.has_stops else left
 
     def took(self, piece: Piece, ran: _lib.Ran) -> None:
         self.n_held += piece.n

@@ -255,3 +255,18 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_sampler_free": (None, [_P]),
     "pyllava_sample": (_STATUS, [_P, _P, _P, _I32, c.POINTER(_Choice), c.POINTER(_Choice)]),
 }
+
+# Functions that end within microseconds and call nobody back. They keep the interpreter's lock: to take it again
+# may cost 5 ms where another thread is busy, and an answer has dozens of them.
+QUICK = {
+    "pyllava_last_error",
+    "pyllava_token_piece",
+    "pyllava_token_is_end",
+    "pyllava_session_cancel",
+    "pyllava_merge_length",
+    "pyllava_seq_length",
+    "pyllava_seq_shared",
+    "pyllava_cells_free",
+    "pyllava_sampler_create",
+    "pyllava_sampler_free",
+}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import _plugins, errors
-from .functions import _TEXT, FUNCTIONS
+from .functions import _TEXT, FUNCTIONS, QUICK
 
 ABI = 5
 
@@ -63,9 +63,11 @@ def _load() -> c.CDLL:
         raise ImportError(f"{text}{_plugins.advice(text)}") from None
     if library.pyllava_abi() != ABI:
         raise ImportError(f"{found}: ABI {library.pyllava_abi()}, this pyllava needs {ABI}: rebuild it")
+    quick = c.PyDLL(library._name, handle=library._handle)
     for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(library, name)
+        function = getattr(quick if name in QUICK else library, name)
         function.restype, function.argtypes = result, arguments
+        setattr(library, name, function)
     return library
 
 
