@@ -11,7 +11,6 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
-import logging
 import os
 import queue
 import time
@@ -28,7 +27,6 @@ from .errors import ClosedError, ForkError, GenerationCancelled, PyllavaError
 T = TypeVar("T")
 Progress = Callable[[str, float], object]
 
-_log = logging.getLogger("pyllava")
 _SLICE = 0.05  # seconds that a client waits before it looks around
 
 
@@ -121,6 +119,8 @@ class Engine:
                 continue
             if not isinstance(event, BaseException):
                 return event
+            if isinstance(event, GenerationCancelled) and self._closing:
+                event = _closed()
             try:
                 raise event
             finally:
