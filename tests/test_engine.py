@@ -200,7 +200,7 @@ def what_counts(answer: pyllava.Answer) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-def test_eight_threads_and_each_alone(files: Files, precision: str) -> None:
+def test_eight_threads_and_each_alone(files: Files, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers, streams, conversations and scores beside cancelled ones, in so little room that answers are set aside."""
     options: dict[str, Any] = {"n_ctx": 400, "n_threads": 2, "precision": precision}
     everything = cases(24)
@@ -221,6 +221,7 @@ def test_eight_threads_and_each_alone(files: Files, precision: str) -> None:
         talks = [conversation(model, seed) for seed in range(3)]
         logits = model.logits(picture(1), "Count.", answer=[7, 8, 9]).tobytes()
 
+    Slow(monkeypatch, generate=0.001)  # so that they are under way at the same time
     with pyllava.Llava(files.model, files.mmproj, n_parallel=6, kv_cells=400, **options) as model:
 
         def some(thread: int) -> list[tuple[int, object]]:
