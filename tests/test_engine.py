@@ -323,7 +323,7 @@ def test_an_error_is_that_answers_alone(files: Files, monkeypatch: pytest.Monkey
         usual, poisoned = _lib.SessionHandle.step, []
 
         def step(self: _lib.SessionHandle, runs: Sequence[_lib.Run]) -> list[_lib.Ran]:
-            if any(9 in getattr(span, "ids", ()) and run.append for run in runs for span in run.parts[-1:]):
+            if any([*getattr(span, "ids", ())][-3:] == [7, 8, 9] for run in runs for span in run.parts):
                 poisoned.append(len(runs))
                 raise pyllava.NumericError("row 3 is not a number")
             return usual(self, runs)
