@@ -1,9 +1,9 @@
-"""The engine: one thread that owns a model's session and its sequences. All who ask are its clients.
+"""The engine: one thread that owns a model's session and its sequences. Callers are its clients.
 
-Each turn computes a token of every answer under way, and a piece of the prompts that have come in meanwhile. A client
-puts a job into a queue and waits for events of its own; it takes no lock. So an interrupt, which Python raises in
-the main thread between any two byte codes, can leave nothing half done: it ends the client's call, whose job is
-cancelled by its last words or, if those are cut short too, by the end of the frame it had.
+Each turn computes a token of every running answer, and a piece of the prompts that have arrived. A client
+puts a job into a queue and waits for the job's events; it takes no lock. So an interrupt, which Python raises
+in the main thread between any two byte codes, leaves nothing half done: it ends the client's call, whose
+exception handler cancels the job; if the handler is interrupted, too, the end of the call's frame does.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ T = TypeVar("T")
 Progress = Callable[[str, float], object]
 
 _log = logging.getLogger("pyllava")
-_SLICE = 0.05  # seconds that a client waits before it looks around
-_PIECE = 128  # rows of prompts in a step while others answer, or more if they take no longer than
+_SLICE = 0.05  # seconds that a client waits at a time
+_PIECE = 128  # rows of prompts in a step beside answers; more if they take _PIECE_SECONDS at most
 _PIECE_SECONDS = 0.05
-_ROWS_OF_ANSWER = 8  # rows of a prompt that cost what one of an answer costs
-_STEPS, _STEPS_SHOWN = 0.03, 0.01  # seconds of steps in one call of the core; where somebody reads along
-_MARGIN = 32  # cells for each answer, before one more is begun beside it
-_SHARED = 64  # rows of a prompt under way that are worth waiting for
+_ROWS_OF_ANSWER = 8  # one row of an answer costs as much as so many of a prompt
+_STEPS, _STEPS_SHOWN = 0.03, 0.01  # seconds of steps in one call of C; if a stream is read
+_MARGIN = 32  # free cells that each answer needs before another one is begun
+_SHARED = 64  # common rows for which a prompt waits for another one
 _CACHED_EMBEDDINGS = 256 << 20  # bytes of image embeddings kept
 
 
@@ -82,7 +82,7 @@ _Part: TypeAlias = tuple[Any, Piece | None]
 
 
 class _Client:
-    """Lives as long as the frame of a call: with it goes the wish for an answer."""
+    """Lives as long as the frame of a call; the call's job is cancelled when it is freed."""
 
     __slots__ = ("__weakref__",)
 
@@ -90,7 +90,8 @@ class _Client:
 class Engine:
     """Runs jobs, in a thread of its own, until close(), or until `owner` is gone.
 
-    `progress` gives the owner's callback, which is asked for when there is something to tell: it may refer to the owner.
+    `progress` returns the owner's callback. It is called for each report: the callback may refer to the
+    owner.
     """
 
     model: _lib.ModelHandle
@@ -100,23 +101,23 @@ class Engine:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._owner = weakref.ref(owner, self._inbox.put)
         self._pid = os.getpid()
-        self._epoch = object()  # jobs of another one are cancelled
+        self._epoch = object()  # jobs of an earlier one are cancelled
         self._closing = False
         self.has_ended = False
         self.embeddings: OrderedDict[bytes, Any] = OrderedDict()  # of pictures, by their content
         self._progress = progress
 
-        self._waiting: list[Request[Any]] = []  # in order of arrival, as all the others
+        self._waiting: list[Request[Any]] = []  # in order of arrival, as the other lists
         self._active: list[Request[Any]] = []
         self._parked: list[Request[Any]] = []
         self._pictures: list[Encode[Any]] = []
         self._jobs: list[Job[Any]] = []  # all of them, wherever they are
         self._n_jobs = 0
-        self._may_begin = False  # something has changed for those that wait
-        self._computing: Sequence[Job[Any]] = ()  # whose end interrupts the core
+        self._may_begin = False  # something has changed for waiting requests
+        self._computing: Sequence[Job[Any]] = ()  # cancelling one of them interrupts C
         self._rows_per_second = 0.0  # of prompts, in the last step that had any
-        self._share = (0.0, 1.0)  # of what is reported: where it begins, how much it is
-        self._stop: BaseException | None = None  # what progress has raised or refused
+        self._share = (0.0, 1.0)  # of the reported progress: where it begins, how much it is
+        self._stop: BaseException | None = None  # what the progress callback has raised, or its refusal
         self._counts = _Counts()
         self._sequences: Sequences | None = None
         self._thread = -1
@@ -130,7 +131,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ clients
 
     def check(self) -> None:
-        """Raises what a call of a client would: ClosedError, ForkError, PyllavaError in a callback of the engine."""
+        """Raises as a client's call would: ClosedError, ForkError, or PyllavaError in a callback."""
         if os.getpid() != self._pid:
             raise ForkError('the model was loaded before fork(): load it in the child, or start with "spawn"')
         if _thread.get_ident() == self._thread:
@@ -139,12 +140,12 @@ class Engine:
             raise ClosedError("the model was closed")
 
     def epoch(self) -> object:
-        """A client's call begins: what cancel_all() ends from now on are the jobs of this epoch."""
+        """The current epoch, for a call that begins: cancel_all() ends the jobs of this epoch."""
         self.check()
         return self._epoch
 
     def run(self, job: Job[T], epoch: object = None) -> T:
-        """What comes of a job. Any exception in the client's thread cancels it."""
+        """Runs a job and returns its result. Any exception in the client's thread cancels it."""
         pieces = self.pieces(job, epoch or self.epoch())
         while True:
             try:
@@ -153,7 +154,7 @@ class Engine:
                 return cast(T, end.value)
 
     def pieces(self, job: Job[T], epoch: object) -> Generator[str, None, T]:
-        """The texts of a job that streams, and then what comes of it."""
+        """Yields the texts of a streaming job, then returns its result."""
         client = _Client()
         try:
             job.epoch, job.submitted = epoch, time.perf_counter()
@@ -171,7 +172,7 @@ class Engine:
             raise
 
     def _next(self, job: Job[Any]) -> object:
-        """The next event, waited for in slices: a system may hold back signals while a thread waits."""
+        """Waits for the next event in slices: a system may hold back signals while a thread waits."""
         while True:
             self.check()
             if job.epoch is not self._epoch:
@@ -190,7 +191,7 @@ class Engine:
     def _took(self, job: Job[Any]) -> None:
         if isinstance(job, Answering):
             job.n_taken += 1
-            if job.is_parked and job.is_thirsty:
+            if job.is_parked and job.needs_text:
                 self._inbox.put(job)
 
     def known(self, content: bytes) -> Any:
@@ -201,7 +202,7 @@ class Engine:
         return found
 
     def cancel(self, job: Job[Any]) -> None:
-        """Ends one job, which nobody waits for any more."""
+        """Ends one job that nobody waits for any more."""
         job.is_cancelled = True
         if not job.is_done and os.getpid() == self._pid:
             if job in self._computing:
@@ -209,7 +210,7 @@ class Engine:
             self._inbox.put(None)
 
     def cancel_all(self) -> None:
-        """Ends all that was begun, with GenerationCancelled."""
+        """Ends all jobs begun so far with GenerationCancelled."""
         self._epoch = object()
         self._interrupt()
         self._inbox.put(None)
@@ -220,7 +221,7 @@ class Engine:
             session.cancel()
 
     def close(self, seconds: float = float("inf")) -> None:
-        """Ends everything with ClosedError, frees the model, and waits for that, but not in the engine's own thread."""
+        """Ends all jobs with ClosedError and frees the model; waits for it, except in the engine's thread."""
         if os.getpid() != self._pid:
             return  # a forked child does not own it
         self._closing = True
@@ -247,7 +248,7 @@ class Engine:
         )
 
     def load(self, load: Callable[[Progress], _lib.ModelHandle]) -> None:
-        """Loads the model; load() gets what to report to."""
+        """Loads the model; load() is given the progress callback."""
 
         def progress(stage: str, fraction: float) -> bool:
             return self.tell(stage, fraction) and not (job.is_cancelled or self._closing)
@@ -261,7 +262,7 @@ class Engine:
     def open(
         self, session: _lib.SessionHandle, n_parallel: int, n_seq: int, n_batch: int, n_cells: int
     ) -> None:
-        """Gives the engine, in its own thread, what it computes with."""
+        """Sets the session and its sequences, in the engine's thread."""
         self.n_parallel, self.n_batch = n_parallel, n_batch
         self._sequences = Sequences(session, n_seq, n_cells)
         self._counts.free = n_cells
@@ -282,7 +283,7 @@ class Engine:
             self._end()
 
     def _guarded(self, turn: Callable[[], None]) -> None:
-        """A turn whose own failure, memory that runs out for example, ends what is under way and nothing else."""
+        """Runs a turn. If it fails itself, e.g. for lack of memory, the running jobs end and nothing else."""
         try:
             turn()
         except BaseException as error:
@@ -312,7 +313,7 @@ class Engine:
                     item.fail(ClosedError("the model was closed"))
 
     def _hear(self) -> None:
-        """Takes what has come in; waits for it while there is nothing to do."""
+        """Handles what is in the inbox; waits for it if there is nothing else to do."""
         has_work = bool(self._pictures or self._active or self._waiting)
         with contextlib.suppress(queue.Empty):
             self._take(self._inbox.get(block=not has_work))
@@ -380,7 +381,7 @@ class Engine:
         self._remove(job)
 
     def _remove(self, job: Job[Any]) -> None:
-        """It is done; what its sequence holds stays for others."""
+        """Removes a finished job; its sequence keeps its rows for others."""
         for jobs in (self._jobs, self._pictures, self._active, self._waiting, self._parked):
             if job in jobs:
                 cast("list[Any]", jobs).remove(job)
@@ -438,14 +439,14 @@ class Engine:
         bisect.insort(self._active, request, key=lambda other: other.number)
 
     def _has_room(self, request: Request[Any]) -> bool:
-        """Whether it can be computed beside those at work, with what they have still to compute, and some more of each."""
+        """Whether there are cells for it beside the running ones, their remaining rows and a margin each."""
         assert self._sequences
         n = len(request.script) + sum(other.n_left for other in self._active)
         n += _MARGIN * (len(self._active) + 1)
         return not self._active or self._sequences.fits(n, request.script, reuse=request.reuse)
 
     def _is_being_computed(self, request: Request[Any]) -> bool:
-        """Whether much of its prompt is part of another prompt that is under way: then that one comes first."""
+        """Whether a prompt that is being computed begins with many of its rows: then that one comes first."""
         assert self._sequences
         others = [other for other in self._active if other.n_left and request.reuse]
         shared = max((request.script.shared_with(other.script) for other in others), default=0)
@@ -500,14 +501,15 @@ class Engine:
 
     @staticmethod
     def _share_of(request: Request[Any], piece: Piece) -> tuple[float, float]:
-        """Where a piece begins in what a request has to compute, and how much of that it is."""
+        """Where a piece begins in the rows that a request has to compute, and its share of them."""
         n = max(1, len(request.script) - request.n_cached)
         return (request.n_held - request.n_cached) / n, piece.n / n
 
     def _together(self, parts: list[_Part], oldest: Request[Any]) -> list[tuple[Any, Piece | None, _lib.Ran]]:
-        """A step of the next rows of some prompts, and of the last token of those without; each alone if it fails.
+        """Computes a step: the next rows of prompts, the last tokens of answers. If it fails, each alone.
 
-        The end of the oldest prompt interrupts it: that of any other would have the oldest start over again and again.
+        Only cancelling the oldest prompt interrupts it: if others did, the oldest might start over again and
+        again.
         """
         requests = [request for request, _ in parts]
         runs = [_run_of(part) for part in parts]
@@ -518,16 +520,17 @@ class Engine:
         return [] if found is None else [(r, p, ran) for (r, p), ran in zip(parts, found, strict=True)]
 
     def _has_moved(self, request: Request[Any], error: BaseException) -> bool:
-        """Whether a step that failed has computed its rows all the same, as when memory runs out behind it: the end."""
+        """Whether a failed step has computed its rows all the same (memory ran out later): then it fails."""
         if self.session.seq_length(request.seq) <= request.n_rows:
             return False
         self._fail(request, _copy_of(error))
         return True
 
     def _alone(self, part: _Part, error: BaseException) -> list[tuple[Any, Piece | None, _lib.Ran]]:
-        """After a step that failed: the prompt that was the cause may have lost all that it held.
+        """Computes one part of a failed step by itself.
 
-        It is computed again up to where it was, so that it fails alone, and no further step with others.
+        The prompt that caused the failure may have lost all its rows: they are computed again here, so that
+        it fails alone and not in another step with others.
         """
         request, piece = part
         if self._has_moved(request, error):
@@ -548,7 +551,7 @@ class Engine:
         return []
 
     def _feed(self, request: Request[Any], take: Callable[[], None]) -> None:
-        """A request takes what was computed for it."""
+        """Hands a request its results."""
         n_before = len(request.tokens) if isinstance(request, Answering) else 0
         try:
             take()
@@ -561,7 +564,7 @@ class Engine:
             self._remove(request)
 
     def _pieces(self, prompting: list[Request[Any]], n_rows: int) -> list[tuple[Request[Any], Piece]]:
-        """The next rows of the oldest prompts, as many as that."""
+        """The next `n_rows` rows of the oldest prompts."""
         found: list[tuple[Request[Any], Piece]] = []
         for request in prompting:
             if n_rows <= 0:
@@ -574,7 +577,7 @@ class Engine:
         return found
 
     def _make_room(self, n: int) -> bool:
-        """Has n cells free. Where even idle sequences have none left, the youngest is set aside, and False."""
+        """Frees n cells. If idle sequences have too few, sets the youngest request aside; then False."""
         assert self._sequences
         if self._sequences.make_room(n) or len(self._active) == 1:
             return True
@@ -590,17 +593,17 @@ class Engine:
         request.n_held = 0
         self._counts.set_aside += 1
         self._wait(request)
-        self._may_begin = False  # not before the others have come further
+        self._may_begin = False  # not before the others have progressed
 
     def _park(self, request: Answering) -> None:
-        """Its reader is slow: others may have its place."""
+        """Sets an answer aside whose reader is slow: others may have its place."""
         self._active.remove(request)
         self._leave(request)
         request.set_aside()
         self._parked.append(request)
         request.is_parked = True
         self._may_begin = True
-        if not request.is_unread:  # the reader came meanwhile, and did not see it parked
+        if not request.is_unread:  # the reader has read on meanwhile, before it was parked
             self._unpark(request)
 
     def _unpark(self, request: Request[Any]) -> None:
@@ -609,7 +612,7 @@ class Engine:
         self._wait(request)
 
     def _steps(self, answering: list[Answering]) -> None:
-        """Tokens for all that answer, and nothing else: several steps in one call."""
+        """Computes tokens of all answers, and no prompts: several steps in one call."""
         if not self._make_room(len(answering)):
             return
         n_steps = min(request.n_steps for request in answering)
@@ -633,10 +636,10 @@ class Engine:
     def _call(
         self, jobs: Sequence[Job[Any]], call: Callable[[], T], long: Sequence[Job[Any]] | None = None
     ) -> T | None:
-        """A call of the core for some jobs; None where it was interrupted, or has failed for a single one.
+        """Calls C for some jobs. None if the call was interrupted, or failed for a single job.
 
-        The end of one of those that take `long` (default: of the only one) interrupts it. Others lose no more than a
-        step, which the next turn repeats.
+        Cancelling one of the jobs in `long` (default: the only one) interrupts the call. The others lose one
+        step at most, which the next turn repeats.
         """
         self._stop = None
         self._computing = long if long is not None else jobs if len(jobs) == 1 else ()
@@ -658,7 +661,7 @@ class Engine:
             self._computing = ()
 
     def _report(self, stage: str, fraction: float) -> bool:
-        """Progress of the core, in its share of the whole."""
+        """Reports progress of a call of C as its share of the whole."""
         begin, share = self._share
         try:
             wanted = self.tell(stage, min(1.0, begin + fraction * share))
@@ -670,7 +673,7 @@ class Engine:
         return wanted
 
     def tell(self, stage: str, fraction: float) -> bool:
-        """Calls the owner's progress; False: it is to end."""
+        """Calls the owner's progress callback; False: the work is to end."""
         owner = self._owner()
         progress = None if owner is None else self._progress(owner)
         return progress is None or progress(stage, fraction) is not False
@@ -683,7 +686,7 @@ def _run_of(part: _Part) -> _lib.Run:
 
 
 def _copy_of(error: BaseException) -> BaseException:
-    """Each thread raises its own."""
+    """A copy of an exception, since each thread raises its own."""
     try:
         return copy.copy(error)
     except Exception:
@@ -699,6 +702,6 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 @atexit.register
 def _end_engines() -> None:
-    """Before the interpreter ends: no thread computes while the library's own objects are torn down."""
+    """Ends all engines at exit: no thread may compute while the library is torn down."""
     for engine in list(_engines):
         engine.close(10.0)
