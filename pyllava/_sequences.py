@@ -49,7 +49,7 @@ class Sequences:
         return target, n
 
     def _target(self, source: int, n_shared: int) -> int:
-        """The idle sequence that loses least: `source` if it adds few rows, else an empty one or the oldest."""
+        """The idle sequence that loses least: `source` if few rows are lost, else an empty or the oldest."""
         lengths = {seq: self._session.seq_length(seq) for seq in self._idle}
         if source in lengths and n_shared and lengths[source] - n_shared <= _SMALL:
             return source

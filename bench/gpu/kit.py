@@ -58,7 +58,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Check:
-    """A command, its time limit in seconds, and a reader of its output; `needed`: if it fails, skip the rest."""
+    """A command, its time limit in seconds, a reader of its output; `needed`: if it fails, skip the rest."""
 
     name: str
     command: Sequence[object]
