@@ -1,17 +1,21 @@
 """Side by side with other runtimes on the same files, threads and sizes: alternating runs, medians, ratios.
 
 python bench/compare.py --model LLM.gguf [--mmproj MMPROJ.gguf] [-p 512] [-n 32] [--batch 1,8] [--rounds 3]
-                        [--peer PYTHON] [--torch PYTHON] [--openvino PYTHON [--openvino-lm DIR]] [--first-token]
-                        [--chart OUT.svg] [-ngl N]
+                        [--peer PYTHON] [--torch PYTHON] [--openvino PYTHON [--openvino-lm DIR]]
+                        [--first-token] [--chart OUT.svg] [-ngl N]
 
-`--peer` is a Python with llama-cpp-python, `--torch` one with torch and transformers (CLIP-L/14-336, 23 layers, in
-bfloat16 where the CPU multiplies it, else in float32), `--openvino` one with openvino beside these; both for the
-image encoder, with `--mmproj`. `--openvino-lm` is the folder of a language model in int4 from make_openvino_lm.py, of
-the same shape, for the Python of `--openvino`. Every run is a process of its own, so that no thread pool disturbs
-another. llama.cpp's image encoder is measured through its own multimodal library, which takes views one by one.
-`--first-token` takes the time from the start of the process to the first token of an answer about a picture (text of
-about 48 tokens, a context of 2048), and the most memory that the process held besides mapped files (Linux). The
-machine's limits come from limits.c, compiled with `cc`.
+- `--peer`: a Python with llama-cpp-python. llama.cpp's image encoder is measured through its own multimodal
+  library, which takes views one by one.
+- `--torch`: a Python with torch and transformers, for the image encoder (CLIP-L/14-336, 23 layers, in
+  bfloat16 where the CPU multiplies it, else in float32); with `--mmproj`.
+- `--openvino`: a Python with torch, transformers and openvino, likewise.
+- `--openvino-lm`: the folder of a language model of the same shape in int4, from make_openvino_lm.py.
+- `--first-token`: the time from the start of the process to the first token of an answer about a picture
+  (text of about 48 tokens, a context of 2048), and the most memory that the process held besides mapped
+  files (Linux).
+
+Every run is a process of its own, so that no thread pool disturbs another. The machine's limits come from
+limits.c, compiled with `cc`.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ Result = dict[str, Any]
 
 
 def run(python: str, *arguments: object) -> Result:
-    """What a worker prints last, as JSON."""
+    """Runs a worker; returns the JSON that it prints last."""
     command = [python, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -78,7 +82,7 @@ def limits(n_threads: int) -> Result:
 
 
 def fractions(ours: dict[str, float], machine: Result, model: Path) -> dict[str, tuple[float, float, str]]:
-    """What prefill, decoding and encoding reach, and the machine's limit of that, by the names of `flat`."""
+    """What prefill, decoding and encoding reach, and the machine's limit for each, by the names of `flat`."""
     found = {}
     size, matrices = model.stat().st_size, matrices_of(model)
     numbers = sum(n for n, _ in matrices)
@@ -102,7 +106,7 @@ def fractions(ours: dict[str, float], machine: Result, model: Path) -> dict[str,
 
 
 def matrices_of(path: Path) -> list[tuple[int, str]]:
-    """Numbers and type of the matrices that every token of a prompt passes."""
+    """Number of elements and type of the matrices that every token of a prompt is multiplied with."""
     from pyllava.gguf import GgufFile
 
     tensors = [t for t in GgufFile(path).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
@@ -110,7 +114,7 @@ def matrices_of(path: Path) -> list[tuple[int, str]]:
 
 
 def alone(options: argparse.Namespace) -> list[str]:
-    """Of ours only: without layers on the GPU, llama.cpp is told to leave it alone altogether."""
+    """Options for pyllava only: without layers on the GPU, llama.cpp is kept from using it at all."""
     return [] if options.ngl else ["--device", "cpu"]
 
 

@@ -1,4 +1,4 @@
-"""What several callers of one model get: streams in turns, threads at once, and how long a prompt keeps a stream waiting.
+"""Several callers of one model: streams in turns, threads at once, and how long a prompt delays a stream.
 
 python bench/engine.py                          # the demo models
 python bench/engine.py -m model.gguf --long 2000   # another one; random weights will do

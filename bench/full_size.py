@@ -1,10 +1,11 @@
-"""A checkpoint of full size, with random weights: converted in one step, then asked; times and peak memory of each.
+"""A checkpoint of full size with random weights, converted and then asked: times and peak memory of both.
 
-python bench/full_size.py --work DIR [--shape 7b|13b|34b|tiny] [--layout original|hf] [--outtype q4_k_m] [--keep]
+python bench/full_size.py --work DIR [--shape 7b|13b|34b|tiny] [--layout original|hf] [--outtype q4_k_m]
+                          [--keep]
 
 The shapes, names, number formats and shards are those of the published LLaVA-1.6 checkpoints
-(`liuhaotian/llava-v1.6-vicuna-7b`, `llava-hf/llava-v1.6-vicuna-7b-hf`); the numbers are noise, so the answer is, too.
-DIR needs twice the checkpoint's size at most (13 GB for 7b).
+(`liuhaotian/llava-v1.6-vicuna-7b`, `llava-hf/llava-v1.6-vicuna-7b-hf`); the numbers are noise, so the answer
+is, too. DIR needs twice the checkpoint's size at most (13 GB for 7b).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Models of real shapes with random weights, for measuring speed: made in seconds.
 
-python bench/make_model.py --shape 1b|7b|13b --type q4_k_m|q8_0|f16 OUT.gguf     a language model (LLaMA)
-python bench/make_model.py --shape clip-l --n-embd 4096 --type f16|q8_0 OUT.gguf  CLIP-L/14-336 and a projector
+python bench/make_model.py --shape 1b|7b|13b --type q4_k_m|q8_0|f16 OUT.gguf    a language model (LLaMA)
+python bench/make_model.py --shape clip-l --n-embd 4096 --type f16|q8_0 OUT.gguf  CLIP-L/14-336 with projector
 
-A few hundred rows of normal deviates are quantised for each type and width, and repeated. 24 vision layers are
-stored and named as those to run up to number 23, so that every runtime computes 23. "tiny" and "clip-tiny" are for
-trying the measurements themselves.
+A few hundred rows of normal deviates are quantised for each type and width, and repeated. 24 vision layers
+are stored and named as those to run up to number 23, so that every runtime computes 23. "tiny" and
+"clip-tiny" are for trying the measurements themselves.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A language model of a real shape with random weights as int4 OpenVINO IR, for peer_openvino_lm.py; see compare.py.
+"""A language model of a real shape, random weights, as int4 OpenVINO IR for peer_openvino_lm.py.
 
 python bench/make_openvino_lm.py --shape 1b [--sym] [--group-size 128] OUT_DIR
 
-Needs optimum-intel and nncf. Exported as `optimum-cli export openvino --weight-format int4` does: the layers' matrices
-in int4 with group scales (and, without --sym, zero points), embeddings and output in int8, the KV cache inside.
+Needs optimum-intel and nncf. Exported as `optimum-cli export openvino --weight-format int4` does: the layers'
+matrices in int4 with group scales (and, without --sym, zero points), embeddings and output in int8, the KV
+cache inside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One measurement of llama.cpp through llama-cpp-python, in the form of `pyllava-cli bench --json`; see compare.py."""
+"""One measurement of llama.cpp by llama-cpp-python, in the form of `pyllava-cli bench --json`."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def decode_batch(peer: Peer, n_seq: int, n_predict: int, tokens: list[int]) -> f
 def encode_seconds(
     model: Any, path: str, n_threads: int, repeat: int = REPEAT, use_gpu: bool = False
 ) -> float:
-    """One 336-pixel image through llama.cpp's own multimodal library: the median after one run that is not counted,
-    or, without repeats, the one run."""
+    """One 336-pixel image through llama.cpp's own multimodal library: the median after one run that is not
+    counted, or, without repeats, the one run.
+    """
     from llama_cpp import mtmd_cpp
 
     params = mtmd_cpp.mtmd_context_params_default()
@@ -112,7 +113,7 @@ def encode_seconds(
 
 
 def first_token(options: argparse.Namespace, tokens: list[int]) -> None:
-    """Load, encode a picture, read a prompt of its 576 rows and 48 tokens, get one token's logits; no more."""
+    """Load, encode a picture, read a prompt of its 576 rows and 48 tokens, get the logits of one token."""
     peer = Peer(options.m, options.t, 2048, 1, n_gpu_layers=options.ngl)
     encode_seconds(peer.model, options.mmproj, options.t, repeat=0, use_gpu=options.ngl > 0)
     peer.read((tokens * 2)[: 576 + 48])

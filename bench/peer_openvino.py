@@ -1,8 +1,9 @@
 """CLIP-L/14-336 (23 of 24 layers) in OpenVINO: seconds for one view and for five; see compare.py.
 
-Every way that OpenVINO has on a CPU, the fastest of them first of all: float32, bfloat16 where the CPU multiplies it, int8
-weights with activations quantised on the fly in groups of 128 (`nncf.compress_weights`), all in int8 (`nncf.quantize`, ranges
-from a few random views). With each the cosine of its rows to those of float32: the mean, and the worst.
+Every way that OpenVINO has on a CPU, the fastest of them first of all: float32, bfloat16 where the CPU
+multiplies it, int8 weights with activations quantised on the fly in groups of 128 (`nncf.compress_weights`),
+all in int8 (`nncf.quantize`, ranges from a few random views). With each the cosine of its rows to those of
+float32: the mean, and the worst.
 """
 
 from __future__ import annotations

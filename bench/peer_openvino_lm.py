@@ -1,8 +1,8 @@
-"""One measurement of OpenVINO on a language model of make_openvino_lm.py: prefill and decoding; see compare.py.
+"""One measurement of OpenVINO on a model of make_openvino_lm.py: prefill and decoding; see compare.py.
 
-OpenVINO is asked for activations quantised in groups of 128; on AVX2 without VNNI it multiplies in float32 all the
-same, which `kernels` says. The KV cache has its default type. As in OpenVINO GenAI, logits are computed of the last
-token only.
+OpenVINO is asked for activations quantised in groups of 128; on AVX2 without VNNI it multiplies in float32
+all the same, which `kernels` says. The KV cache has its default type. As in OpenVINO GenAI, logits are
+computed of the last token only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPEAT = 2
 
 
 def last_logits_only(model: openvino.Model) -> None:
-    """Only the last position into the product with the output matrix."""
+    """Lets only the last position into the product with the output matrix."""
     product = model.output("logits").node.input_value(0).node
     while product.get_type_name() != "MatMul":
         product = product.input_value(0).node

@@ -1,9 +1,12 @@
-"""What each type of `pyllava-cli quantize` costs: size, and how far the answers' probabilities move from those of f16.
+"""What each type of `pyllava-cli quantize` costs: size, and how far probabilities move from those of f16.
 
-python bench/quantization.py [--model LLM --mmproj MMPROJ] [--scenes 40] [--seed 1]        the tables of docs/quantization.md
+python bench/quantization.py [--model LLM --mmproj MMPROJ] [--scenes 40] [--seed 1]
 
-The f16 model describes drawn scenes (greedily); every other file then gives its probabilities for the same words, and they
-are compared position by position: mean Kullback-Leibler divergence in nats, and how often the likeliest token is the same.
+It prints the tables of docs/quantization.md.
+
+The f16 model describes drawn scenes (greedily); every other file then gives its probabilities for the same
+words, and they are compared position by position: mean Kullback-Leibler divergence in nats, and how often the
+likeliest token is the same.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """A picture, and question and answer as one raw prompt whose last `n_answer` + 1 positions are compared."""
+    """A picture, and a raw prompt of question and answer whose last `n_answer` + 1 positions are compared."""
 
     picture: Any
     prompt: str

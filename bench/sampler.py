@@ -2,8 +2,9 @@
 
 python bench/sampler.py [--calls 1000] [--vocabularies 32000 152064]
 
-Each call gets other logits of its kind: "flat" (deviates of 0.01), "Gaussian" (of 3) and "peaked" (of 3, with one
-token 12 above the largest). The models are files of a vocabulary and one tiny layer, made in a temporary folder.
+Each call gets other logits of its kind: "flat" (deviates of 0.01), "Gaussian" (of 3) and "peaked" (of 3, with
+one token 12 above the largest). The models are files of a vocabulary and one tiny layer, made in a temporary
+folder.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def write_model(path: Path, n_vocab: int) -> Path:
-    """A language model with a vocabulary of this size, 259 at least, and nothing to say."""
+    """A tiny language model with a vocabulary of this size, 259 at least."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)

@@ -1,4 +1,4 @@
-// api.c - the public functions: pointers and ranges are checked here, the work is done behind.
+// api.c - the public functions: they check pointers and ranges and call the module that does the work.
 #include "model.h"
 #include "plugins.h"
 #include "quantize.h"

@@ -75,10 +75,11 @@ PYLLAVA_API const char * pyllava_last_error(void);     // the last failure on th
 
 // ---------------------------------------------------------------------------------------- plug-ins
 
-// A library that was built with PYLLAVA_PLUGINS computes nothing before it has been given the files that hold
-// its back ends: one for the CPU, which lies beside it, then others. Of n alternatives (a CPU's generations)
-// the one that suits this machine best is loaded. Absolute paths; before the first model, by one thread at a
-// time. PYLLAVA_ERR_DEVICE: none can be used, and why; the library is as it was.
+// Loads a back end from a file. A library built with PYLLAVA_PLUGINS has no back end of its own: it needs the
+// CPU's, whose file lies beside it, before anything else, and may be given others. Of n alternatives (builds
+// for different CPUs) the one that suits this machine best is loaded. The paths are absolute. To be called
+// before the first model is loaded, by one thread at a time. PYLLAVA_ERR_DEVICE: none of the files can be
+// used, the text says why, and the library is as it was.
 PYLLAVA_API pyllava_status pyllava_plugin_load(const char * const * paths, int32_t n);
 
 // -------------------------------------------------------------------------------------- GGUF files
@@ -112,7 +113,7 @@ PYLLAVA_API pyllava_status pyllava_gguf_string(const pyllava_gguf * file, uint64
                                                const char ** out_text, uint64_t * out_size);
 PYLLAVA_API pyllava_status pyllava_gguf_tensor(const pyllava_gguf * file, uint64_t i,
                                                pyllava_tensor_info * out_info);
-// Where key i stands in the file with its name, types and value, as bytes: for a copy of it.
+// The bytes of key i in the file (its name, types and value), for copying it unchanged.
 PYLLAVA_API pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64_t * out_offset,
                                                uint64_t * out_size);
 
@@ -150,13 +151,13 @@ typedef struct pyllava_tensor_type {
 typedef struct pyllava_rows {
     const char * type;    // its name, in any case
     int64_t n, n_per_row; // f32 [n, n_per_row]; whole blocks
-    int64_t first;        // what messages call the first row
+    int64_t first;        // number of the first row in messages
     uint64_t size;        // the exact bytes of all n rows of the type
 } pyllava_rows;
 
-// Rows of weights from f32 and to f32. The quantised side stands at an address that 8 divides.
-// PYLLAVA_ERR_NUMERIC names the first row that holds NaN, infinity or a number too large for the type; what
-// was written until then stays in out. Any number of threads.
+// Converts rows of weights from f32 and to f32. The quantised rows are aligned to 8 bytes.
+// PYLLAVA_ERR_NUMERIC names the first row that holds NaN, infinity or a number too large for the type; the
+// rows before it are in out. Any number of threads may call it.
 PYLLAVA_API pyllava_status pyllava_tensor_type_find(const char * name, pyllava_tensor_type * out_type);
 PYLLAVA_API pyllava_status pyllava_quantize(const pyllava_rows * rows, const float * from, void * out);
 PYLLAVA_API pyllava_status pyllava_dequantize(const pyllava_rows * rows, const void * from, float * out);
@@ -175,7 +176,7 @@ typedef struct pyllava_model_params {
     const float * tensor_split; // [n_tensor_split] shares of the devices; NULL: by free memory
     int32_t n_tensor_split;
     bool kv_on_host;                                // the KV cache in host memory, not beside its layer
-    const struct pyllava_session_params * plan_for; // the session to leave room for; what is 0 is usual
+    const struct pyllava_session_params * plan_for; // leaves memory for such a session; 0: the default
     pyllava_progress_fn progress;                   // may be NULL
     pyllava_log_fn log;                             // may be NULL
     void * user;
@@ -245,14 +246,15 @@ typedef struct pyllava_session_params {
     const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
     const char * type_v;
     pyllava_precision precision;
-    int32_t flash_attn; // on devices: 1 on, 0 off, -1: where one can, and fast
-    // Positions of all sequences together, where those that a copy shares count once: n_ctx..n_ctx * n_seq.
+    int32_t flash_attn; // on devices: 1 on, 0 off, -1: if supported, in the fast mode
+    // Cells of the KV cache, n_ctx..n_ctx * n_seq. A cell holds one position, for all sequences that share it
+    // (pyllava_seq_copy).
     // A sequence takes cells as it grows. 0: n_ctx for each sequence.
     int32_t kv_cells;
 } pyllava_session_params;
 
-// Memory a session with these parameters takes at most, in bytes: on the CPU the KV cache's is taken as its
-// cells are used.
+// The most memory that a session with these parameters takes, in bytes. In host memory the KV cache takes its
+// share only as cells are used.
 typedef struct pyllava_session_plan {
     uint64_t kv_size, compute_size, compute_size_vision;
 } pyllava_session_plan;
@@ -302,22 +304,23 @@ PYLLAVA_API pyllava_status pyllava_merge_length(const pyllava_model * model, con
 PYLLAVA_API pyllava_status pyllava_merge(const pyllava_model * model, const pyllava_layout * layout,
                                          const float * views, float * out_rows);
 
-// log_prob is the natural logarithm of the probability that the model itself gives the token: softmax over
-// the whole vocabulary of the logits as they are, before mask, penalty, cuts and temperature; within 3e-6 and
-// the rounding to float32.
+// log_prob is the natural logarithm of the probability that the model itself gives the token: softmax of the
+// unchanged logits over the whole vocabulary, before mask, repeat penalty, top_k, top_p, min_p and
+// temperature. It is exact to 3e-6 and the rounding to float32.
 typedef struct pyllava_choice {
     int32_t id;
     float log_prob;
 } pyllava_choice;
 
-// Rows of a prompt and rows of an answer have each one arithmetic: a row's numbers depend on itself, its kind
-// and the positions before it, and on nothing that is computed beside it.
+// Rows of prompts and rows of answers are computed in different ways, whose sums round differently. A row's
+// numbers depend on its content, its kind and the positions before it, never on the rows that are computed in
+// the same step.
 typedef enum pyllava_row_kind { PYLLAVA_PROMPT, PYLLAVA_ANSWER } pyllava_row_kind;
 
 #define PYLLAVA_LAST    (-1)      // first: the last row
 #define PYLLAVA_NOTHING INT32_MAX // first: no row
 
-// Positions of one sequence, and what is wanted of them.
+// Rows to be computed for one sequence, and the results that are wanted.
 typedef struct pyllava_run {
     int32_t seq;
     bool append; // the spans follow what the sequence holds; false: they are all that it is to hold
@@ -327,37 +330,40 @@ typedef struct pyllava_run {
     int32_t first;    // logits of the rows from this one on, counted from the first row of the spans
     float * logits;   // f32 [rows from that one on, n_vocab]; NULL where none are wanted
     int32_t n_reused; // receives how many rows the sequence held already
-    // Instead of logits (then first is PYLLAVA_LAST): what a sampler chooses after the last row, as by
-    // pyllava_sample. Only once all runs are computed: a step that fails leaves samplers as they were.
+    // Instead of logits (then first is PYLLAVA_LAST): the sampler chooses a token from the logits of the last
+    // row, as pyllava_sample does. Samplers run after all runs have been computed, so a step that fails
+    // leaves them as they were.
     pyllava_sampler * sampler; // NULL: none; one run's alone
     const uint32_t * mask;
     int32_t n_alternatives;
     pyllava_choice *choice, *alternatives;
 } pyllava_run;
 
-// One step of several sequences, each at most once. Of a run that does not append, what its sequence holds of
-// it already, computed as rows of that kind, is kept, up to the row `first`, and the rest dropped; the
-// other rows are computed, in as few graphs as they fit in (n_batch rows of prompts, 64 rows of logits). On
-// failure no run has happened: a sequence holds what it held, or what of that its run shares; that of a
-// prompt whose logits are no numbers holds nothing.
+// Computes one step of several sequences, each at most once. A run that does not append reuses the rows that
+// its sequence already begins with (of the same content and kind), up to the row `first`, and drops the
+// others; the remaining rows are computed in as few graphs as possible (of at most n_batch rows of prompts
+// and 64 rows of logits). On failure no run has happened: a sequence that was appended to holds what it held,
+// any other may hold only the rows that its run would have reused. The sequence of a prompt whose logits are
+// NaN or infinite is emptied.
 PYLLAVA_API pyllava_status pyllava_step(pyllava_session * session, pyllava_run * runs, int32_t n_runs);
 
-// Up to n_steps steps in one call. The runs are those of the first, each rows of an answer, appended, with a
-// sampler; every further step appends what the one before chose. choice has room for n_steps, alternatives
-// for n_steps * n_alternatives. The call ends after n_steps, after a step in which a token was chosen that
-// ends an answer, or when so many seconds have passed; out_n_steps receives how many there were, which
-// stand even if the next one failed. Only a first step that fails is an error. The runs are changed.
+// Computes up to n_steps steps in one call. The runs are those of the first step: each appends rows of an
+// answer and has a sampler. Every further step appends the tokens chosen in the step before. choice has room
+// for n_steps, alternatives for n_steps * n_alternatives. The call ends after n_steps, after a step that
+// chose a token that ends an answer, or when `seconds` have passed. out_n_steps receives the number of
+// completed steps; these are kept even if the next step fails, and only a failure of the first step is an
+// error. The runs are changed.
 PYLLAVA_API pyllava_status pyllava_generate(pyllava_session * session, pyllava_run * runs, int32_t n_runs,
                                             int32_t n_steps, double seconds, int32_t * out_n_steps);
 
 // Three uses of pyllava_step.
 //
-// Makes sequence seq hold exactly these spans, computing only what follows the prefix it shares with what it
-// already holds (the last row is always computed), and gives the last row's logits f32 [n_vocab]. On failure
-// the sequence holds the part computed so far. out_n_reused may be NULL.
+// Makes sequence seq hold exactly these spans and gives the last row's logits f32 [n_vocab]. Only the rows
+// after the prefix that it already holds are computed, and always the last one. On failure the sequence holds
+// the part computed so far. out_n_reused may be NULL.
 PYLLAVA_API pyllava_status pyllava_prefill(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                                            int32_t n_spans, float * out_logits, int32_t * out_n_reused);
-// The same, giving the logits of every row, so without reuse: f32 [sum of n, n_vocab].
+// The same, but gives the logits of every row, f32 [sum of n, n_vocab], so nothing is reused.
 PYLLAVA_API pyllava_status pyllava_logits(pyllava_session * session, int32_t seq, const pyllava_span * spans,
                                           int32_t n_spans, float * out_logits);
 // Appends token ids[i] to sequence seqs[i] (each at most once) in one step; logits f32 [n, n_vocab].
@@ -365,8 +371,8 @@ PYLLAVA_API pyllava_status pyllava_decode(pyllava_session * session, const int32
                                           const int32_t * ids, int32_t n, float * out_logits);
 
 PYLLAVA_API pyllava_status pyllava_seq_length(const pyllava_session * session, int32_t seq, int32_t * out_n);
-// How many rows a sequence begins with that are those of these runs, one after the other: what they hold and
-// their kinds. Only spans and kinds of the runs are read.
+// How many rows of these runs, one after the other, a sequence begins with: rows of the same content and
+// kind. Only the spans and kinds of the runs are read.
 PYLLAVA_API pyllava_status pyllava_seq_shared(const pyllava_session * session, int32_t seq,
                                               const pyllava_run * runs, int32_t n_runs, int32_t * out_n);
 // How many of the KV cache's cells would be free if these sequences, each at most once, held nothing.
@@ -385,7 +391,7 @@ typedef struct pyllava_sampler_params {
     float top_p;           // 1: off
     float min_p;           // 0: off
     float repeat_penalty;  // 1: off
-    int32_t repeat_last_n; // tokens the penalty looks back on
+    int32_t repeat_last_n; // the penalty applies to the last n tokens
     uint64_t seed;
 } pyllava_sampler_params;
 

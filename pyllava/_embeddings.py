@@ -51,7 +51,7 @@ def listed(images: Images) -> list[ImageSource | ImageEmbedding]:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture and what it will be to the model."""
+    """A decoded picture, with the layout and the number of its rows in the prompt."""
 
     image: PIL.Image.Image
     layout: _lib.Layout

@@ -1,9 +1,9 @@
-"""The engine: one thread that owns a model's session and its sequences. All who ask are its clients.
+"""The engine: one thread that owns a model's session and its sequences. Callers are its clients.
 
-What it computes next is the scheduler's business. A client
-puts a job into a queue and waits for events of its own; it takes no lock. So an interrupt, which Python raises in
-the main thread between any two byte codes, can leave nothing half done: it ends the client's call, whose job is
-cancelled by its last words or, if those are cut short too, by the end of the frame it had.
+What is computed next is decided by `_scheduler`. A client puts a job into a queue and waits for the job's events; it takes
+no lock. So an interrupt, which Python raises in the main thread between any two byte codes, leaves nothing half done:
+it ends the client's call, whose exception handler cancels the job; if the handler is interrupted, too, the end of the
+call's frame does.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .errors import ClosedError, ForkError, GenerationCancelled, PyllavaError
 T = TypeVar("T")
 Progress = Callable[[str, float], object]
 
-_SLICE = 0.05  # seconds that a client waits before it looks around
+_SLICE = 0.05  # seconds that a client waits at a time
 
 
 class _Client:
-    """Lives as long as the frame of a call: with it goes the wish for an answer."""
+    """Lives as long as the frame of a call; the call's job is cancelled when it is freed."""
 
     __slots__ = ("__weakref__",)
 
@@ -39,7 +39,8 @@ class _Client:
 class Engine:
     """Runs jobs, in a thread of its own, until close(), or until `owner` is gone.
 
-    `progress` gives the owner's callback, which is asked for when there is something to tell: it may refer to the owner.
+    `progress` returns the owner's callback. It is called for each report: the callback may refer to the
+    owner.
     """
 
     model: _lib.ModelHandle
@@ -49,7 +50,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._owner = weakref.ref(owner, self._inbox.put)
         self._pid = os.getpid()
-        self._epoch = object()  # jobs of another one are cancelled
+        self._epoch = object()  # jobs of an earlier one are cancelled
         self._closing = False
         self.has_ended = False
         self._progress = progress
@@ -67,7 +68,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ clients
 
     def check(self) -> None:
-        """Raises what a call of a client would: ClosedError, ForkError, PyllavaError in a callback of the engine."""
+        """Raises as a client's call would: ClosedError, ForkError, or PyllavaError in a callback."""
         if os.getpid() != self._pid:
             raise ForkError('the model was loaded before fork(): load it in the child, or start with "spawn"')
         if _thread.get_ident() == self._thread:
@@ -76,12 +77,12 @@ class Engine:
             raise _closed()
 
     def epoch(self) -> object:
-        """A client's call begins: what cancel_all() ends from now on are the jobs of this epoch."""
+        """The current epoch, for a call that begins: cancel_all() ends the jobs of this epoch."""
         self.check()
         return self._epoch
 
     def run(self, job: Job[T], epoch: object = None) -> T:
-        """What comes of a job. Any exception in the client's thread cancels it."""
+        """Runs a job and returns its result. Any exception in the client's thread cancels it."""
         pieces = self.pieces(job, epoch or self.epoch())
         while True:
             try:
@@ -90,7 +91,7 @@ class Engine:
                 return cast(T, end.value)
 
     def pieces(self, job: Job[T], epoch: object) -> Generator[str, None, T]:
-        """The texts of a job that streams, and then what comes of it."""
+        """Yields the texts of a streaming job, then returns its result."""
         client = _Client()
         try:
             job.epoch, job.submitted = epoch, time.perf_counter()
@@ -108,7 +109,7 @@ class Engine:
             raise
 
     def _next(self, job: Job[Any]) -> object:
-        """The next event, waited for in slices: a system may hold back signals while a thread waits."""
+        """Waits for the next event in slices: a system may hold back signals while a thread waits."""
         while True:
             self.check()
             if job.epoch is not self._epoch:
@@ -129,7 +130,7 @@ class Engine:
     def _took(self, job: Job[Any]) -> None:
         if isinstance(job, Answering):
             job.n_taken += 1
-            if job.is_parked and job.is_thirsty:
+            if job.is_parked and job.needs_text:
                 self._inbox.put(job)
 
     def known(self, content: bytes) -> Any:
@@ -140,7 +141,7 @@ class Engine:
         return found
 
     def cancel(self, job: Job[Any]) -> None:
-        """Ends one job, which nobody waits for any more."""
+        """Ends one job that nobody waits for any more."""
         job.is_cancelled = True
         if not job.is_done and os.getpid() == self._pid:
             if self._scheduler and job in self._scheduler.computing:
@@ -148,7 +149,7 @@ class Engine:
             self._inbox.put(None)
 
     def cancel_all(self) -> None:
-        """Ends all that was begun, with GenerationCancelled."""
+        """Ends all jobs begun so far with GenerationCancelled."""
         self._epoch = object()
         self._interrupt()
         self._inbox.put(None)
@@ -159,7 +160,7 @@ class Engine:
             session.cancel()
 
     def close(self, seconds: float = float("inf")) -> None:
-        """Ends everything with ClosedError, frees the model, and waits for that, but not in the engine's own thread."""
+        """Ends all jobs with ClosedError and frees the model; waits for it, except in the engine's thread."""
         if os.getpid() != self._pid:
             return  # a forked child does not own it
         self._closing = True
@@ -176,7 +177,7 @@ class Engine:
         return self._scheduler.stats()
 
     def load(self, load: Callable[[Progress], _lib.ModelHandle]) -> None:
-        """Loads the model; load() gets what to report to."""
+        """Loads the model; load() is given the progress callback."""
 
         def progress(stage: str, fraction: float) -> bool:
             return self.tell(stage, fraction) and not (job.is_cancelled or self._closing)
@@ -190,7 +191,7 @@ class Engine:
     def open(
         self, session: _lib.SessionHandle, n_parallel: int, n_seq: int, n_batch: int, n_cells: int
     ) -> None:
-        """Gives the engine, in its own thread, what it computes with."""
+        """Sets the session and its sequences, in the engine's thread."""
         self.session = session
         sequences = Sequences(session, n_seq, n_cells)
         self._scheduler = Scheduler(session, sequences, n_parallel, n_batch, self._is_cancelled, self.tell)
@@ -222,7 +223,7 @@ class Engine:
                     item.fail(_closed())
 
     def _hear(self) -> None:
-        """Takes what has come in; waits for it while there is nothing to do."""
+        """Handles what is in the inbox; waits for it if there is nothing else to do."""
         is_idle = not (self._scheduler and self._scheduler.has_work)
         with contextlib.suppress(queue.Empty):
             self._take(self._inbox.get(block=is_idle))
@@ -264,7 +265,7 @@ class Engine:
         return job.is_cancelled or job.epoch is not self._epoch or self._closing
 
     def tell(self, stage: str, fraction: float) -> bool:
-        """Calls the owner's progress; False: it is to end."""
+        """Calls the owner's progress callback; False: the work is to end."""
         owner = self._owner()
         progress = None if owner is None else self._progress(owner)
         return progress is None or progress(stage, fraction) is not False
@@ -279,6 +280,6 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 @atexit.register
 def _end_engines() -> None:
-    """Before the interpreter ends: no thread computes while the library's own objects are torn down."""
+    """Ends all engines at exit: no thread may compute while the library is torn down."""
     for engine in list(_engines):
         engine.close(10.0)

@@ -20,7 +20,7 @@ _MAX_FILES = 999
 
 
 class SourceFile:
-    """One file. Its structure was checked by the library's reader; its bytes are read as they are asked for."""
+    """One file. The library's reader has checked its structure; its bytes are read on demand."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

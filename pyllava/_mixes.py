@@ -1,7 +1,8 @@
-"""Which number format each tensor of a file gets: the types of ``pyllava-cli quantize`` and their layer rules.
+"""The number format of each tensor of a file: the types of ``pyllava-cli quantize`` and their layer rules.
 
-The mixes are those that K-quantised files of language models have always had, so that a file made here and one made by
-llama.cpp's tool agree tensor by tensor: the projections that the answer depends on most get more bits.
+The mixes are those that K-quantised files of language models have always had, so that a file made here and
+one made by llama.cpp's tool agree tensor by tensor: the projections that the answer depends on most get more
+bits.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 TYPES: dict[str, Mix] = {mix.name: mix for mix in MIXES}
 TYPES.update({alias: TYPES[name] for alias, name in _ALIASES.items()})
 
-# What takes the place of a type whose blocks do not divide the rows, and of that in turn.
+# The replacement of a type whose blocks do not divide the rows; it may be replaced in turn.
 _FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -240,9 +241,10 @@ class Plan(_Plan):
 
 
 class ProjectorPlan(_Plan):
-    """The types of a vision tower's and projector's tensors: the base type for every matrix, no rules by layer.
+    """The types of a vision tower's and projector's tensors: every matrix gets the base type.
 
-    Patch embeddings stay as they are; position embeddings, which are added and not multiplied, become f16 at least.
+    Patch embeddings stay as they are; position embeddings, which are added and not multiplied, become f16 at
+    least.
     """
 
     def quantizes(self, name: str, shape: tuple[int, ...]) -> bool:

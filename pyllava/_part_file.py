@@ -13,10 +13,11 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path, *, n_bytes: int, inputs: Iterable[Path] = ()) -> Iterator[BinaryIO]:
-    """Yield a new file ``<path>.part`` for writing; when the block ends well, bring it to disk and rename it to `path`.
+    """Yield a new file ``<path>.part``; when the block ends well, sync it to disk and rename it to `path`.
 
-    On any exception, Ctrl-C included, the part file is removed and `path` is as it was. Refused at once: a folder that does
-    not exist, a target that is one of `inputs` or no regular file, a disk with less than `n_bytes` free.
+    On any exception, Ctrl-C included, the part file is removed and `path` is as it was. It refuses at once a
+    folder that does not exist, a target that is one of `inputs` or not a regular file, and a disk with less
+    than `n_bytes` free.
     """
     part = path.with_name(path.name + ".part")
     _check_target(path, part, n_bytes, inputs)
@@ -24,7 +25,7 @@ def replacing(path: Path, *, n_bytes: int, inputs: Iterable[Path] = ()) -> Itera
     file = open(part, "xb+")  # noqa: SIM115
     ours = os.fstat(file.fileno())
     try:
-        with file:  # what closing it raises is handled below, too
+        with file:  # errors of closing it are handled below, too
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Where back ends in files of their own lie (docs/building.md): beside the library, and in packages that are installed.
+"""Finds back ends in separate files (docs/building.md): beside the library, and in installed packages.
 
-A package with one names itself in the entry-point group ``pyllava.backends``. It is not imported; the files that it
-installed are looked through. ggml's own search, which includes the current directory, is never used.
+A package with one names itself in the entry-point group ``pyllava.backends``. It is not imported; only its
+installed files are looked at. ggml's own search, which includes the current directory, is never used.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _ADVICE = {
 
 
 def advice(error: str) -> str:
-    """What to do about the system's own words on a file it would not load; or nothing."""
-    # The file that would not load stands first; what is missing is what is asked about.
+    """Advice on the system's error for a file that it would not load, or nothing."""
+    # The text begins with the file that would not load; the advice is about the missing one.
     missing = re.search(
         r"([^/\s:]+): cannot open shared object|Library not loaded: (\S+)|version `(\w+)", error
     )
@@ -40,7 +40,7 @@ def advice(error: str) -> str:
 
 
 def alternatives(files: list[Path]) -> list[list[str]]:
-    """Groups of paths, one per back end, the CPU's first: of a group one file is to be loaded."""
+    """Groups of paths, one per back end, the CPU's first; one file of each group is to be loaded."""
     groups: dict[str, list[str]] = {}
     for file in sorted(files):
         name = _FILE.fullmatch(file.name)
@@ -50,7 +50,7 @@ def alternatives(files: list[Path]) -> list[list[str]]:
 
 
 def beside(library: Path) -> list[list[str]]:
-    """Those that were built with the library."""
+    """Back ends that were built with the library."""
     return alternatives(list(library.parent.iterdir()))
 
 
@@ -59,7 +59,7 @@ def installed() -> Iterator[tuple[str, list[list[str]], str]]:
     for point in importlib.metadata.entry_points(group=GROUP):
         package = point.dist
         if package is None or Path(str(package.locate_file(""))).resolve() == Path.cwd():
-            continue  # what merely lies where the program was started is not installed
+            continue  # a package in the current directory is not installed
         found = [
             (Path(str(file.locate())), file.size)
             for file in package.files or []

@@ -47,14 +47,14 @@ class Prompts:
         self._n_ctx = n_ctx
 
     def parts(self, prompt: str, n_images: int, raw: bool, system: str | None) -> list[Part]:
-        """A question, in the template's words or as it stands."""
+        """The parts of a question, in the template or as it stands."""
         question = question_of(prompt, n_images)
         if raw:
             return templates.raw(prompt, n_images)
         return templates.render(self.template, [question], system=system)
 
     def tokenized(self, parts: Sequence[Part]) -> list[list[int] | ImageMark]:
-        """Texts between images become ids, each stretch on its own as in training; the first begins with BOS."""
+        """Texts between images become ids, each by itself as in training; the first begins with BOS."""
         found: list[list[int] | ImageMark] = []
         add_bos = self._model.info.add_bos
         at = 0
@@ -78,7 +78,7 @@ class Prompts:
             if not part.special:
                 plain.append((at, end))
             at = end
-        if at > _LONG_TEXT and at > self._n_ctx * self._longest_piece():  # before minutes go into its tokens
+        if at > _LONG_TEXT and at > self._n_ctx * self._longest_piece():  # before tokenizing for minutes
             raise ContextOverflowError(f"prompt of {at} bytes cannot fit in n_ctx={self._n_ctx}: shorten it")
         return self._model.tokenize("".join(part.text for part in stretch), plain=plain, add_bos=add_bos)
 
@@ -131,7 +131,7 @@ class Prompts:
 
 
 def stretches_of(prompt: Sequence[int | ImageMark]) -> list[list[int] | ImageMark]:
-    """Consecutive ids together."""
+    """Joins consecutive ids."""
     found: list[list[int] | ImageMark] = []
     for item in prompt:
         if isinstance(item, ImageMark):
@@ -144,7 +144,7 @@ def stretches_of(prompt: Sequence[int | ImageMark]) -> list[list[int] | ImageMar
 
 
 def question_of(prompt: str, n_images: int) -> Message:
-    """What a user says."""
+    """A user's message."""
     if not isinstance(prompt, str):
         raise TypeError(f"prompt: found {type(prompt).__name__}, need a text")
     return Message("user", prompt, n_images)

@@ -1,7 +1,7 @@
-"""What the engine is asked for, and how far each of it is.
+"""Requests to the engine, and the progress of each.
 
-A request belongs to two threads. The client makes it and reads `events`; all else is the engine's, but for the flags
-that are named as the client's. Nothing here takes a lock: queues and single attributes are enough.
+A request is used by two threads. The client makes it, reads `events` and sets the attributes marked as the
+client's; all else is the engine's. Nothing here takes a lock: queues and single attributes are enough.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .answer import FinishReason, Transcript
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Sampler: TypeAlias = Callable[[], _lib.SamplerHandle]
-_FIRST_STEPS = 16  # steps at once after a prompt, where what a stop string makes useless must not cost much
-_UNREAD = 64  # pieces of text that wait for a reader at most
+_FIRST_STEPS = 16  # steps at once after a prompt, if a stop string may make the rest useless
+_UNREAD = 64  # pieces of text that wait for a reader, at most
 
 
 class Job(Generic[T]):
-    """Something that the engine is to do; it puts what comes of it into `events`, last a result or an exception."""
+    """Work for the engine, which puts its results into `events`; the last is Ended or an exception."""
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self.epoch: object = None  # of the engine, when the client began
+        self.epoch: object = None  # the engine's, when the client began
         self.is_cancelled = False  # the client's
-        self.watch: weakref.ref[object] | None = None  # tells that the client is gone
+        self.watch: weakref.ref[object] | None = None  # its callback tells that the client is gone
         self.submitted = 0.0  # when the client began to wait
         self.number = -1  # in order of arrival
         self.is_done = False
@@ -51,7 +51,7 @@ class Job(Generic[T]):
         self.events.put(event)
 
     def let_go(self) -> None:
-        """Frees what the job has of the core: in the engine's thread, where no interrupt can come between."""
+        """Frees the job's C objects; runs in the engine's thread, where no interrupt can occur."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Call(Job[T]):
 
 
 class Encode(Job[T]):
-    """Views of one picture to be encoded: float32 [n_views, 3, S, S]. `merge` makes of all features what is kept."""
+    """Views of one picture to encode: float32 [n_views, 3, S, S]. `merge` makes the result from features."""
 
     def __init__(self, content: bytes, pixels: FloatArray, merge: Callable[[FloatArray], T]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Encode(Job[T]):
 
 
 class Request(Job[T]):
-    """A script to be computed, and what is wanted then."""
+    """A script to be computed, and the wanted result."""
 
     def __init__(self, script: Script, *, reuse: bool) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class Request(Job[T]):
         self.begun: float | None = None
         self.seq = -1  # where it is computed; -1: it waits
         self.n_held = 0  # rows of the script that are computed there
-        self.n_cached = 0  # rows that were there when it began
-        self.is_parked = False  # its reader has enough for now
+        self.n_cached = 0  # rows that were reused when it began
+        self.is_parked = False  # set aside because its reader is slow
 
     @property
     def n_left(self) -> int:
@@ -109,14 +109,14 @@ class Request(Job[T]):
 
     @property
     def most_reused(self) -> int:
-        """Rows of the script that may be there already: the last one has to be computed."""
+        """The most rows of the script that may be reused: the last one has to be computed."""
         return len(self.script) - 1 if self.reuse else 0
 
     def prepare(self) -> None:
-        """Makes what it needs, before it has a sequence."""
+        """Creates what the request needs before it has a sequence."""
 
     def begin(self, seq: int, n_held: int) -> None:
-        """It has a sequence, which holds so much of its script."""
+        """Gives it a sequence, which holds the first `n_held` rows of its script."""
         if self.begun is None:
             self.begun, self.n_cached = time.perf_counter(), n_held
         self.seq, self.n_held = seq, n_held
@@ -126,7 +126,7 @@ class Request(Job[T]):
         raise NotImplementedError
 
     def took(self, piece: Piece, ran: _lib.Ran) -> None:
-        """They are computed."""
+        """Takes the results of a piece that has been computed."""
         raise NotImplementedError
 
 
@@ -166,7 +166,7 @@ class Written:
 
 
 class Answering(Request[Written]):
-    """An answer in the making."""
+    """An answer that is being generated."""
 
     def __init__(
         self,
@@ -203,16 +203,16 @@ class Answering(Request[Written]):
 
     @property
     def is_unread(self) -> bool:
-        """Its reader has more than enough."""
+        """True if many pieces wait for the reader."""
         return self._n_put - self.n_taken >= _UNREAD
 
     @property
-    def is_thirsty(self) -> bool:
-        """Its reader will soon have nothing to read."""
+    def needs_text(self) -> bool:
+        """True if few pieces wait for the reader of a parked answer."""
         return self._n_put - self.n_taken <= _UNREAD // 2
 
     def set_aside(self) -> None:
-        """It has lost its sequence: prompt and answer are to be computed again, but for the choices."""
+        """Called when it has lost its sequence: its rows must be computed again; the chosen tokens stay."""
         self.seq = -1
         self.n_held = 0
         self.script = self._prompt.followed_by(self.tokens)
@@ -229,7 +229,7 @@ class Answering(Request[Written]):
         )
 
     def next_run(self) -> _lib.Run:
-        """Its last token, as a part of a step."""
+        """The run that appends its last token in a step."""
         return _lib.Run(
             [_lib.Tokens(self.tokens[-1:])], self.seq, append=True, answer=True, sampler=self._sampler
         )
@@ -243,7 +243,7 @@ class Answering(Request[Written]):
 
     @property
     def most_reused(self) -> int:
-        """What it has computed itself may always be there."""
+        """Once begun, it may always reuse rows that it has computed itself."""
         return len(self.script) - 1 if self.reuse or self.begun is not None else 0
 
     def prepare(self) -> None:
@@ -252,7 +252,7 @@ class Answering(Request[Written]):
 
     @property
     def n_steps(self) -> int:
-        """Steps worth computing at once: where a stop string may end the answer, a few times as many as there were."""
+        """Steps worth computing at once; if a stop string may end the answer, at most a few times those done."""
         left = self._most - len(self.tokens)
         return min(left, max(_FIRST_STEPS, 4 * len(self.tokens))) if self._transcript.has_stops else left
 
@@ -262,7 +262,7 @@ class Answering(Request[Written]):
             self.chose([ran.choice])
 
     def chose(self, choices: Sequence[_lib.Choice]) -> None:
-        """Tokens that follow; those behind the end of the answer are not looked at."""
+        """Takes the tokens that follow; those after the end of the answer are ignored."""
         for choice in choices:
             if self.is_done:
                 return

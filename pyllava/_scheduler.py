@@ -24,12 +24,12 @@ from .errors import GenerationCancelled, PyllavaError
 
 T = TypeVar("T")
 
-_PIECE = 128  # rows of prompts in a step while others answer, or more if they take no longer than
+_PIECE = 128  # rows of prompts in a step beside answers; more if they take _PIECE_SECONDS at most
 _PIECE_SECONDS = 0.05
-_ROWS_OF_ANSWER = 8  # rows of a prompt that cost what one of an answer costs
-_STEPS, _STEPS_SHOWN = 0.03, 0.01  # seconds of steps in one call of the core; where somebody reads along
-_MARGIN = 32  # cells for each answer, before one more is begun beside it
-_SHARED = 64  # rows of a prompt under way that are worth waiting for
+_ROWS_OF_ANSWER = 8  # one row of an answer costs as much as so many of a prompt
+_STEPS, _STEPS_SHOWN = 0.03, 0.01  # seconds of steps in one call of C; if a stream is read
+_MARGIN = 32  # free cells that each answer needs before another one is begun
+_SHARED = 64  # common rows for which a prompt waits for another one
 _CACHED_EMBEDDINGS = 256 << 20  # bytes of image embeddings kept
 
 
@@ -93,11 +93,11 @@ class Scheduler:
         self._waiting: list[Request[Any]] = []
         self._active: list[Request[Any]] = []
         self._parked: list[Request[Any]] = []
-        self._may_begin = False  # something has changed for those that wait
-        self.computing: Sequence[Job[Any]] = ()  # whose end interrupts the core
+        self._may_begin = False  # something has changed for waiting requests
+        self.computing: Sequence[Job[Any]] = ()  # cancelling one of them interrupts C
         self._rows_per_second = 0.0  # of prompts, in the last step that had any
-        self._share = (0.0, 1.0)  # of what is reported: where it begins, how much it is
-        self._stop: BaseException | None = None  # what progress has raised or refused
+        self._share = (0.0, 1.0)  # of the reported progress: where it begins, how much it is
+        self._stop: BaseException | None = None  # what the progress callback has raised, or its refusal
         self._counts = _Counts(free=sequences.n_cells)
         session.set_progress(self._report)
 
@@ -134,7 +134,7 @@ class Scheduler:
         )
 
     def turn(self) -> None:
-        """A turn whose own failure, memory that runs out for example, ends what is under way and nothing else."""
+        """Runs a turn. If it fails itself, e.g. for lack of memory, the running jobs end and nothing else."""
         try:
             self._drop_cancelled()
             self._turn()
@@ -167,7 +167,7 @@ class Scheduler:
         self._remove(job)
 
     def _remove(self, job: Job[Any]) -> None:
-        """It is done; what its sequence holds stays for others."""
+        """Removes a finished job; its sequence keeps its rows for others."""
         for jobs in (self.jobs, self._pictures, self._active, self._waiting, self._parked):
             if job in jobs:
                 cast("list[Any]", jobs).remove(job)
@@ -227,13 +227,13 @@ class Scheduler:
         bisect.insort(self._active, request, key=lambda other: other.number)
 
     def _has_room(self, request: Request[Any]) -> bool:
-        """Whether it can be computed beside those at work, with what they have still to compute, and some more of each."""
+        """Whether there are cells for it beside the running ones, their remaining rows and a margin each."""
         n = len(request.script) + sum(other.n_left for other in self._active)
         n += _MARGIN * (len(self._active) + 1)
         return not self._active or self.sequences.fits(n, request.script, reuse=request.reuse)
 
     def _is_being_computed(self, request: Request[Any]) -> bool:
-        """Whether much of its prompt is part of another prompt that is under way: then that one comes first."""
+        """Whether a prompt that is being computed begins with many of its rows: then that one comes first."""
         others = [other for other in self._active if other.n_left and request.reuse]
         shared = max((request.script.shared_with(other.script) for other in others), default=0)
         return shared > _SHARED and shared > self.sequences.shared(request.script) + _SHARED
@@ -291,14 +291,15 @@ class Scheduler:
 
     @staticmethod
     def _share_of(request: Request[Any], piece: Piece) -> tuple[float, float]:
-        """Where a piece begins in what a request has to compute, and how much of that it is."""
+        """Where a piece begins in the rows that a request has to compute, and its share of them."""
         n = max(1, len(request.script) - request.n_cached)
         return (request.n_held - request.n_cached) / n, piece.n / n
 
     def _together(self, parts: list[_Part], oldest: Request[Any]) -> list[tuple[Any, Piece | None, _lib.Ran]]:
-        """A step of the next rows of some prompts, and of the last token of those without; each alone if it fails.
+        """Computes a step: the next rows of prompts, the last tokens of answers. If it fails, each alone.
 
-        The end of the oldest prompt interrupts it: that of any other would have the oldest start over again and again.
+        Only cancelling the oldest prompt interrupts it: if others did, the oldest might start over again and
+        again.
         """
         requests = [request for request, _ in parts]
         runs = [_run_of(part) for part in parts]
@@ -309,16 +310,17 @@ class Scheduler:
         return [] if found is None else [(r, p, ran) for (r, p), ran in zip(parts, found, strict=True)]
 
     def _has_moved(self, request: Request[Any], error: BaseException) -> bool:
-        """Whether a step that failed has computed its rows all the same, as when memory runs out behind it: the end."""
+        """Whether a failed step has computed its rows all the same (memory ran out later): then it fails."""
         if self.session.seq_length(request.seq) <= request.n_rows:
             return False
         self.fail(request, _copy_of(error))
         return True
 
     def _alone(self, part: _Part, error: BaseException) -> list[tuple[Any, Piece | None, _lib.Ran]]:
-        """After a step that failed: the prompt that was the cause may have lost all that it held.
+        """Computes one part of a failed step by itself.
 
-        It is computed again up to where it was, so that it fails alone, and no further step with others.
+        The prompt that caused the failure may have lost all its rows: they are computed again here, so that
+        it fails alone and not in another step with others.
         """
         request, piece = part
         if self._has_moved(request, error):
@@ -339,7 +341,7 @@ class Scheduler:
         return []
 
     def _steps(self, answering: list[Answering]) -> None:
-        """Tokens for all that answer, and nothing else: several steps in one call."""
+        """Computes tokens of all answers, and no prompts: several steps in one call."""
         if not self._make_room(len(answering)):
             return
         n_steps = min(request.n_steps for request in answering)
@@ -361,7 +363,7 @@ class Scheduler:
             self._feed(request, partial(request.chose, found[0]))
 
     def _feed(self, request: Request[Any], take: Callable[[], None]) -> None:
-        """A request takes what was computed for it."""
+        """Hands a request its results."""
         n_before = len(request.tokens) if isinstance(request, Answering) else 0
         try:
             take()
@@ -374,7 +376,7 @@ class Scheduler:
             self._remove(request)
 
     def _pieces(self, prompting: list[Request[Any]], n_rows: int) -> list[tuple[Request[Any], Piece]]:
-        """The next rows of the oldest prompts, as many as that."""
+        """The next `n_rows` rows of the oldest prompts."""
         found: list[tuple[Request[Any], Piece]] = []
         for request in prompting:
             if n_rows <= 0:
@@ -389,7 +391,7 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------ room
 
     def _make_room(self, n: int) -> bool:
-        """Has n cells free. Where even idle sequences have none left, the youngest is set aside, and False."""
+        """Frees n cells. If idle sequences have too few, sets the youngest request aside; then False."""
         if self.sequences.make_room(n) or len(self._active) == 1:
             return True
         self._set_aside(self._active[-1])
@@ -404,17 +406,17 @@ class Scheduler:
         request.n_held = 0
         self._counts.set_aside += 1
         self._wait(request)
-        self._may_begin = False  # not before the others have come further
+        self._may_begin = False  # not before the others have progressed
 
     def _park(self, request: Answering) -> None:
-        """Its reader is slow: others may have its place."""
+        """Sets an answer aside whose reader is slow: others may have its place."""
         self._active.remove(request)
         self._leave(request)
         request.set_aside()
         self._parked.append(request)
         request.is_parked = True
         self._may_begin = True
-        if not request.is_unread:  # the reader came meanwhile, and did not see it parked
+        if not request.is_unread:  # the reader has read on meanwhile, before it was parked
             self.unpark(request)
 
     def unpark(self, request: Request[Any]) -> None:
@@ -428,10 +430,10 @@ class Scheduler:
     def _call(
         self, jobs: Sequence[Job[Any]], call: Callable[[], T], long: Sequence[Job[Any]] | None = None
     ) -> T | None:
-        """A call of the core for some jobs; None where it was interrupted, or has failed for a single one.
+        """Calls C for some jobs. None if the call was interrupted, or failed for a single job.
 
-        The end of one of those that take `long` (default: of the only one) interrupts it. Others lose no more than a
-        step, which the next turn repeats.
+        Cancelling one of the jobs in `long` (default: the only one) interrupts the call. The others lose one
+        step at most, which the next turn repeats.
         """
         self._stop = None
         self.computing = long if long is not None else jobs if len(jobs) == 1 else ()
@@ -453,7 +455,7 @@ class Scheduler:
             self.computing = ()
 
     def _report(self, stage: str, fraction: float) -> bool:
-        """Progress of the core, in its share of the whole."""
+        """Reports progress of a call of C as its share of the whole."""
         begin, share = self._share
         try:
             wanted = self._tell(stage, min(1.0, begin + fraction * share))
@@ -472,7 +474,7 @@ def _run_of(part: _Part) -> _lib.Run:
 
 
 def _copy_of(error: BaseException) -> BaseException:
-    """Each thread raises its own."""
+    """A copy of an exception, since each thread raises its own."""
     try:
         return copy.copy(error)
     except Exception:

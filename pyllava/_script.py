@@ -1,4 +1,4 @@
-"""What a sequence is to hold: spans of token ids and image rows, each computed as rows of a prompt or of an answer."""
+"""What a sequence is to hold: token ids and image rows, computed as rows of a prompt or of an answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Contents = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows of one kind. Their bytes depend on it, so that an answer's rows are computed again as such."""
+    """Rows of one kind. Their bytes depend on the kind, so rows of an answer are recomputed as such."""
 
     span: Span
     answer: bool = False
@@ -44,7 +44,7 @@ class Script:
         return self._n
 
     def followed_by(self, answer: Sequence[int]) -> Script:
-        """The same, and tokens of an answer behind it."""
+        """The same, followed by tokens of an answer."""
         return Script([*self.stretches, Stretch(Tokens(tuple(answer)), answer=True)])
 
     def runs(self) -> list[Run]:
@@ -52,7 +52,7 @@ class Script:
         return [Run([stretch.span], answer=stretch.answer) for stretch in self.stretches]
 
     def contents(self) -> Contents:
-        """What each row holds, as one number. Equal numbers of different kinds are not the same row."""
+        """The content of each row as one number. Equal numbers of different kinds are not the same row."""
         parts = [stretch.span.contents() for stretch in self.stretches]
         return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
@@ -90,10 +90,10 @@ class Script:
             first += len(stretch)
 
     def after(self, before: Script) -> Script:
-        """The same rows, where they go on from `before` of the kinds that they have there.
+        """The same rows; those at the beginning that are equal in `before` get their kinds from it.
 
-        A conversation's next prompt repeats what was said. Where its rows are still there, an answer's rows are
-        those that were computed while it was generated; so they are those, too, where they are computed again.
+        A conversation's next prompt repeats earlier answers. If the sequence still holds their rows, these
+        were computed as rows of answers; so they are computed as such again if it does not.
         """
         n = min(len(self) - 1, len(before))
         same = self.contents()[:n] == before.contents()[:n]

@@ -1,4 +1,4 @@
-"""The sequences of a session: whose they are, what stays in the others, and who has to go when cells run short."""
+"""The sequences of a session: which are in use, and what the idle ones keep until cells run short."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import OrderedDict
 from . import _lib
 from ._script import Script
 
-_SMALL = 64  # rows that are not worth a sequence of their own, or a call of their own to let them go
+_SMALL = 64  # so few rows are not worth a sequence of their own, or a call that trims them
 
 
 class Sequences:
-    """Sequences of `session`, all idle at first. What an idle one holds stays for a prompt that begins with it."""
+    """Sequences of `session`, all idle at first. An idle one keeps its rows for prompts that begin so."""
 
     def __init__(self, session: _lib.SessionHandle, n: int, n_cells: int) -> None:
         self._session = session
@@ -20,25 +20,25 @@ class Sequences:
         self._all = range(n)
 
     def fits(self, n_rows: int, script: Script, *, reuse: bool) -> bool:
-        """Whether a script and what follows it, `n_rows` in all, would fit beside those at work."""
+        """Whether a script and what follows it, `n_rows` in all, would fit beside the sequences in use."""
         used = [seq for seq in self._all if seq not in self._idle and reuse]
         runs = script.runs()
         n_shared = max((self._session.seq_shared(seq, runs) for seq in used), default=0)
         return n_rows - n_shared <= self._session.cells_free(list(self._idle))
 
     def shared(self, script: Script) -> int:
-        """Rows of it that some sequence holds."""
+        """The most rows of the script that a sequence already holds."""
         runs = script.runs()
         return max(self._session.seq_shared(seq, runs) for seq in self._all)
 
     def take(self, script: Script, most: int) -> tuple[int, int]:
-        """A sequence for it, which is no longer idle, with what others hold of it, up to so many rows; and how many."""
+        """Takes a sequence for the script, with at most `most` rows reused; returns it and their number."""
         runs = script.runs()
         held = {seq: min(most, self._session.seq_shared(seq, runs)) for seq in self._all} if most else {}
         source = max(reversed(self._idle), key=lambda seq: held.get(seq, 0))
         n = held.get(source, 0)
         busy = max((seq for seq in held if seq not in self._idle), key=lambda seq: held[seq], default=source)
-        if held.get(busy, 0) >= n:  # its cells are taken anyhow
+        if held.get(busy, 0) >= n:  # its cells stay in use anyway
             source, n = busy, held.get(busy, 0)
         target = self._target(source, n)
         if target == source:
@@ -49,7 +49,7 @@ class Sequences:
         return target, n
 
     def _target(self, source: int, n_shared: int) -> int:
-        """The sequence that loses least: `source`, if what it holds beyond is short, an empty one, the oldest."""
+        """The idle sequence that loses least: `source` if few rows are lost, else an empty or the oldest."""
         lengths = {seq: self._session.seq_length(seq) for seq in self._idle}
         if source in lengths and n_shared and lengths[source] - n_shared <= _SMALL:
             return source
@@ -58,18 +58,18 @@ class Sequences:
         return [*empty, *others, source][0]
 
     def leave(self, seq: int, n: int | None = None) -> None:
-        """It is idle from now on, and keeps what it holds, or `n` rows of that."""
+        """Makes a sequence idle; it keeps its rows, or the first `n` of them."""
         if n is not None and self._session.seq_length(seq) > n:
             self._session.seq_trim(seq, n)
         self._idle[seq] = None
 
     def leave_all(self) -> None:
-        """None is anybody's any more."""
+        """Makes all sequences idle."""
         for seq in self._all:
             self._idle.setdefault(seq)
 
     def make_room(self, n: int) -> bool:
-        """Has `n` cells free, taking from the ends of idle sequences; False where that is not enough."""
+        """Frees `n` cells by trimming idle sequences; False if that is not enough."""
         free = self._session.cells_free()
         for seq in self._idle:
             length = self._session.seq_length(seq)
@@ -80,5 +80,5 @@ class Sequences:
         return free >= n
 
     def n_used(self) -> int:
-        """Cells that hold something."""
+        """Cells in use."""
         return self.n_cells - self._session.cells_free()

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 def run(program: str, body: Callable[[], object], *, interrupted: str = "") -> int:
     """Run the command `body` and return the exit code. Every failure is one line that begins with `program`.
 
-    `interrupted`: what is said after Ctrl-C.
+    `interrupted`: the message after Ctrl-C.
     """
     try:
         body()
@@ -62,7 +62,7 @@ def _flush_stdout() -> None:
 
 
 def _flush_or_discard_stdout() -> None:
-    """What cannot be written now must not be tried again when the interpreter ends."""
+    """Discards what cannot be written, so that the interpreter does not try again when it ends."""
     try:
         _flush_stdout()
     except (OSError, ValueError):

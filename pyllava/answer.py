@@ -60,7 +60,7 @@ class Answer:
     """"stop": the model ended it, or a stop string; "length": max_tokens or the context was used up."""
     tokens: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
-    """Of each token, the natural logarithm of its probability to the model: before penalties, cuts and temperature."""
+    """The natural logarithm of each token's probability in the model, before any stage of the sampler."""
 
     def __str__(self) -> str:
         return self.text
@@ -69,9 +69,9 @@ class Answer:
 class Stream:
     """An answer in the making: iterate over it for its pieces of text, whose sum is ``stream.answer.text``.
 
-    It is computed from the first piece on, a little ahead of its reader, and stays where it is while nobody reads.
-    `usage` is known before the first piece (but for the answer's own tokens), `answer` after the last. close(), or the
-    end of a ``with`` statement, gives up what is left. One thread at a time reads it.
+    Computing starts with the first piece, stays a little ahead of the reader, and stops while nobody reads.
+    `usage` is known before the first piece (but for the answer's own tokens), `answer` after the last.
+    close(), or the end of a ``with`` statement, gives up what is left. One thread at a time may read it.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """No further pieces; an unfinished answer stays without `answer`. A second call does nothing.
+        """Ends the stream; if it is unfinished, it has no `answer`. A second call does nothing.
 
-        Who is waiting for a piece in another thread gets GenerationCancelled.
+        A thread that is waiting for a piece gets GenerationCancelled.
         """
         try:
             self._pieces.close()
@@ -126,8 +126,8 @@ class Stream:
 class Transcript:
     """Turns token bytes into text that can be shown at once.
 
-    Held back are: bytes of an unfinished character, white space at either end, and anything that may be the start of a
-    stop string. A stop string ends the text before it.
+    Held back are: bytes of an unfinished character, white space at either end, and anything that may be the
+    start of a stop string. A stop string ends the text before it.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -144,11 +144,11 @@ class Transcript:
         return bool(self._stop)
 
     def push(self, piece: bytes) -> str:
-        """The text that `piece` makes certain."""
+        """Adds the bytes of a token; returns the text that can be shown now."""
         return self._release(self._decoder.decode(piece), final=False)
 
     def finish(self) -> str:
-        """What is left when no more comes."""
+        """Ends the text; returns what was held back."""
         return self._release(self._decoder.decode(b"", final=True), final=True)
 
     def _release(self, new: str, *, final: bool) -> str:

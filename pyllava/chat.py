@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Chat:
     """A conversation with a model; made by ``Llava.chat()``.
 
-    Images are encoded once, and the part of the conversation that the model still holds is not computed again.
+    Images are encoded once, and what the model still holds of the conversation is not computed again.
     """
 
     def __init__(self, llava: Llava, system: str | None = None) -> None:
@@ -58,9 +58,9 @@ class Chat:
     ) -> Answer | Stream:
         """The next question, with or without new images; options as in ``Llava.ask``.
 
-        The question and its answer become part of the conversation when the answer is complete. What is asked next
-        is computed behind them: an answer's positions stay as they were computed, token by token, and are computed
-        that way again should they be gone.
+        The question and its answer become part of the conversation when the answer is complete. Later
+        questions are computed after them. An answer's positions stay as they were computed, token by token,
+        and are recomputed in the same way if they have been evicted.
         """
         images = _by_name(positional, images)
         sampling = Sampling(**options)
@@ -79,7 +79,7 @@ class Chat:
         return answer if stream else answer.whole()
 
     def add(self, prompt: str, answer: str, images: Images = None) -> None:
-        """Adds a question and its answer without asking: an example, an earlier conversation, an answer that was stopped."""
+        """Adds a question and its answer without asking: an example, an earlier or a stopped answer."""
         given = listed(images)
         question = question_of(prompt, len(given))
         self._parts(question)  # ValueError where marks and images do not fit
@@ -90,10 +90,10 @@ class Chat:
 
     def _remember(self, question: Message, answer: str, images: Sequence[ImageEmbedding]) -> None:
         self._images = [*self._known_images(), *images]
-        self.messages = [*self.messages, question, Message("assistant", answer)]  # the one moment that counts
+        self.messages = [*self.messages, question, Message("assistant", answer)]  # takes effect here
 
     def _known_images(self) -> list[ImageEmbedding]:
-        """Those of the messages: there may be more where an interrupt has cut off a message."""
+        """Images of the messages; after an interrupt there may be images without a message."""
         return self._images[: sum(message.images for message in self.messages)]
 
     def clear(self) -> None:
@@ -102,7 +102,7 @@ class Chat:
 
 
 def _by_name(positional: tuple[Images, ...], images: Images) -> Images:
-    """Images of Chat.ask(), which once came second."""
+    """Images of Chat.ask() that were given by position, as in earlier versions."""
     if not positional:
         return images
     if len(positional) > 1 or images is not None:

@@ -43,7 +43,7 @@ class GenerationCancelled(PyllavaError):
 
 
 class NumericError(PyllavaError):
-    """Logits, or weights to quantise, hold NaN or infinity: a broken file or an overflow, never a usable answer."""
+    """Logits, or weights to quantise, are NaN or infinite: a broken file or an overflow, never usable."""
 
 
 class ClosedError(PyllavaError):

@@ -48,47 +48,49 @@ class Llava:
     - `model`: a GGUF file, a folder with one, or None for the small demo model in the package.
     - `mmproj`: the projector's file; by default the one beside the model.
     - `use_mmap`: False reads the files into memory.
-    - `template`: a name in ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell.
+    - `template`: a name in ``pyllava.templates.TEMPLATES``, or "auto": by the model's metadata and name.
 
     How it is computed:
 
-    - `precision`: "fast", with numbers rounded within stated gates, or "exact", computed as the reference does to float
-      error, and several times slower (default: $PYLLAVA_PRECISION, else "fast").
+    - `precision`: "fast", with numbers rounded within stated gates, or "exact", computed as the reference
+      does to float error, and several times slower (default: $PYLLAVA_PRECISION, else "fast").
     - `n_threads`: by default, the physical cores that this process may use.
     - `n_batch`: positions of prompts computed at once.
-    - `n_parallel`: answers computed at the same time, of calls from several threads and of streams.
+    - `n_parallel`: answers computed at the same time, for calls from several threads and for streams.
 
-    Room, in positions (of text tokens and image rows):
+    Context, in positions (text tokens and image rows):
 
     - `n_ctx`: for prompt, images and answer (default: what the model was trained for, at most 4096).
-    - `kv_cells`: for all answers together, and what is kept of earlier ones (default: n_ctx; at most
-      2 n_parallel n_ctx).
+    - `kv_cells`: for all answers together, and for what is kept of earlier ones (default: n_ctx; at most 2 *
+      n_parallel * n_ctx).
     - `type_k`, `type_v`: the KV cache's number formats (default: f16 in "fast", f32 in "exact").
 
     Devices:
 
-    - `device`: "auto" (the GPUs of this machine, or $PYLLAVA_DEVICE), "cpu", or names from ``pyllava.devices()`` with
-      commas between them.
-    - `n_gpu_layers`: so many of the last layers go there, and the output too if it is more than there are layers
-      (-1: all that fit); the CPU computes the rest.
-    - `vision_device`: where the vision tower goes ("auto": the first device, where it fits).
-    - `main_gpu`: which of the devices that is.
+    - `device`: "auto" (the GPUs of this machine, or $PYLLAVA_DEVICE), "cpu", or names from
+      ``pyllava.devices()`` with commas between them.
+    - `n_gpu_layers`: the last n layers go to the devices, and the output, too, if n is greater than the
+      number of layers (-1: all that fit); the CPU computes the rest.
+    - `vision_device`: the device of the vision tower ("auto": the main one, if the tower fits there).
+    - `main_gpu`: which of the devices is the main one, from 0.
     - `tensor_split`: shares of several devices (default: by free memory).
     - `kv_offload`: False keeps the KV cache in host memory.
-    - `flash_attn`: attention on devices as one operation (default: where the device has it, and precision is "fast").
+    - `flash_attn`: flash attention on devices (default: if the device has it and precision is "fast").
 
     Pictures of LLaVA-1.6, which sees them whole and in tiles:
 
-    - `image_max_tiles`: tiles of a picture at most (fewer are faster and show less; 0: the whole alone).
+    - `image_max_tiles`: the most tiles of a picture (fewer are faster and show less; 0: the whole picture
+      only).
     - `image_merge`: "unpad" as it was trained, or "flat", the rows that llama.cpp gives.
 
-    `progress` is called as progress(stage, fraction), in the model's own thread, with stage "load", "upload" (to a
-    device), "encode" or "prefill"; it may return False to cancel.
+    `progress` is called as progress(stage, fraction), in the model's own thread, with stage "load", "upload"
+    (to a device), "encode" or "prefill"; it may return False to cancel.
 
-    Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit together),
-    UnsupportedModelError, ModelMemoryError (would not fit, with numbers). Use it in a ``with`` statement or call close().
-    It may be used from several threads. What they ask is computed together, a token of each answer in one step, up to
-    n_parallel answers; the others wait, first come, first served. No answer depends on what is computed beside it.
+    Raises FileNotFoundError, ModelFileError (damaged file), ModelMismatchError (parts that do not fit
+    together), UnsupportedModelError, ModelMemoryError (it does not fit; the text gives the numbers). Use it
+    in a ``with`` statement or call close(). It may be used from several threads. Their answers are computed
+    together, a token of each in one step, up to n_parallel at once; the others wait, first come, first
+    served. No answer depends on what is computed beside it.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class Llava:
         self.devices = self._model.devices
 
     def _open(self, options: dict[str, Any], n_parallel: int, kv_cells: int | None) -> None:
-        """Makes the session: n_parallel answers at once, and as many sequences that keep what earlier ones held."""
+        """Creates the session, with sequences for n_parallel answers and as many that keep earlier ones."""
         self.n_parallel = n_parallel
         self.kv_cells = self.n_ctx if kv_cells is None else kv_cells
         n_seq = _KEPT * n_parallel
@@ -245,7 +247,7 @@ class Llava:
         self.close()
 
     def cancel(self) -> None:
-        """Ends what other threads are doing with this model, unfinished streams too, with GenerationCancelled."""
+        """Ends calls of other threads and unfinished streams with GenerationCancelled."""
         self._engine.cancel_all()
 
     def stats(self) -> Stats:
@@ -265,7 +267,7 @@ class Llava:
         return self._model.tokenize(text, plain=plain, add_bos=add_bos)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without the space that tokenize() puts in front; control tokens give nothing."""
+        """The text of token ids, without the leading space that tokenize() adds; control tokens give none."""
         text = b"".join(self._model.piece(token) for token in ids).decode(errors="replace")
         return text.removeprefix(" ")
 
@@ -286,7 +288,7 @@ class Llava:
     # ------------------------------------------------------------------------------------------ images
 
     def encode_image(self, image: ImageSource | ImageEmbedding) -> ImageEmbedding:
-        """The embeddings of one image: a path, bytes, PIL image or array (or what this gave before, unchanged).
+        """The embeddings of one image: a path, bytes, PIL image or array; or an ImageEmbedding, unchanged.
 
         Raises ImageError where it cannot be read, PyllavaError where the model has no projector.
         """
@@ -344,8 +346,8 @@ class Llava:
         """Asks about one image, several in one prompt, or none (None: text only).
 
         - `images`: each is a path, the bytes of a file, a PIL image or an array.
-        - `raw`: the prompt is used as it stands, with an ``<image>`` mark for each image and special tokens in it,
-          instead of through the model's template.
+        - `raw`: the prompt is used as it stands, with an ``<image>`` mark for each image and special tokens
+          in it, instead of through the model's template.
         - `system` replaces the template's system message.
         - `stream`: True gives a Stream of pieces instead of the whole Answer.
 
@@ -354,11 +356,12 @@ class Llava:
         - max_tokens=512; stop=(): texts that end the answer.
         - temperature=0.0 (greedy), top_k=0, top_p=1.0, min_p=0.0, seed=None (random).
         - repeat_penalty=1.0, repeat_last_n=64 (-1: all).
-        - reuse=True. False: the whole prompt is computed afresh, not what the model still holds of it; in a
-          conversation that is earlier answers too, whose positions else stay as they were computed token by token.
+        - reuse=True: what the model still holds of the prompt is not computed again. False computes the whole
+          prompt, in a conversation earlier answers, too, whose positions otherwise stay as they were
+          computed.
 
-        Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a wrong
-        argument, GenerationCancelled after cancel().
+        Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a
+        wrong argument, GenerationCancelled after cancel().
         """
         sampling = Sampling(**options)
         _check_order(images, prompt)
@@ -380,7 +383,7 @@ class Llava:
     ) -> Stream:
         """An answer, computed when it is asked for. Without `stream` it has no pieces.
 
-        `before`: what a conversation has had computed. `remember` is told of the answer.
+        `before`: the script of a conversation so far. `remember` is called with prompt and answer.
         """
         epoch = self._engine.epoch()
         prompt = self._prompts.prepare(self._prompts.tokenized(parts), images, self.n_ctx - 1, epoch)
@@ -426,10 +429,10 @@ class Llava:
     ) -> FloatArray:
         """Logits of every position, for evaluation: float32 [n_positions, n_vocab].
 
-        prompt: a question as in ask(), or what the model is to get as it stands, token ids and ImageMarks, as
-        prompt_tokens() gives them (no BOS is added); the positions are those of BOS, text and image rows.
-        answer: token ids that follow, computed as rows of an answer, as while it is generated; their
-        positions come last.
+        - `prompt`: a question as in ask(), or the model's input itself: token ids and ImageMarks, as
+          prompt_tokens() gives them (no BOS is added). The positions are those of BOS, text and image rows.
+        - `answer`: token ids that follow, computed as rows of an answer, as in generation; their positions
+          come last.
         """
         given, ids = listed(images), self._checked(answer)
         epoch = self._engine.epoch()

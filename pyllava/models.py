@@ -25,10 +25,11 @@ class ModelFiles:
 
 
 def find(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None) -> ModelFiles:
-    """The files that `model` (a GGUF file, a folder of them, the name of a demo model, or None for the first) stands for.
+    """The files of `model`: a GGUF file, a folder of them, the name of a demo model, or None for the first
+    one.
 
-    Without `mmproj`, the one projector in the same folder is taken. Raises FileNotFoundError, and ModelMismatchError where
-    a folder holds no language model or more than one, or more than one projector.
+    Without `mmproj`, the one projector in the same folder is taken. Raises FileNotFoundError, and
+    ModelMismatchError where a folder holds no language model or more than one, or more than one projector.
     """
     if model is None or model in DEMOS:
         name, folder = model or DEMOS[0], Path(__file__).parent / "models"

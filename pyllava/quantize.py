@@ -1,4 +1,4 @@
-"""Weights to fewer bits: rows of float32 to the formats of a GGUF file, and whole files from one type to another."""
+"""Quantising: rows of float32 to the formats of a GGUF file, and whole files from one type to another."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _U32 = 4  # GGUF value type
 _MAX_THREADS = 256  # each holds a few parts in memory
 _LAYER = re.compile(r"blk\.\d+\.")
 _CHUNK = 1 << 20  # elements that a thread takes at once
-_EVEN = 8  # rows: so that each part begins where 8 divides the address
+_EVEN = 8  # rows: parts begin at multiples of it, so that their addresses are multiples of 8
 
 
 def quantize_rows(
@@ -39,8 +39,8 @@ def quantize_rows(
 ) -> npt.NDArray[np.uint8]:
     """Rows f32 [n, k] as a GGUF file holds them: uint8 [n, bytes of a row]. `type_name` is ggml's, as "Q4_K".
 
-    The same bytes for any number of threads. Raises ValueError for a type that has no quantiser or whose blocks do not
-    divide k, and NumericError where a number is NaN, infinite or too large for the type.
+    The same bytes for any number of threads. Raises ValueError for a type that has no quantiser or whose
+    blocks do not divide k, and NumericError where a number is NaN, infinite or too large for the type.
     """
     x = np.ascontiguousarray(rows, dtype=np.float32)
     if x.ndim != 2:
@@ -126,14 +126,15 @@ def quantize(
     pure: bool = False,
     progress: Callable[[str, float], object] | None = None,
 ) -> Report:
-    """Write the language model or projector `source` again, its matrices in the type `type_name` (one of `TYPES`).
+    """Write the language model or projector `source` again, its matrices in the type `type_name` (one of
+    `TYPES`).
 
-    Metadata are kept as they are, the files of a split model become one, and `target` appears only when it is complete.
-    `pure` gives every matrix the base type instead of a mix. The same bytes for any number of threads. `progress` is
-    called with "quantize" and the part that is done.
+    Metadata are kept as they are, the files of a split model become one, and `target` appears only when it is
+    complete. `pure` gives every matrix the base type instead of a mix. The same bytes for any number of
+    threads. `progress` is called with "quantize" and the fraction done.
 
-    Raises ValueError for an unknown type or where `target` is an input, ModelFileError for a damaged file or a weight that is
-    NaN, infinite or too large for the type, OSError where reading or writing fails.
+    Raises ValueError for an unknown type or where `target` is an input, ModelFileError for a damaged file or
+    a weight that is NaN, infinite or too large for the type, OSError where reading or writing fails.
     """
     started = time.monotonic()
     path, out = Path(source), Path(target)
@@ -198,7 +199,7 @@ def _most(value: object, default: int) -> int:
 
 
 def _header(first: SourceFile, file_type: int, jobs: Sequence[_Job]) -> bytes:
-    """Everything before the tensors' bytes; key-value pairs are copied as they stand, but for those on the split and the type."""
+    """The bytes before the tensors; key-value pairs are copied, except those of the split and the type."""
     ours = {"general.file_type": file_type, "general.quantization_version": _QUANTIZATION_VERSION}
     pairs = []
     for key, (offset, size) in first.records.items():
@@ -228,7 +229,7 @@ def _padded(n_bytes: int) -> int:
 def _write_tensors(
     out: BinaryIO, jobs: Sequence[_Job], n_threads: int, progress: Callable[[str, float], object] | None
 ) -> None:
-    """Reads here, computes in threads, writes here in order; a few parts per thread are in memory at a time."""
+    """Reads and writes in order, converts in threads; a few parts per thread are in memory at a time."""
     n_all, n_done = sum(job.n_elements for job in jobs), 0
     waiting: collections.deque[tuple[Future[npt.NDArray[np.uint8]], int, int]] = collections.deque()
 
@@ -263,7 +264,7 @@ def _parts(tensor: SourceTensor) -> Iterator[tuple[int, int]]:
 
 
 def _convert(job: _Job, data: npt.NDArray[np.uint8], start: int, stop: int) -> npt.NDArray[np.uint8]:
-    """Rows [start, stop) of a tensor, from the bytes that its file holds to those of the new file, all finite."""
+    """Converts rows [start, stop) of a tensor, which must be finite, from the old type to the new one."""
     if not job.before.can_dequantize:
         return data
     n, n_per_row = stop - start, job.tensor.n_per_row

@@ -1,4 +1,4 @@
-"""How tokens are chosen and when an answer ends: one row for each option, in the order of ``pyllava_sampler_params``."""
+"""The options of an answer: one row for each, in the order of ``pyllava_sampler_params``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen, when an answer ends, and whether what the model still holds of its prompt is used again."""
+    """How tokens are chosen, when an answer ends, and whether rows that the model still holds are reused."""
 
     max_tokens: int = 512
     temperature: float = 0.0
@@ -49,7 +49,7 @@ class Sampling:
             raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
 
     def sampler(self, model: _lib.ModelHandle, n_ctx: int) -> _lib.SamplerHandle:
-        """What chooses the tokens of one answer, with numbers of the same names."""
+        """The sampler of one answer, from the fields of the same names."""
         numbers = {name: getattr(self, name) for name in _lib.SAMPLER_FIELDS}
         if self.repeat_last_n < 0:
             numbers["repeat_last_n"] = n_ctx

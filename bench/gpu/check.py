@@ -1,4 +1,4 @@
-"""Is it right on this device? The most telling checks first; prints a table and writes check.json. See README.md.
+"""Is it right on this device? The most telling checks first; prints a table, writes check.json (README.md).
 
 python bench/gpu/check.py [--device CUDA0] [--kit gpu-kit] [--out DIR] [--seconds 230]
 """

@@ -1,8 +1,8 @@
-"""What check.py and measure.py share: checks in processes of their own, one table, one JSON file, and the kit's setup.
+"""Shared by check.py and measure.py: checks in separate processes, a table, a JSON file, the kit's setup.
 
-A check that fails, crashes or runs out of its time is a line of the table; what no longer fits into the time of all is
-skipped, with a line that says so. `setup` unpacks the folder that prepare.py made and builds libpyllava from the sources
-as they are, with the back end's plug-in beside it.
+A check that fails, crashes or runs out of its time is a line of the table; what no longer fits into the time
+of all is skipped, with a line that says so. `setup` unpacks the folder that prepare.py made and builds
+libpyllava from the sources as they are, with the back end's plug-in beside it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """Of a process that has ended."""
+    """Output and exit status of a process."""
 
     status: int
     out: str
@@ -58,7 +58,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Check:
-    """A command, the seconds that it may take, and what its output means; `needed`: without it the rest is skipped."""
+    """A command, its time limit in seconds, a reader of its output; `needed`: if it fails, skip the rest."""
 
     name: str
     command: Sequence[object]
@@ -80,7 +80,7 @@ class Line:
 
 
 def json_line(output: Output) -> Found:
-    """Of a worker that prints one JSON object last."""
+    """The result of a worker that prints one JSON object last."""
     succeeded(output)
     try:
         numbers = json.loads(output.out.strip().splitlines()[-1])
@@ -101,7 +101,7 @@ def succeeded(output: Output) -> None:
 
 
 def tests(output: Output) -> Found:
-    """Of pytest -q -rfE: how many passed, and which did not."""
+    """The result of pytest -q -rfE: how many tests passed, and which did not."""
     lines = output.out.strip().splitlines()
     counts = {
         word: int(n)
@@ -157,7 +157,7 @@ def run(check: Check, environment: Mapping[str, str], limit: float) -> Line:
 
 
 def stacks(pid: int) -> bytes:
-    """Where the threads of a process are, in C; b"" without a debugger."""
+    """The C stacks of a process's threads; b"" without a debugger."""
     for debugger in ("gdb", "cuda-gdb"):
         if shutil.which(debugger):
             command = [debugger, "-p", str(pid), "-batch", "-ex", "thread apply all bt 12"]
@@ -167,7 +167,7 @@ def stacks(pid: int) -> bytes:
 
 
 class Report:
-    """Runs checks one after the other until the time is up; prints a line for each, and keeps the JSON file whole."""
+    """Runs checks in order until the time is up; prints a line for each and updates the JSON file."""
 
     def __init__(
         self, path: Path, seconds: float, environment: Mapping[str, str], facts: Mapping[str, Any]
@@ -214,7 +214,7 @@ class Report:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[dict[str, int]]:
-    """Within it: the most memory in use on the first NVIDIA GPU, in MiB, beyond what was in use before; {} without one."""
+    """Inside the block: the most MiB in use on the first NVIDIA GPU beyond those before; {} without one."""
     found: dict[str, int] = {}
     command = [
         "nvidia-smi",
@@ -277,7 +277,7 @@ def unpack(kit: Path, work: Path) -> list[Path]:
 
 
 def setup(kit: Path, work: Path) -> dict[str, Any]:
-    """Builds libpyllava in `work` and puts the carried plug-ins beside it. Again: only what has changed."""
+    """Builds libpyllava in `work`, on a second call only what has changed, and adds the carried plug-ins."""
     started = time.monotonic()
     made = json.loads((kit / "kit.json").read_text())
     if made["ggml"] != pinned_ggml():
@@ -338,7 +338,7 @@ def patience(device: str) -> float:
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
-    """For the checks: which library, which device, and where CUDA's libraries lie if Python's packages hold them."""
+    """Variables for the checks: library, device, and the folders of CUDA's libraries in Python packages."""
     spec = importlib.util.find_spec("nvidia")
     places = [Path(place) for place in (spec.submodule_search_locations or [] if spec else [])]
     libraries = [str(folder) for place in places for folder in sorted(place.glob("c*/lib"))]

@@ -1,6 +1,6 @@
-"""What a device can do at most: bytes copied within its memory, 16-bit and 8-bit matrix products. One JSON object.
+"""The limits of a device: bytes copied within its memory, 16-bit and 8-bit matrix products, as JSON.
 
-python bench/gpu/limits.py CUDA0|CPU. With PyTorch on CUDA; of the CPU as bench/compare.py finds them.
+python bench/gpu/limits.py CUDA0|CPU. CUDA's are measured with PyTorch, the CPU's as in bench/compare.py.
 """
 
 from __future__ import annotations

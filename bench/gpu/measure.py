@@ -1,9 +1,9 @@
-"""How fast is it on this device, beside the device's limits and beside llama.cpp? Writes measure.json. See README.md.
+"""How fast is it on this device, beside its limits and llama.cpp? Writes measure.json. See README.md.
 
 python bench/gpu/measure.py [--device CUDA0] [--kit gpu-kit] [--peer PYTHON] [--out DIR] [--seconds 350]
 
-`--peer` is a Python with llama-cpp-python, as for bench/compare.py; `--peer kit` the one that was carried. The models have
-random weights (bench/make_model.py) and stay in `--models` for the next time.
+`--peer` is a Python with llama-cpp-python, as for bench/compare.py; `--peer kit` the one that was carried.
+The models have random weights (bench/make_model.py) and stay in `--models` for the next time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPACE = 40 << 30  # all of them and their towers
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, of which shapes."""
+    """The models and shapes to measure."""
 
     shapes: dict[str, tuple[str, int]]  # a model's name -> make_model's shape, and its n_embd
     tower: str
@@ -83,7 +83,7 @@ def chosen(only: str) -> list[tuple[str, str]]:
 
 
 def write_models(folder: Path, plan: Plan, only: str) -> None:
-    """Those that are not there, all at once: a process each."""
+    """Writes the models that are missing, all at once, each in a process."""
     wanted = {}
     for size, kind in chosen(only):
         shape, n_embd = plan.shapes[size]
@@ -105,7 +105,7 @@ def write_models(folder: Path, plan: Plan, only: str) -> None:
 
 
 def speed(only: str = "") -> kit.Callable[[Output], Found]:
-    """The numbers of a run in the form of `pyllava-cli bench --json`; `only`: its prefill, under this name."""
+    """The numbers of a run as in `pyllava-cli bench --json`; `only`: its prefill alone, under this name."""
 
     def read(output: Output) -> Found:
         found = compare.flat(dict(kit.json_line(output).numbers))
@@ -145,7 +145,7 @@ def cycles_found(output: Output) -> Found:
 
 
 class Measurement:
-    """The checks of one run, in the order of what they tell."""
+    """The checks of one run, the most telling first."""
 
     def __init__(self, options: argparse.Namespace, report: Report) -> None:
         self.options, self.report, self.table = options, report, Table()
@@ -249,7 +249,7 @@ class Measurement:
 
 
 def default_models(work: Path) -> Path:
-    """In memory where there is room: a disk is not what is measured."""
+    """In memory if there is room, so that no disk is measured."""
     memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free > SPACE:
         return memory / work.name

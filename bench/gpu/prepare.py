@@ -1,11 +1,12 @@
-"""Makes the folder that goes, with the repository, to a machine with a GPU that can fetch nothing. See README.md.
+"""Makes the folder that travels with the repository to a GPU machine without network. See README.md.
 
 python bench/gpu/prepare.py [--plugin WHEEL|FILE] [--peer VERSION] [--out gpu-kit] [--limit 64]
 
-It holds the pinned ggml's sources, the back end's plug-in, packed, and the Python packages that the tests need. The
-plug-in is built by packaging/cuda for architecture 90 alone, which takes most of an hour on two cores, unless it is given:
-a wheel or a library that was built for the same ggml. `--peer` adds llama.cpp, built over the same ggml: of a version of
-llama-cpp-python that has this ggml. The folder and the repository's files together must stay within `--limit` MiB.
+It holds the pinned ggml's sources, the back end's plug-in, packed, and the Python packages that the tests
+need. The plug-in is built by packaging/cuda for architecture 90 alone, which takes most of an hour on two
+cores, unless it is given: a wheel or a library that was built for the same ggml. `--peer` adds llama.cpp,
+built over the same ggml: of a version of llama-cpp-python that has this ggml. The folder and the repository's
+files together must stay within `--limit` MiB.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def sources() -> Path:
 
 
 def pack_sources(source: Path, target: Path) -> None:
-    """What a build for the CPU or for CUDA reads."""
+    """Packs the sources that a build for the CPU or CUDA reads."""
     others = {path.name for path in (source / "src").glob("ggml-*/")} - {"ggml-cpu", "ggml-cuda"}
     with tarfile.open(target, "w:xz", preset=9) as archive:
         for name in ("CMakeLists.txt", "LICENSE", "cmake", "include", "src", "ggml.pc.in"):
@@ -67,7 +68,7 @@ def pack_sources(source: Path, target: Path) -> None:
 
 
 def cuda_flags() -> Iterator[str]:
-    """Where nvcc's toolkit has no cuBLAS, that of the package nvidia-cublas; without a driver, a stub to link with."""
+    """CMake options: cuBLAS of the package nvidia-cublas if the toolkit has none, a stub without a driver."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     toolkit = Path(os.environ.get("CUDA_HOME", Path(os.path.realpath(nvcc)).parents[1]))
     if not (toolkit / "include").is_dir():
@@ -117,7 +118,7 @@ def pack_plugin(plugin: Path, out: Path) -> None:
 
 
 def wheels(out: Path, packages: tuple[str, ...]) -> None:
-    """Of pure Python."""
+    """Fetches wheels of pure Python."""
     for package in packages:
         run(
             sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version",
@@ -164,7 +165,7 @@ def version_lines(text: str) -> list[str]:
 
 
 def travelling(out: Path) -> dict[str, int]:
-    """Bytes of what goes: the repository's files that git does not ignore, and the folder."""
+    """Bytes of what travels: the repository's files that git does not ignore, and the folder."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-// guard.cpp - see guard.h. C++, because that is what has to be caught.
+// guard.cpp - see guard.h. It is C++ because it catches C++ exceptions.
 #include "guard.h"
 
 #include <ggml.h>

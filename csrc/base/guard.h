@@ -1,5 +1,5 @@
-// guard.h - calls into the engine that may fail in its own way: back ends throw C++ exceptions, and a check
-// of the engine that fails ends the process. On the calling thread, here both become a status.
+// guard.h - guards calls into ggml, whose back ends throw C++ exceptions and whose failed assertions end the
+// process. On the calling thread, both become a status here.
 #pragma once
 
 #include "error.h"
@@ -8,11 +8,11 @@
 extern "C" {
 #endif
 
-// What fn gives, or PYLLAVA_ERR_DEVICE with the engine's own words where that did not come to its end: what
-// it worked on may then be freed, inside a guard, but not used.
+// Returns what fn returns, or PYLLAVA_ERR_DEVICE with ggml's message if fn did not return: its objects may
+// then only be freed, inside a guard, and not be used.
 pyllava_status guarded(pyllava_status (*fn)(void * user), void * user);
-// Whether that has happened in this process: devices are then left alone, since their back ends are still in
-// the middle of what they were doing.
+// Whether a guarded call has failed so in this process. Devices are then no longer used: the state of their
+// back ends is unknown.
 bool guard_has_failed(void);
 
 #ifdef __cplusplus

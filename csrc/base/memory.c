@@ -47,7 +47,7 @@ static bool read_numbers(const char * path, uint64_t * a, uint64_t * b) {
     return n > 0;
 }
 
-// Bytes of a control group that are cached file pages, which give way.
+// Bytes of cached file pages in a control group, which the system can reclaim.
 static uint64_t group_cached(void) {
     FILE * file = fopen("/sys/fs/cgroup/memory.stat", "r");
     if (!file) return 0;
@@ -62,7 +62,7 @@ static uint64_t group_cached(void) {
     return sum;
 }
 
-// What the control group of a container leaves.
+// Bytes that the control group of a container leaves free.
 static uint64_t group_available(void) {
     uint64_t limit = UINT64_MAX, used = 0;
     if (!read_numbers("/sys/fs/cgroup/memory.max", &limit, NULL)) return UINT64_MAX;

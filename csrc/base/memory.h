@@ -1,5 +1,5 @@
-// memory.h - memory and hardware threads: what the machine offers, aligned blocks of it, and address space
-// whose pages are taken as they are used.
+// memory.h - free memory and hardware threads of the machine, aligned blocks, and address space whose pages
+// are allocated when they are used.
 #pragma once
 
 #include "error.h"
@@ -13,10 +13,10 @@ int32_t cpu_count(void); // hardware threads this process may use, at least 1
 void * aligned_new(size_t size); // MEMORY_ALIGNMENT, not zeroed, NULL on failure
 void aligned_free(void * pointer);
 
-// Zeroed address space, aligned to pages, each of which takes memory from its first use on (on Windows it is
-// promised all of its memory at once). NULL on failure.
+// Zeroed address space, aligned to pages; a page takes memory when it is first used (Windows commits all of
+// it at once). NULL on failure.
 void * pages_new(size_t size);
 void pages_free(void * pages, size_t size);
-// Part of such space whose contents are no longer needed: its whole pages go back to the system, where it can
-// take them, and are there again when they are used, with any contents.
+// Gives the whole pages in a part of such space back to the system, if it supports that. They may be used
+// again; their contents are then undefined.
 void pages_give_back(void * part, size_t size);

@@ -73,7 +73,7 @@ static void * entry(void * self) {
     return NULL;
 }
 
-// All signals but those of a fault, which its own thread has to answer.
+// Blocks all signals but those of a fault, which the faulting thread must handle.
 static void block_signals(sigset_t * old) {
     static const int FAULTS[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL };
     sigset_t most;

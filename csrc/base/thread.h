@@ -37,11 +37,11 @@ void condition_wait_ms(condition * c, lock * l, int32_t ms); // at most so long
 void condition_wake_one(condition * c);
 void condition_wake_all(condition * c);
 
-// Runs run(arg) in a thread that signal handlers leave alone; false: the system gives no more threads. t
-// stays where it is until thread_join, which waits for the end.
+// Runs run(arg) in a thread that signal handlers leave alone; false: the system gives no more threads. t must
+// not move before thread_join, which waits for the end.
 bool thread_start(thread * t, void (*run)(void * arg), void * arg);
 void thread_join(thread * t);
-bool threads_can_start(int32_t n); // n - 1 beside the caller, at once; tries it
+bool threads_can_start(int32_t n); // tries to start n - 1 at once, beside the caller
 
-void thread_relax(void);     // one turn of a loop that waits
+void thread_relax(void);     // for the body of a spin loop
 int64_t thread_now_us(void); // a clock that only goes forward

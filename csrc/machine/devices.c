@@ -23,8 +23,8 @@ static void set_unset(const char * name, const char * value) {
 #endif
 }
 
-// The engine would print to stderr, from the first look at its devices on. CUDA's back end asks the
-// environment, once, what to sum products of 16 bits in.
+// ggml would print to stderr as soon as its devices are listed. CUDA's back end reads from the environment,
+// once, in which precision to sum products of 16 bits.
 void devices_set_up(void) {
     ggml_log_set(keep_quiet, NULL);
     set_unset("GGML_CUDA_FORCE_CUBLAS_COMPUTE_32F", "1");

@@ -1,4 +1,4 @@
-// devices.h - what this build can compute on, as ggml's registry tells it.
+// devices.h - the devices that this build can compute on, from ggml's registry.
 #pragma once
 
 #include "error.h"
@@ -12,14 +12,14 @@ typedef struct device_list {
     ggml_backend_dev_t items[MAX_DEVICES];
 } device_list;
 
-void devices_set_up(void); // ggml prints nothing, CUDA sums in float32; before anything else
+void devices_set_up(void); // silences ggml, makes CUDA sum in float32; call it first
 int32_t devices_count(void);
 void device_describe(ggml_backend_dev_t device, pyllava_device * out);
 ggml_backend_dev_t device_of(const struct ggml_tensor * t); // that holds its data; NULL: host memory, or none
 bool device_is_gpu(ggml_backend_dev_t device);              // with memory of its own
 bool devices_built_in(void);                                // any back end besides the CPU
 
-// Fails if any are to be used after one has failed in this process.
+// Fails if the list names any device after one has failed in this process.
 pyllava_status devices_check(const device_list * devices);
 #define DEVICES_WAY_OUT "start the process again, or use device=\"cpu\""
 
@@ -28,8 +28,8 @@ pyllava_status devices_check(const device_list * devices);
 // what: the parameter, for messages.
 pyllava_status devices_choose(const char * what, const char * names, device_list * out);
 bool device_is_named(const char * name, const char * other); // in any case
-// Whether products of 16-bit numbers are summed in float32 there, without being told for each.
+// Whether the device sums products of 16-bit numbers in float32 without a request for each product.
 bool device_sums_floats(ggml_backend_dev_t device);
-// Whether attention with keys and values of such types is one operation there.
+// Whether the device has flash attention for keys and values of these types.
 bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
                       enum ggml_type k, enum ggml_type v);

@@ -11,7 +11,7 @@ static uint64_t usable(uint64_t free) {
     return free - (part < SPARE_MOST ? part : SPARE_MOST);
 }
 
-// Room for weights on each device, and the tower's place.
+// Computes the room for weights on each device, and places the tower.
 static void room_of(placement * p, const placement_sizes * sizes, const placement_wish * wish,
                     uint64_t * room) {
     for (int32_t d = 0; d < p->devices.n; d++) room[d] = less(usable(wish->free[d]), sizes->compute);
@@ -27,8 +27,8 @@ static void room_of(placement * p, const placement_sizes * sizes, const placemen
     if (p->vision == d) room[d] = less(room[d], sizes->vision + larger);
 }
 
-// Puts the last n of the layers and the output (n = n_layer + 1: all) on the devices, in shares; false where
-// one cannot hold its own.
+// Puts the last n of the layers and the output (n = n_layer + 1: all) on the devices, in shares; false if one
+// of them cannot hold its share.
 static bool place(placement * p, const placement_sizes * sizes, int32_t n, const double * shares,
                   const uint64_t * room, int32_t n_devices) {
     const int32_t n_layer = sizes->n_layer, n_placed = n > n_layer ? n_layer : n;

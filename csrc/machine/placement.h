@@ -1,5 +1,6 @@
 // placement.h - which device holds each part of a model. The last layers go to the devices, the first stay in
-// host memory, so that a step crosses over once; several devices hold consecutive layers each.
+// host memory, so that a step passes from the CPU to the devices once; several devices hold consecutive
+// layers each.
 #pragma once
 
 #include "devices.h"
@@ -13,7 +14,7 @@ typedef struct placement {
     int32_t layers[PYLLAVA_MAX_LAYERS]; // index into devices, or ON_HOST
     int32_t output, vision;             // likewise: the last matrix; tower and projector
     bool kv_on_host;                    // the KV cache, instead of beside its layer
-    int32_t n_for_layers;               // the first of the devices: others hold the tower alone
+    int32_t n_for_layers;               // so many of the first devices; others hold the tower alone
 } placement;
 
 // What the parts take on a device, in bytes.

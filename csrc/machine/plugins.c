@@ -1,5 +1,5 @@
-// plugins.c - see plugins.h. Only files that the caller names are opened, never what the engine would find by
-// itself (in the current directory, for one).
+// plugins.c - see plugins.h. Only files that the caller names are opened: ggml's own search, which includes
+// the current directory, is not used.
 #include "plugins.h"
 
 #if defined(PYLLAVA_PLUGINS)
@@ -66,7 +66,7 @@ static pyllava_status score_of(const char * path, int * out_score) {
     return PYLLAVA_OK;
 }
 
-// What the engine says is kept where user points to, the last error only; NULL: nowhere.
+// Keeps ggml's last error message in `user`, unless it is NULL.
 static void keep_error(enum ggml_log_level level, const char * text, void * user) {
     if (!user || level != GGML_LOG_LEVEL_ERROR) return;
     snprintf(user, PYLLAVA_ERROR_MAX, "%s", text);

@@ -1,8 +1,8 @@
-// pool.c - see pool.h. The parts of a run are claimed one by one, by the caller too, from one number that
-// also counts the runs: a thread that comes late finds nothing, and cannot take a part of a run that it did
-// not look at. In the end the caller waits only for parts that a thread has begun. Who waits spins for a
-// moment (a step of decoding is some 200 runs, too many for a system call each) and then sleeps, so that
-// whoever holds a part can have the core.
+// pool.c - see pool.h. Threads, the caller among them, claim the parts of a run one by one from an atomic
+// number that also counts the runs: a late thread finds no part, and cannot claim one of a run that it has
+// not seen. At the end the caller waits only for parts that a thread has begun. A waiting thread spins for a
+// moment (a step of decoding is some 200 runs, too many for a system call each) and then sleeps, to leave the
+// core to a thread that has a part.
 #include "pool.h"
 
 #include "thread.h"
@@ -14,7 +14,7 @@
 #define LEFT    POOL_MAX_PARTS // the bits of `claims` that count the parts left; above: the run
 
 struct pool {
-    pool_fn fn; // of this run: read by those who hold a part of it
+    pool_fn fn; // of this run: read only by threads that hold a part of it
     void * arg;
     int32_t n_parts;
 
@@ -23,7 +23,7 @@ struct pool {
     lock lock;
     condition started, finished;
 
-    char apart1[64]; // what spinning threads read, on a line of its own
+    char apart1[64]; // spinning threads read the next two: a cache line of their own
     atomic_ullong claims;
     atomic_bool stop;
     char apart2[64];
@@ -89,7 +89,7 @@ static void help(void * pool_) {
 static void wake_helpers(pool * p, int32_t n) {
     const int32_t n_asleep = atomic_load(&p->n_asleep);
     if (n_asleep == 0) return;
-    lock_take(&p->lock); // whoever has looked and found nothing is asleep by now
+    lock_take(&p->lock); // a helper that has found nothing is asleep by now
     lock_give(&p->lock);
     if (n >= n_asleep) condition_wake_all(&p->started);
     else

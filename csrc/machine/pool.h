@@ -1,5 +1,6 @@
-// pool.h - threads that share the work of one caller, made for cores that others use too: a thread that does
-// not run takes no part and holds nobody up. Between runs all but the caller's sleep, after a moment.
+// pool.h - threads that share the work of one caller, for machines whose cores other processes use too: a
+// thread that gets no core takes no part and delays nobody. Between runs, all but the caller's sleep after a
+// moment.
 #pragma once
 
 #include "error.h"
@@ -8,7 +9,7 @@ typedef struct pool pool; // one run at a time
 typedef void (*pool_fn)(void * arg, int32_t part, int32_t n_parts);
 
 pyllava_status pool_create(int32_t n_threads, pool ** out); // the caller is one of them
-void pool_free(pool * p);                                   // its threads have ended
+void pool_free(pool * p);                                   // returns when its threads have ended
 int32_t pool_threads(const pool * p);
 
 // fn(arg, part, n_parts) once for each part, n_parts <= POOL_MAX_PARTS, in any order and by any thread; all

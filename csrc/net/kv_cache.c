@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GIVE_BACK ((size_t) 8 << 20) // bytes above the last cell in use, from which on they go back
-#define NAMED     8                  // sequences that a message names
+#define GIVE_BACK ((size_t) 8 << 20) // bytes above the last cell in use that are worth giving back
+#define NAMED     8                  // sequences that a message names at most
 
 uint64_t kv_cache_size(const kv_params * p) {
     uint64_t row = ggml_row_size(p->type_k, p->n_embd) + ggml_row_size(p->type_v, p->n_embd);
@@ -30,7 +30,7 @@ static pyllava_status create_tables(kv_cache * kv, int32_t n_layer) {
     return PYLLAVA_OK;
 }
 
-// The store for layers in such memory.
+// Finds or creates the store for layers in this memory.
 static pyllava_status find_store(kv_cache * kv, ggml_backend_buffer_type_t type, struct ggml_context ** out) {
     int32_t i = 0;
     while (i < kv->n_stores && kv->stores[i].type != type) i++;
@@ -55,7 +55,7 @@ static bool place_tensors(struct ggml_context * ctx, ggml_backend_buffer_t buffe
     return t == NULL;
 }
 
-// A buffer for the store's tensors: in pages of our own where that is the CPU's memory.
+// Creates the buffer of a store's tensors; in host memory it lies in pages of our own.
 static bool create_buffer(kv_cache * kv, kv_store * s) {
     if (s->type != ggml_backend_cpu_buffer_type()) {
         s->buffer = ggml_backend_alloc_ctx_tensors_from_buft(s->ctx, s->type);
@@ -124,7 +124,7 @@ static void drop(kv_cache * kv, int32_t seq, int32_t keep) {
     while (s->length > keep) release(kv, s->cells[--s->length]);
 }
 
-// Gives back the pages of the cells from n on, none of which is in use, where they are many.
+// Gives back the pages of the cells from n on, none of which is in use, if they are many.
 static void give_back(kv_cache * kv, int32_t n) {
     if ((size_t) (kv->n_touched - n) * kv->cell_size < GIVE_BACK) return;
     for (int32_t i = 0; i < kv->n_stores; i++) {
@@ -138,13 +138,13 @@ static void give_back(kv_cache * kv, int32_t n) {
     kv->n_touched = n;
 }
 
-// How sequences are cut.
+// The cuts that kv_make_room would make.
 typedef struct cuts {
     const kv_wish * wishes;
     int32_t n;
 } cuts;
 
-// What a sequence holds then.
+// What a sequence would hold after them.
 static int32_t held_by(const kv_cache * kv, const cuts * c, int32_t seq) {
     for (int32_t i = 0; i < c->n; i++) {
         if (c->wishes[i].seq == seq) return c->wishes[i].keep;
@@ -152,8 +152,8 @@ static int32_t held_by(const kv_cache * kv, const cuts * c, int32_t seq) {
     return kv->sequences[seq].length;
 }
 
-// Counts one reference less, or one more, of each cell of a sequence from position `keep` on: the cells that
-// none lists then.
+// Adds `one` (-1 or 1) to the references of a sequence's cells from position `keep` on; returns how many of
+// these cells are then unused.
 static int32_t count_tail(kv_cache * kv, int32_t seq, int32_t keep, int32_t one) {
     const kv_sequence * s = &kv->sequences[seq];
     int32_t n_unused = 0;
@@ -177,7 +177,7 @@ int32_t kv_free_without(kv_cache * kv, const int32_t * seqs, int32_t n_seqs) {
     return n_unused;
 }
 
-// The sequence that holds most after `last` (-1: of all), of equals the first; -1 where none is left.
+// The sequences by what they hold, the largest first: the one after `last` (-1: the first), or -1 at the end.
 static int32_t next_holder(const kv_cache * kv, const cuts * c, int32_t last) {
     const int32_t most = last < 0 ? INT32_MAX : held_by(kv, c, last);
     int32_t found = -1;

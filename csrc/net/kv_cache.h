@@ -4,9 +4,9 @@
 // it holds (a token id, or a picture's key and row), which is how a prompt finds the prefix it shares with
 // the past.
 //
-// Sequences take cells as they need them, each up to n_ctx, the lowest that nobody uses first. In host memory
-// the pool is address space, whose pages are there from a cell's first use on; those above the last cell in
-// use go back when they are many megabytes.
+// Sequences take cells as they need them, the lowest free ones first, and up to n_ctx each. In host memory
+// the pool is address space, whose pages are allocated when a cell is first used; the pages above the last
+// cell in use go back to the system when they are many megabytes.
 #pragma once
 
 #include "error.h"
@@ -33,7 +33,7 @@ typedef struct kv_store {
     ggml_backend_buffer_type_t type;
     struct ggml_context * ctx;
     ggml_backend_buffer_t buffer;
-    void * pages; // of `size` bytes, that the buffer lies in; NULL: it has its own
+    void * pages; // memory of the buffer, `size` bytes; NULL: it has its own
     size_t size;
 } kv_store;
 
@@ -55,22 +55,24 @@ uint64_t kv_cache_size(const kv_params * p); // bytes of K and V
 pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_backend_buffer_type_t * where);
 void kv_cache_free(kv_cache * kv);
 int32_t kv_cells_used(const kv_cache * kv); // no cell from this one on is in use
-// The next run of cells from `first` on that nobody uses: its first cell and length; 0 where there is none.
+// Finds the next unused cells from `first` on: sets `first` to the first of them and returns their number, or
+// 0.
 int32_t kv_next_unused(const kv_cache * kv, int32_t * first);
 
-// Of a sequence, each at most once: keep its first `keep` positions, and have n cells free for more.
+// What a step needs of a sequence, which has at most one wish: keep its first `keep` positions, and free n
+// cells for more.
 typedef struct kv_wish {
     int32_t seq, keep, n;
 } kv_wish;
 
-// Cuts the sequences as wished, so that the cells wished for are free; PYLLAVA_ERR_CONTEXT where they would
-// not be, with who would hold the rest: then nothing has changed.
+// Cuts the sequences as wished if this leaves enough free cells. Else PYLLAVA_ERR_CONTEXT, whose text says
+// which sequences would hold the rest; then nothing has changed.
 pyllava_status kv_make_room(kv_cache * kv, const kv_wish * wishes, int32_t n_wishes);
 // Cells that would be free if these sequences, each at most once, held nothing.
 int32_t kv_free_without(kv_cache * kv, const int32_t * seqs, int32_t n_seqs);
-// Cells, which kv_make_room has found, for n more positions of a sequence, n_ctx in all at most: in
-// kv_sequence.cells[length..length + n). The length grows with kv_commit, after they have been computed, and
-// kv_rollback gives them back instead.
+// Takes cells, which kv_make_room has freed, for n more positions of a sequence (at most n_ctx in all), and
+// puts them in kv_sequence.cells[length..length + n). Once they are computed, kv_commit adds them to the
+// length; kv_rollback gives them back instead.
 void kv_reserve(kv_cache * kv, int32_t seq, int32_t n);
 void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n);
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n);

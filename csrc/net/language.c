@@ -91,7 +91,8 @@ void language_embed(const language * m, int32_t id, float * out_row) {
 
 // ----------------------------------------------------------------------------------------- network
 
-// Values are what attention gives: where heads share them, their matrix is small and more bits cost little.
+// Results of attention are sums of values, so their rounding counts; where heads share values, their matrix
+// is small and more bits cost little.
 tensor * language_values(graph * g, const language_step * s, tensor * w, tensor * b, tensor * x) {
     const bool shared = s->hparams->n_head_kv < s->hparams->n_head;
     return shared ? nn_linear_fine(g, w, b, x) : nn_linear(g, w, b, x);

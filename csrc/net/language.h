@@ -17,9 +17,9 @@ typedef struct language_step { // what all layers of a step share
 } language_step;
 
 typedef struct language_family {
-    const char * name; // general.architecture of its files, and what their keys begin with
+    const char * name; // general.architecture of its files, and the prefix of their keys
     rope_kind rope;
-    size_t layer_size; // of its struct of a layer's tensors
+    size_t layer_size; // bytes of the family's layer struct
     void (*bind)(void * layer, weights * w, const language_hparams * h, int i);
     tensor * (*block)(graph * g, const void * layer, const language_step * s, int i, tensor * x);
 } language_family;
@@ -33,7 +33,7 @@ typedef struct language {
     tensor * output_norm;  // [E]
     tensor * output;       // [n_vocab, E]; token_embd where the file ties them
     tensor * rope_freqs;   // [head_dim / 2], may be absent
-    void * layers;         // [n_layer] of the family's
+    void * layers;         // [n_layer] of the family's struct
     float * rope_divisors; // [head_dim / 2] position / divisor = angle
 } language;
 
@@ -56,7 +56,7 @@ tensor * language_logits(graph * g, const language * m, const language_input * i
                          const kv_cache * kv); // f32 [n_out, n_vocab]
 
 // For the blocks of families.
-// Values of rows: nn_linear, with more bits where heads share them.
+// The linear layer of the values: nn_linear, with 12 bits (nn_linear_fine) where heads share values.
 tensor * language_values(graph * g, const language_step * s, tensor * w, tensor * b, tensor * x);
-// Turns queries and keys by their positions, puts keys and values into their cells, and attends.
+// Rotates queries and keys by their positions, stores keys and values in their cells, and computes attention.
 tensor * language_attend(graph * g, const language_step * s, int i, tensor * q, tensor * k, tensor * v);

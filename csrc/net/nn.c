@@ -1,5 +1,4 @@
-// nn.c - see nn.h. Everything that ggml does not do the way we need it is worked around here and nowhere
-// else.
+// nn.c - see nn.h. Where ggml does not do what we need, the workaround is here and nowhere else.
 #include "nn.h"
 
 #include <math.h>
@@ -7,22 +6,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define MOST_TENSORS 24   // of one operation
-#define LIGHT        8192 // results of a cheap node that are worth a thread
-#define LINE         64   // of a cache. ggml aligns to 32: no input shifts what follows it
-#define HALVES_MIN   8    // rows up to which a device's kernels read weights as they are
-#define OFFLOAD_MIN  32   // tokens for which a matrix is worth the way to a device
+#define MOST_TENSORS 24   // of one operation, at most
+#define LIGHT        8192 // results of a cheap node for which another thread pays
+#define LINE         64   // bytes of a cache line; ggml aligns to 32, so inputs are padded to whole lines
+#define HALVES_MIN   8    // up to so many rows, a device's kernels read weights of 16 bits without conversion
+#define OFFLOAD_MIN  32   // tokens from which on copying a matrix to a device pays
 
 typedef void (*kernel_fn)(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 
-// A node that a kernel of ours computes.
+// A node that one of our kernels computes.
 struct node_call {
     pool * pool;
     kernel_fn kernel;
     void * userdata;
     int32_t n_parts;
     tensor * dst;
-    kernel_job job; // of a fast one
+    kernel_job job; // of a fast kernel
 };
 
 pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env * attention, int32_t n_max) {
@@ -42,7 +41,7 @@ int32_t graph_n_tensors(const graph * g) {
     return g->n_max - (int32_t) left;
 }
 
-// Room for the tensors of one operation; where there is none, that is what the graph has failed for.
+// Whether there is room for the tensors of one operation; if not, graph_finish reports it.
 static bool has_room(graph * g) {
     if (graph_n_tensors(g) + MOST_TENSORS > g->n_max) g->is_full = true;
     return !g->is_full;
@@ -95,7 +94,7 @@ static node_call * new_call(graph * g, kernel_fn kernel, void * userdata) {
     return call;
 }
 
-// Of the fast mode: with a job.
+// The same for a kernel of the fast mode, which has a job.
 static node_call * new_fast_call(graph * g, kernel_fn kernel, linear_plan plan) {
     node_call * call = new_call(g, kernel, NULL);
     if (!call) return NULL;
@@ -109,7 +108,7 @@ static void run_part(void * call_, int32_t part, int32_t n_parts) {
     call->kernel(call->dst, part, n_parts, call->userdata);
 }
 
-// What ggml calls: on all of its threads, where it has been given several.
+// The function that ggml calls, from each of its threads if it runs the graph with several.
 static void run_node(tensor * dst, int ith, int nth, void * call_) {
     node_call * call = call_;
     if (nth > 1) {
@@ -130,7 +129,7 @@ static tensor * add_node(graph * g, node_call * call, enum ggml_type type, int64
     return ggml_custom_4d(g->ctx, type, width, n_rows, 1, 1, args, n, run_node, GGML_N_TASKS_MAX, call);
 }
 
-// Cheap nodes of few results are not worth another thread's attention.
+// Cheap nodes of few results use fewer threads: waking more costs more than it saves.
 static node_call * light(node_call * call, int64_t n_results) {
     if (call && n_results / LIGHT + 1 < call->n_parts) call->n_parts = (int32_t) (n_results / LIGHT + 1);
     return call;
@@ -138,26 +137,26 @@ static node_call * light(node_call * call, int64_t n_results) {
 
 // ---------------------------------------------------------------------------------- linear layers
 
-// Layers that read the same activations (q, k, v; gate, up) round them once.
-static tensor * rounded(graph * g, linear_plan plan, tensor * x) {
+// Layers that read the same activations (q, k, v; gate, up) share one quantised copy.
+static tensor * quantised(graph * g, linear_plan plan, tensor * x) {
     const int64_t size = fast_linear_rounded_size(plan, x->ne[0]);
     if (size == 0) return x;
-    if (g->rounded_from == x && g->rounded_plan == plan) return g->rounded;
+    if (g->quantised_from == x && g->quantised_plan == plan) return g->quantised;
     node_call * call = light(new_fast_call(g, kernel_round, plan), x->ne[0] * x->ne[1]);
     if (!call) return NULL;
     tensor * args[] = { x, NULL, NULL };
-    if (g->norm.out == x && x->ne[0] <= fast_norm_limit()) { // normalise and round at once
+    if (g->norm.out == x && x->ne[0] <= fast_norm_limit()) { // normalise and quantise in one pass
         call->job.norm = g->norm.b ? NORM_LAYER : NORM_RMS;
         call->job.eps = g->norm.eps;
         args[0] = g->norm.x, args[1] = g->norm.w, args[2] = g->norm.b;
     }
-    g->rounded_from = x;
-    g->rounded_plan = plan;
-    g->rounded = add_node(g, call, GGML_TYPE_I8, x->ne[1], size, args);
-    return g->rounded;
+    g->quantised_from = x;
+    g->quantised_plan = plan;
+    g->quantised = add_node(g, call, GGML_TYPE_I8, x->ne[1], size, args);
+    return g->quantised;
 }
 
-// One more source of a node; its number.
+// Adds a source to a node; returns its index.
 static int add_source(tensor * node, tensor * source) {
     int i = 0;
     while (node->src[i]) i++;
@@ -166,7 +165,7 @@ static int add_source(tensor * node, tensor * source) {
 }
 
 static tensor * fast_linear(graph * g, linear_plan plan, tensor * w, tensor * b, tensor * x) {
-    tensor * args[] = { w, rounded(g, plan, x), NULL };
+    tensor * args[] = { w, quantised(g, plan, x), NULL };
     node_call * call = new_fast_call(g, kernel_fast_linear, plan);
     if (!args[1] || !call) return NULL;
     g->linear = add_node(g, call, GGML_TYPE_F32, x->ne[1], w->ne[1], args);
@@ -181,19 +180,21 @@ static linear_plan plan_of(const graph * g, const tensor * w, bool fine) {
 
 static bool is_fast(linear_plan plan) { return plan != LINEAR_EXACT && plan != LINEAR_ENGINE; }
 
-// The job of a fast linear layer that may still be given an end, or NULL.
-static kernel_job * open_end(const graph * g, const tensor * x) {
+// The job of x if it is a fast linear layer whose epilogue may still grow, else NULL.
+static kernel_job * open_epilogue(const graph * g, const tensor * x) {
     return x && x == g->linear && g->linear_job->end == END_PLAIN && !g->linear_job->residual ? g->linear_job
                                                                                               : NULL;
 }
 
-// Of few rows, CUDA's own kernels would sum in 16 bits; of many, weights of 16 bits would be made 32 first.
+// Whether a product may be left at 16-bit precision, in which cuBLAS sums in float32 (devices_set_up). With
+// few rows CUDA's own kernels would sum in 16 bits; with many, asking for 32 bits would convert the weights
+// first.
 static bool may_be_halves(const graph * g, const tensor * w, const tensor * x) {
     ggml_backend_dev_t device = device_of(w) ? device_of(w) : g->offload;
     return g->env->micro && x->ne[1] > HALVES_MIN && device && device_sums_floats(device);
 }
 
-// ggml's own product, on a device or on its threads. Half-precision sums would lose what the gates ask for.
+// ggml's own product, on a device or on its CPU threads. Sums in half precision would fail the gates.
 static tensor * engine_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     if (!device_of(w)) g->on_engine = true;
     tensor * y = ggml_mul_mat(g->ctx, w, x);
@@ -201,7 +202,7 @@ static tensor * engine_linear(graph * g, tensor * w, tensor * b, tensor * x) {
     return b ? ggml_add(g->ctx, y, b) : y;
 }
 
-// Whether many tokens make it worth to send a matrix in host memory to a device.
+// Whether there are enough tokens to offload a matrix in host memory.
 static bool is_offloaded(const graph * g, tensor * w, tensor * x) {
     if (!g->offload || x->ne[1] < OFFLOAD_MIN) return false;
     const tensor * y = ggml_mul_mat(g->ctx, w, x);
@@ -237,7 +238,7 @@ tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
 
 tensor * nn_add(graph * g, tensor * x, tensor * y) {
     if (!x || !y || !has_room(g)) return NULL;
-    kernel_job * job = open_end(g, y);
+    kernel_job * job = open_epilogue(g, y);
     if (!job || !ggml_are_same_shape(x, y) || !ggml_is_contiguous(x)) return ggml_add(g->ctx, x, y);
     job->residual = add_source(y, x);
     return y;
@@ -263,37 +264,38 @@ tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x) {
     return y;
 }
 
-static tensor * end_with(kernel_job * job, linear_end end, tensor * x) {
+static tensor * with_epilogue(kernel_job * job, linear_end end, tensor * x) {
     job->end = end;
     return x;
 }
 
 tensor * nn_silu(graph * g, tensor * x) {
-    kernel_job * job = open_end(g, x);
-    return job ? end_with(job, END_SILU, x) : x && has_room(g) ? ggml_silu(g->ctx, x) : NULL;
+    kernel_job * job = open_epilogue(g, x);
+    return job ? with_epilogue(job, END_SILU, x) : x && has_room(g) ? ggml_silu(g->ctx, x) : NULL;
 }
 
 tensor * nn_gelu(graph * g, tensor * x) {
-    kernel_job * job = open_end(g, x);
-    return job ? end_with(job, END_GELU, x) : x && has_room(g) ? ggml_gelu_erf(g->ctx, x) : NULL;
+    kernel_job * job = open_epilogue(g, x);
+    return job ? with_epilogue(job, END_GELU, x) : x && has_room(g) ? ggml_gelu_erf(g->ctx, x) : NULL;
 }
 
 // ggml's own quick GELU goes through a table of f16 values: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
 tensor * nn_quick_gelu(graph * g, tensor * x) {
-    kernel_job * job = open_end(g, x);
-    if (job) return end_with(job, END_QUICK_GELU, x);
+    kernel_job * job = open_epilogue(g, x);
+    if (job) return with_epilogue(job, END_QUICK_GELU, x);
     if (!x || !has_room(g)) return NULL;
     return ggml_scale(g->ctx, ggml_silu(g->ctx, ggml_scale(g->ctx, x, 1.702f)), 1.0f / 1.702f);
 }
 
 // -------------------------------------------------------------------------------------- attention
 
-// ggml's own powers of theta drift by multiplication.
+// A table of our own: ggml computes powers of theta by repeated multiplication, whose error grows.
 tensor * nn_rope_table(graph * g, tensor * positions, tensor * divisors) {
     if (!positions || !divisors || !has_room(g)) return NULL;
     const int64_t n_tokens = positions->ne[0], head_dim = 2 * divisors->ne[0];
     tensor * args[] = { positions, divisors, NULL };
-    node_call * call = light(new_call(g, kernel_rope_table, NULL), 8 * n_tokens * head_dim); // dear results
+    node_call * call =
+        light(new_call(g, kernel_rope_table, NULL), 8 * n_tokens * head_dim); // sine and cosine are expensive
     return add_node(g, call, GGML_TYPE_F32, n_tokens, head_dim, args);
 }
 
@@ -327,14 +329,15 @@ static tensor * split_heads(graph * g, tensor * x, int64_t n_head, int64_t n_row
                         0);
 }
 
-// As one operation, keys and values of at most 16 bits; NULL where the device has no kernel for that.
+// Attention as one operation, with keys and values of at most 16 bits; NULL if the device has no kernel for
+// it.
 static tensor * flash_attention(graph * g, tensor * q, tensor * k, tensor * v, float scale) {
     tensor * y = ggml_flash_attn_ext(g->ctx, q, k, v, g->mask, scale, 0.0f, 0.0f);
     ggml_flash_attn_ext_set_prec(y, GGML_PREC_F32);
     return ggml_backend_dev_supports_op(g->device, y) ? y : NULL;
 }
 
-// As products and a softmax, in f32.
+// Attention as products and a softmax, in f32.
 static tensor * plain_attention(graph * g, tensor * q, tensor * k, tensor * v, float scale) {
     tensor * p = ggml_mul_mat(g->ctx, k, q); // [n_rows, n_queries, n_head, n_views]
     ggml_mul_mat_set_prec(p, GGML_PREC_F32);
@@ -345,13 +348,14 @@ static tensor * plain_attention(graph * g, tensor * q, tensor * k, tensor * v, f
     return ggml_cont(g->ctx, ggml_permute(g->ctx, y, 0, 2, 1, 3));
 }
 
-// The first n rows, of a type.
+// The first n rows, as a type.
 static tensor * first_rows(graph * g, tensor * x, int64_t n, enum ggml_type type) {
     x = ggml_view_2d(g->ctx, x, x->ne[0], n, x->nb[1], 0);
     return x->type == type ? x : ggml_cast(g->ctx, x, type);
 }
 
-// Cells that a token does not see are masked: unlike our kernels, devices look at all up to the last in use.
+// Unlike our kernels, devices read all cells up to the last one in use: a mask hides those that a token does
+// not see.
 static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     const attention_env * a = g->attention;
     const float scale = 1.0f / sqrtf((float) a->head_dim);
@@ -376,7 +380,7 @@ static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) 
 
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     if (!q || !k || !v || !has_room(g)) return NULL;
-    const bool cached = k->view_src && k->view_src->buffer; // then it runs beside the cache
+    const bool cached = k->view_src && k->view_src->buffer; // then it is computed where the cache lies
     if (cached ? device_of(k) != NULL : g->device != NULL) return device_attention(g, q, k, v);
     tensor * args[] = { q, k, v };
     node_call * call = g->env->micro ? new_fast_call(g, kernel_fast_attention, LINEAR_EXACT)

@@ -12,26 +12,26 @@
 typedef struct ggml_tensor tensor;
 typedef struct node_call node_call;
 
-// What is kept for reading, besides a graph's last tensor.
+// Results that a graph keeps for reading besides its last tensor.
 typedef enum tap_kind {
-    TAP_ROW_SUMS, // f32 [n_tokens]: not finite where a token's last layer is not; on devices
+    TAP_ROW_SUMS, // f32 [n_tokens]: NaN or infinite where a token's last layer is; on devices
     N_TAPS,
 } tap_kind;
 
-// What a rotation takes as a pair, of heads of d entries: ROPE_NORMAL (2i, 2i + 1), ROPE_NEOX (i, i + d/2).
+// Which entries of a head of d entries form a pair: ROPE_NORMAL (2i, 2i + 1), ROPE_NEOX (i, i + d/2).
 typedef enum rope_kind { ROPE_NORMAL, ROPE_NEOX } rope_kind;
 
 typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_mode; // on devices
 
-// Our kernels share their work over the session's pool, and ggml runs its own few nodes on the calling
-// thread. Where ggml multiplies matrices itself (weights that no kernel of ours reads for few tokens), its
-// threads run the graph, and our kernels with them. Layers whose weights lie on a device are ggml's own
+// Our kernels divide their work among the session's pool, and ggml runs its own few nodes on the calling
+// thread. A graph in which ggml multiplies matrices (few tokens, weights of a type that no kernel of ours
+// reads) is run by ggml's threads, our kernels included. Layers whose weights lie on a device are ggml's own
 // operations.
 //
-// Some words of what follows. An end is what is applied to the results of a linear layer as they leave it (a
-// residual, an activation). Rounded activations are integers with scales, as kernels of the fast mode read
-// them. A fine layer gets 12 bits where others get 8. Offloaded is a matrix in host memory that is sent to
-// a device for one product. A tap is a result that is kept besides the last.
+// Terms: the epilogue of a linear layer (linear_end) is applied to its results before they are written: an
+// activation, a residual. Quantised activations are integers with scales, which the kernels of the fast mode
+// read. A fine layer has 12 bits where others have 8. An offloaded matrix lies in host memory and is copied
+// to a device for one product. A tap is a result that is kept besides the last.
 typedef struct graph {
     struct ggml_context * ctx; // tensor headers of this graph
     struct ggml_cgraph * nodes;
@@ -43,18 +43,18 @@ typedef struct graph {
     int32_t n_max;             // tensors that there is room for
     size_t size;               // bytes of ctx that they take
     bool is_full;              // there was no room for all
-    bool on_engine;            // to be run by ggml's threads
+    bool on_engine;            // ggml's threads run it
     bool on_host;              // nothing of it is on a device
-    row_kind rows;             // of the operations that follow, in the fast mode
+    row_kind rows;             // kind of rows of the operations that follow (fast mode)
     ggml_backend_dev_t device; // of the layer that is being built; NULL: the CPU computes it
-    int32_t n_views;           // attention stays within each; 1 for text
+    int32_t n_views;           // attention is computed within each; 1 for text
     tensor * mask;             // of attention on devices: f16 [n_tokens, n_cells], or NULL
     flash_mode flash;
-    bool flash_missing;             // FLASH_ON, and a device has no kernel for it
-    ggml_backend_dev_t offload;     // a GPU that is sent the CPU's matrices where many tokens use them
-    tensor *rounded_from, *rounded; // the last activations rounded, and how
-    linear_plan rounded_plan;
-    tensor * linear; // the last fast linear layer, whose end is still open, and its job
+    bool flash_missing;                 // FLASH_ON, but a device has no kernel for it
+    ggml_backend_dev_t offload;         // GPU for offloaded matrices, or NULL
+    tensor *quantised_from, *quantised; // the last quantised activations, and how
+    linear_plan quantised_plan;
+    tensor * linear; // the last fast linear layer, whose epilogue may still grow, and its job
     kernel_job * linear_job;
     struct {
         tensor *out, *x, *w, *b;
@@ -77,10 +77,10 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...)
     PYLLAVA_PRINTF(3, 4); // names an intermediate
 
 // In the fast mode the operation that follows a linear layer (nn_add, nn_silu, nn_gelu, nn_quick_gelu)
-// becomes its end: nothing else may read such a layer. Normalised rows that only linear layers read are
-// rounded as they are made.
+// becomes its epilogue: nothing else may read such a layer. Normalised rows that only linear layers read are
+// normalised and quantised in one pass.
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
-// The same, in prompts and views at 12 bits rather than 8: where a rounding is felt more than it costs.
+// The same with 12 bits instead of 8 in prompts and views, for layers where rounding matters more than time.
 tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x);
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x); // silu(gate x) * up x
 tensor * nn_add(graph * g, tensor * x, tensor * y);                    // y: may be a linear layer
@@ -91,17 +91,17 @@ tensor * nn_gelu(graph * g, tensor * x);                            // x * Phi(x
 tensor * nn_quick_gelu(graph * g, tensor * x);                      // x * sigmoid(1.702 x)
 tensor * nn_silu(graph * g, tensor * x);                            // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
-// Rotary positions: pair i of each head is turned by position / divisor[i].
+// Rotary positions: pair i of each head is rotated by the angle position / divisor[i].
 tensor * nn_rope_table(graph * g, tensor * positions, tensor * divisors); // [n_tokens, head_dim] for nn_rope
 tensor * nn_rope(graph * g, tensor * x, tensor * rope_table, rope_kind kind); // of rows of n_head * head_dim
 // softmax(q k^T / sqrt(head_dim)) v as the session's attention_env says.
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v);
 tensor * nn_row_sums(graph * g, tensor * x);            // [n_rows, n] to [n_rows, 1]
-void nn_tap(graph * g, tap_kind kind, tensor * x);      // x is kept as it is: nothing becomes its end
+void nn_tap(graph * g, tap_kind kind, tensor * x);      // keeps x: nothing joins its epilogue
 tensor * nn_rows(graph * g, tensor * x, tensor * rows); // x[rows]
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows); // to[rows] = x; gives to
-// Rows of views: [n_views * n, width] as [n_views, n, width], and back; a row in front of those of each view;
-// [n_views * n, width] without the first of each.
+// Rows of views: [n_views * n, width] as [n_views, n, width], and back; with a row before those of each view;
+// [n_views * n, width] without the first row of each view.
 tensor * nn_views(graph * g, tensor * x);
 tensor * nn_all_rows(graph * g, tensor * x);
 tensor * nn_put_first(graph * g, tensor * row, tensor * x);

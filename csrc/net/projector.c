@@ -20,7 +20,7 @@ static tensor * mlp_apply(graph * g, const projector * p, tensor * x) {
     return nn_name(g, nn_linear_fine(g, p->mlp.mm_2, p->mlp.mm_2_b, x), "mm.2");
 }
 
-// A row for each patch.
+// Each patch becomes one row.
 static int32_t same_side(int32_t n_side) { return n_side; }
 
 // ----------------------------------------------------------------------------------------- choosing
@@ -30,7 +30,7 @@ static const projector_kind KINDS[] = {
 };
 
 pyllava_status projector_read(projector * p, const pyllava_gguf * f) {
-    gguf_text name = { "mlp", 3 }; // files of 2023 do not say
+    gguf_text name = { "mlp", 3 }; // files of 2023 have no such key
     TRY(gguf_get_text(f, "clip.projector_type", false, &name));
     if (name.size == 0) TRY(gguf_get_text(f, "clip.vision.projector_type", false, &name));
     char known[256] = "";

@@ -13,7 +13,7 @@ typedef struct projector_kind {
     const char * last; // its last matrix [E, ...]
     pyllava_status (*bind)(projector * p, weights * w, int64_t D, int64_t E); // its tensors
     tensor * (*apply)(graph * g, const projector * p, tensor * x);            // [n, D] to [n', E]
-    int32_t (*side)(int32_t n_side); // of n_side x n_side patches it makes so many rows squared
+    int32_t (*side)(int32_t n_side); // n_side x n_side patches become side x side rows
 } projector_kind;
 
 typedef struct projector_mlp {

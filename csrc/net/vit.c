@@ -60,7 +60,7 @@ pyllava_status vit_bind(vit * v, weights * w) {
     if (has_pre_ln) v->pre_ln_b = weights_vector(w, D, "v.pre_ln.bias");
     for (int i = 0; i < h->n_layer_run; i++) bind_layer(&v->layers[i], w, h, i);
 
-    for (int i = h->n_layer_run; i < h->n_layer; i++) { // behind the hidden state that is read
+    for (int i = h->n_layer_run; i < h->n_layer; i++) { // after the hidden state that LLaVA reads
         char prefix[32];
         snprintf(prefix, sizeof prefix, "v.blk.%d.", i);
         weights_ignore(w, prefix);
@@ -111,7 +111,8 @@ static tensor * activate(graph * g, vit_act act, tensor * x) {
 }
 
 // One pre-norm encoder layer:   h = x + Attention(LN1(x))    y = h + fc2(act(fc1(LN2(h))))
-// In the fast mode fc2 gets 8 bits: outlier channels are in what the other matrices read (bench/RESULTS.md).
+// In the fast mode fc2 has 8 bits: only the inputs of the other matrices have outlier channels
+// (bench/RESULTS.md).
 static tensor * vit_block(graph * g, const vit * v, const vit_layer * l, int i, tensor * x) {
     const vit_hparams * h = &v->hparams;
     tensor * y = nn_name(g, nn_layer_norm(g, l->ln1, l->ln1_b, h->eps, x), "v.blk.%d.ln1", i);

@@ -1,5 +1,5 @@
-// batch.h - the rows that one graph computes, whichever sequences they belong to: their embeddings, positions
-// and cells, what attention of each sees, and of which of them logits are wanted.
+// batch.h - the rows that one graph computes, of one or more sequences: their embeddings, positions and KV
+// cells, the positions that each attends to, and the rows whose logits are wanted.
 #pragma once
 
 #include "nn.h"
@@ -21,16 +21,16 @@ typedef struct batch { // room for n_max rows
 pyllava_status batch_create(batch * b, int32_t n_max, int32_t n_embd);
 void batch_free(batch * b);
 void batch_clear(batch * b);
-// Adds a row whose cell is reserved; gives where its embedding goes.
+// Adds a row whose cell is reserved; returns where its embedding is to be written.
 float * batch_add(batch * b, int32_t position, int32_t cell, uint64_t content);
-// Attention of the rows from `first` on, which follow each other in one sequence, in blocks of at most
+// Splits the rows from `first` on, which are consecutive in one sequence, into attention blocks of at most
 // `longest` rows.
 void batch_attend(batch * b, int32_t first, int32_t longest, const int32_t * cells);
-// The blocks of n rows from `first` on, from out[n_blocks] on; gives their number then.
+// Appends the blocks of n rows from `first` on to out[n_blocks]; returns the new number of blocks.
 int32_t attention_blocks(attention_block * out, int32_t n_blocks, int32_t first, int32_t n, int32_t longest,
                          const int32_t * cells, int32_t first_row);
-// PYLLAVA_ERR_NUMERIC for an embedding that is not finite: a device's softmax may pass over it, so that its
-// logits would not show it.
+// PYLLAVA_ERR_NUMERIC for an embedding that is not finite: the softmax of a device may ignore it, and then
+// the logits would not show it.
 pyllava_status batch_check(const batch * b);
 // For attention on devices: which cells each row sees, f16 [n, n_cells].
 void batch_mask(const batch * b, tensor * mask);

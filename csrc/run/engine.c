@@ -48,7 +48,7 @@ static pyllava_status start(void * starting_) {
     return PYLLAVA_OK;
 }
 
-// Results come through staging memory in pieces: a device copies to ordinary memory several times slower.
+// Results are read in pieces through pinned memory: a device copies to ordinary memory several times slower.
 static pyllava_status take_staging(void * engine_) {
     engine * e = engine_;
     ggml_backend_dev_t device = ggml_backend_get_device(e->backends[0]);
@@ -67,8 +67,8 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
         e->backends[e->n++] = s.backend;
     }
     if (e->n) TRY(guarded(take_staging, e));
-    // The CPU's buffers are not in memory that a device reads by itself: the scheduler lets the CPU write
-    // there again too early.
+    // The CPU's buffers are not in pinned memory, which the device would read directly: the scheduler lets
+    // the CPU overwrite them too early.
     return start_cpu(e, has_to_stop, user);
 }
 
@@ -82,7 +82,7 @@ static pyllava_status stop(void * engine_) {
 }
 
 void engine_stop(engine * e) {
-    if (e->n <= 1 || !guard_has_failed()) guarded(stop, e); // else it is left to the process
+    if (e->n <= 1 || !guard_has_failed()) guarded(stop, e); // else freed with the process
     *e = (engine) { 0 };
 }
 
@@ -103,7 +103,7 @@ void engine_observe(engine * e, ggml_backend_sched_eval_callback fn, void * user
 
 // ------------------------------------------------------------------------------------------ graphs
 
-// A call of the scheduler's about a graph.
+// Arguments and results of a guarded call of the scheduler.
 typedef struct sched_call {
     engine * e;
     struct ggml_cgraph * nodes;
@@ -184,7 +184,7 @@ pyllava_status engine_load(engine * e, graph * g) {
 static pyllava_status set_threads(engine * e, int32_t n) {
     ggml_backend_t cpu = e->backends[e->n - 1];
     if (n > e->n_threads) {
-        if (!threads_can_start(n)) return PYLLAVA_OK; // it would abort: on as many as there are
+        if (!threads_can_start(n)) return PYLLAVA_OK; // ggml would abort: the threads it has must do
         struct ggml_threadpool_params params = ggml_threadpool_params_default(n);
         params.poll = 0; // between graphs they sleep
         struct ggml_threadpool * threads = e->threads_new(&params);

@@ -17,8 +17,8 @@ static uint64_t cells_of(const pyllava_session_params * s) {
     return s->kv_cells > 0 ? (uint64_t) s->kv_cells : (uint64_t) s->n_ctx * (uint64_t) s->n_seq;
 }
 
-// Numbers that the compute buffer of a language model holds at once, roughly: rows of the widest layer, the
-// mask, attention's scores where it is no single operation, and 64 rows of logits.
+// An estimate of the numbers that the compute buffer of a language model holds at once: rows of the widest
+// layer, the mask, the scores of attention without flash attention, and 64 rows of logits.
 static uint64_t compute_of_text(const language_hparams * h, const pyllava_session_params * s, bool flash) {
     const uint64_t n = (uint64_t) s->n_batch, n_cells = cells_of(s);
     const uint64_t row = 6 * (uint64_t) h->n_embd + 3 * (uint64_t) h->n_ff;
@@ -41,7 +41,7 @@ static uint64_t kv_of_layer(const language_hparams * h, const pyllava_session_pa
     return n * (wide ? 4 : 2);
 }
 
-// The session to leave room for.
+// The session that the plan leaves memory for: plan_for, with defaults for what is 0.
 static pyllava_session_params session_of(const pyllava_model * m, const pyllava_model_params * p) {
     const vit_hparams * v = &m->vision.vit.hparams;
     pyllava_session_params s = { .precision = PYLLAVA_FAST, .flash_attn = -1 };
@@ -59,14 +59,15 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
     return s;
 }
 
-// The type of keys or values as attention sees it: f32 is cast. The session refuses names of no type.
+// The type of keys or values that attention reads: f32 is cast to f16. Unknown names are refused when the
+// session is created.
 static enum ggml_type cache_type(const char * name) {
     pyllava_tensor_type type;
     const bool found = name && tensor_type_find(name, &type) == PYLLAVA_OK;
     return found && type.id != GGML_TYPE_F32 ? (enum ggml_type) type.id : GGML_TYPE_F16;
 }
 
-// Whether attention is one operation on all devices, for such a cache.
+// Whether all devices have flash attention for the cache of such a session.
 static bool has_flash(const pyllava_model * m, const pyllava_session_params * s) {
     const language_hparams * h = &m->language.hparams;
     if (s->precision != PYLLAVA_FAST || s->flash_attn == 0) return false;
@@ -97,7 +98,7 @@ static void sizes_of(const pyllava_model * m, const pyllava_model_params * p, pl
     out->compute_vision = compute_of_vision(&m->vision.vit.hparams, &s, flash);
 }
 
-// The device of that name among those of p, which it joins if need be.
+// The index in p's devices of the device of that name, which is added if it is missing.
 static pyllava_status find_or_add(placement * p, const char * name, int32_t * out) {
     device_list one;
     TRY(devices_choose("vision_device", name, &one));
@@ -176,7 +177,7 @@ static pyllava_status choose_places(pyllava_model * m, const pyllava_model_param
     for (int32_t i = 0; i < to->devices.n; i++) {
         pyllava_device about;
         device_describe(to->devices.items[i], &about);
-        wish.free[i] = about.memory_total ? about.memory_free : UINT64_MAX / 2; // it does not say: all fits
+        wish.free[i] = about.memory_total ? about.memory_free : UINT64_MAX / 2; // unknown: all fits
         const bool shared = p->tensor_split && p->n_tensor_split;
         wish.split[i] = !shared ? 0 : i < p->n_tensor_split ? p->tensor_split[i] : 0;
     }
@@ -220,13 +221,13 @@ static pyllava_status load_vision(pyllava_model * m, const pyllava_model_params 
     return weights_finish(w, p->progress, p->user);
 }
 
-// Arguments of what runs inside a guard, since it asks devices and fills them.
+// Arguments of functions that run inside a guard, since they call the back ends of devices.
 typedef struct loading {
     pyllava_model * m;
     const pyllava_model_params * p;
 } loading;
 
-// Files, hyper-parameters and where everything goes: all that is needed before weights are touched.
+// Opens the files, reads the hyper-parameters and plans the placement: everything but the weights.
 static pyllava_status prepare(void * loading_) {
     const loading * l = loading_;
     TRY(open_text(l->m, l->p));

@@ -16,7 +16,7 @@ struct pyllava_model {
     tokenizer tokenizer; // over vocab
     bool has_vision;
     vision vision;
-    cores * cores; // that its sessions share
+    cores * cores; // shared by its sessions
 };
 
 pyllava_status model_load(const pyllava_model_params * params, pyllava_model ** out);

@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TENSORS      2048      // of a graph: tried first
-#define MOST_TENSORS (1 << 20) // and last
-#define CELL_STEP    256       // devices look at multiples of so many cells: fewer graphs
+#define TENSORS      2048      // of a graph: the first size tried
+#define MOST_TENSORS (1 << 20) // and the last
+#define CELL_STEP    256       // devices read a multiple of it: fewer new graphs
 
 void runner_cancel(runner * r, bool cancel) {
     atomic_store(&r->cancelled, cancel);
@@ -19,14 +19,15 @@ void runner_cancel(runner * r, bool cancel) {
 
 bool runner_is_cancelled(const runner * r) { return atomic_load(&r->cancelled) != 0; }
 
-// A run that was asked to stop has skipped some of its work: it has no results, even if nobody asks any more.
+// A run that was stopped has skipped some of its work: it has no results, even if the cancel flag is cleared
+// before it ends.
 static bool has_to_stop(void * r) { return atomic_load(&((runner *) r)->stop) != 0; }
 
 pyllava_status runner_cancelled(void) { FAIL(PYLLAVA_ERR_CANCELLED, "cancelled"); }
 
 // ------------------------------------------------------------------------------------------ graphs
 
-// The GPU that may be sent the CPU's matrices.
+// The GPU to which matrices in host memory may be offloaded, or NULL.
 static ggml_backend_dev_t offload_to(const runner * r) {
     const placement * p = &r->model->placement;
     const bool may =
@@ -34,7 +35,7 @@ static ggml_backend_dev_t offload_to(const runner * r) {
     return may ? p->devices.items[0] : NULL;
 }
 
-// A graph of this session, for attention of such heads.
+// Begins a graph of this session, for attention with these heads.
 static pyllava_status begin(runner * r, graph * g, int32_t n_head, int32_t n_head_kv, int32_t head_dim) {
     TRY(graph_begin(g, r->pool, &r->env, &r->attention, r->n_tensors));
     r->attention.n_head = n_head;
@@ -99,14 +100,15 @@ static pyllava_status build(void * runner_) {
     return engine_load(&r->engine, &b->g);
 }
 
-// Cells that attention on devices looks at; 0 where there is none.
+// Cells that attention on devices reads; 0 if no device holds the KV cache.
 static int32_t cells_looked_at(const runner * r) {
     if (!r->kv_on_device) return 0;
     const int32_t n = (kv_cells_used(r->kv) + CELL_STEP - 1) / CELL_STEP * CELL_STEP;
     return n < r->kv->n_cells ? n : r->kv->n_cells;
 }
 
-// A graph of this shape, ready for its inputs: all of them, since what lies in their memory is overwritten.
+// A graph of this shape, ready for its inputs. All inputs must be set each time, since a run overwrites their
+// memory.
 static pyllava_status graph_for(runner * r, int kind, row_kind rows, int32_t n, int32_t n_out) {
     built_graph * b = &r->built;
     const int32_t n_cells = kind == GRAPH_TEXT ? cells_looked_at(r) : 0;
@@ -208,7 +210,8 @@ int32_t runner_block_rows(const runner * r) {
     return most / group > 1 ? most / group : 1;
 }
 
-// On devices, what is no number must not stay in the cells unnoticed: others look at them.
+// On devices, NaN or infinity in a cell must not go unnoticed: attention of other sequences reads that cell,
+// too.
 static pyllava_status check_sums(runner * r, const batch * b, const tensor * sums) {
     float * found = malloc(ggml_nbytes(sums));
     TRY_ALLOC(found, ggml_nbytes(sums));
@@ -221,7 +224,7 @@ static pyllava_status check_sums(runner * r, const batch * b, const tensor * sum
     return status;
 }
 
-// Without a row that is wanted, the logits of the last one are computed and not read.
+// If no logits are wanted, those of the last row are computed and not read.
 pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
     const language_hparams * h = &r->model->language.hparams;
     r->attention = (attention_env) {
@@ -307,7 +310,7 @@ pyllava_status runner_start(runner * r, const pyllava_model * model, const pylla
     r->model = model;
     r->params = params;
     TRY(engine_start(&r->engine, &model->placement, has_to_stop, r));
-    // More threads than cores would only get in each other's way.
+    // More threads than cores would only slow each other down.
     return pool_create(params->n_threads < cpu_count() ? params->n_threads : cpu_count(), &r->pool);
 }
 
@@ -337,7 +340,7 @@ static pyllava_status count(runner * r, graph * g, engine_size * out) {
     return PYLLAVA_OK;
 }
 
-// Room for graphs of any shape: twice what the largest have.
+// A graph of any shape gets room for twice the tensors of the largest one.
 static pyllava_status count_tensors(runner * r, int32_t n_rows) {
     runner_size n = { 0 };
     pyllava_status status = PYLLAVA_ERR_MEMORY;

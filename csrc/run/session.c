@@ -1,4 +1,4 @@
-// session.c - see session.h: creation, with the plan of its memory, and what is no step.
+// session.c - see session.h: creation, with the plan of its memory, and all calls that are not steps.
 #include "session.h"
 
 #include "guard.h"
@@ -145,7 +145,7 @@ static pyllava_status check_params(pyllava_session_params * p) {
     return PYLLAVA_OK;
 }
 
-// The KV cache, each layer's where the placement wants it.
+// Creates the KV cache, each layer's part where the placement says.
 static pyllava_status create_cache(pyllava_session * s) {
     const language_hparams * h = &s->model->language.hparams;
     const placement * p = &s->model->placement;
@@ -222,7 +222,7 @@ pyllava_status session_create(const pyllava_model * model, const pyllava_session
 void session_free(pyllava_session * s) {
     if (!s) return;
     runner_stop(&s->runner);
-    if (!s->kv_on_device || !guard_has_failed()) guarded(free_cache, s); // else the process keeps it
+    if (!s->kv_on_device || !guard_has_failed()) guarded(free_cache, s); // else freed with the process
     batch_free(&s->batch);
     free(s);
 }

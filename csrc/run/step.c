@@ -1,6 +1,6 @@
-// step.c - one step: runs of positions of some sequences become batches, each batch a graph. Rows of prompts
-// and rows of answers are computed in graphs of their own, since each kind has its own arithmetic; a run that
-// is longer than a batch takes several, short ones share one. Nothing in a row depends on that.
+// step.c - one step: the runs of some sequences are cut into batches, and each batch is one graph. Rows of
+// prompts and rows of answers go into separate graphs, since they are computed differently; a run longer than
+// a batch takes several, short runs share one. The numbers of a row do not depend on its batch.
 #include "session.h"
 
 #include "prompt.h"
@@ -11,15 +11,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-// A run under way.
+// A run of this step, and how far it is.
 typedef struct run_state {
     pyllava_run * run;
     span_cursor at;
-    int32_t total; // rows of all its spans
-    int32_t keep;  // rows that the sequence may be left with of what it shares
-    int32_t from;  // logits are read from this row on: of the last one also where none are wanted, to look at
+    int32_t total;      // rows of all its spans
+    int32_t keep;       // rows that may be reused, at most
+    int32_t from;       // logits are read from this row on; if none are wanted, the last row's are checked
     int32_t n_in_batch; // rows of the batch that is being made
-    float * row;        // [n_vocab] logits of the last row that the caller does not get, or NULL
+    float * row;        // [n_vocab] logits of the last row if the caller does not get them, or NULL
 } run_state;
 
 typedef struct step {
@@ -28,7 +28,7 @@ typedef struct step {
     kv_wish * wishes; // [n] of the runs
     int32_t n;
     int32_t done, todo; // rows of prompts, for the progress
-    int32_t not_finite; // the run whose logits were found not to be numbers, or -1
+    int32_t not_finite; // the run whose logits are NaN or infinite, or -1
 } step;
 
 static pyllava_status check_choice(const pyllava_session * s, const pyllava_run * runs, int32_t i) {
@@ -82,8 +82,8 @@ static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, i
     return PYLLAVA_OK;
 }
 
-// What to keep of the sequence, which is what the run shares with it, up to the first row whose logits are
-// wanted; and how many cells the run needs then.
+// How many rows the sequence keeps (those that the run shares with it, up to the first row whose logits are
+// wanted), and how many cells the other rows need.
 static kv_wish begin_run(const pyllava_session * s, run_state * r) {
     const kv_sequence * q = &s->kv.sequences[r->run->seq];
     int32_t shared = 0;
@@ -121,7 +121,7 @@ static void add_rows(pyllava_session * s, run_state * r) {
     r->n_in_batch = n;
 }
 
-// The logits of a batch, each run's to where it wants them.
+// Reads the logits of a batch into the memory of their runs.
 static pyllava_status read_logits(step * t, pyllava_row_kind kind) {
     pyllava_session * s = t->s;
     const size_t n_vocab = (size_t) s->model->vocab.n;
@@ -161,7 +161,8 @@ static int32_t rows_left(const step * t, pyllava_row_kind kind) {
     return n;
 }
 
-// Makes a batch of the next rows of that kind and computes it. The caller is told before any cell is taken.
+// Makes a batch of the next rows of that kind and computes it. Progress is reported first, before any cell is
+// taken.
 static pyllava_status next_batch(step * t, pyllava_row_kind kind) {
     pyllava_session * s = t->s;
     if (kind == PYLLAVA_PROMPT) TRY(session_report(s, "prefill", (float) t->done / (float) t->todo));
@@ -178,16 +179,17 @@ static pyllava_status next_batch(step * t, pyllava_row_kind kind) {
     return status;
 }
 
-// What a step that failed has left in cells must not reach those who look at them.
+// Takes back a step that failed. Cells that it has written are zeroed, since attention on devices multiplies
+// them by 0.
 static void undo(step * t, bool keep, pyllava_status status) {
     pyllava_session * s = t->s;
     char text[PYLLAVA_ERROR_MAX];
-    snprintf(text, sizeof text, "%s", error_text()); // of the step, not of what follows
+    snprintf(text, sizeof text, "%s", error_text()); // the step's error, before other calls replace it
     for (int32_t i = 0; i < t->n; i++) {
         const run_state * r = &t->runs[i];
         const bool spoiled = i == t->not_finite && status == PYLLAVA_ERR_NUMERIC;
         if (spoiled && r->run->kind == PYLLAVA_PROMPT)
-            kv_trim(&s->kv, r->run->seq, 0); // rows before these may hold the cause
+            kv_trim(&s->kv, r->run->seq, 0); // an earlier row may be the cause
         else if (!keep) kv_trim(&s->kv, r->run->seq, t->wishes[i].keep);
     }
     runner_clear_unused(&s->runner);
@@ -257,7 +259,7 @@ static pyllava_status check_steps(const pyllava_session * s, const pyllava_run *
     return PYLLAVA_OK;
 }
 
-// The runs of the step after this one append what it chose.
+// Makes the runs of the next step: they append the tokens that this one chose.
 static void next_step(pyllava_run * runs, pyllava_span * spans, int32_t n_runs) {
     for (int32_t i = 0; i < n_runs; i++) {
         spans[i] = (pyllava_span) { .tokens = &runs[i].choice->id, .n = 1 };

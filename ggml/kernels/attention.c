@@ -1,7 +1,7 @@
 // attention.c - scaled dot-product attention over rows of a KV cache (or of an image), tiled, with a running
 // softmax (Milakov and Gimelshein, "Online normalizer calculation for softmax"). A task is one block of query
-// tokens and one key/value head, so the heads that share it (GQA) pass together. Keys come in tiles of 32,
-// counted from position 0: what one query computes does not depend on the queries beside it.
+// tokens and one key/value head, so the heads that share it (GQA) are computed together. Keys come in tiles
+// of 32, counted from position 0: what one query computes does not depend on the queries beside it.
 #include "micro.h"
 #include "tile.h"
 

@@ -1,4 +1,4 @@
-// cpu.c - see cpu.h; and which of the micro tables this machine can run.
+// cpu.c - see cpu.h; it also chooses the micro table.
 #include "cpu.h"
 
 #include "micro.h"

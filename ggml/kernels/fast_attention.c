@@ -1,5 +1,5 @@
-// fast_attention.c - attention of the fast mode: a task goes to the loops of a micro table where that takes
-// heads of this size, and else to those of attention.c, which shared_code.h includes before this.
+// fast_attention.c - attention of the fast mode: a task uses the loops of a micro table if they support this
+// head size, else those of attention.c, which shared_code.h includes before this file.
 static int32_t queries_of(int32_t head_dim) {
     return head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
 }
@@ -9,8 +9,8 @@ size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
 int32_t fast_attention_queries(int32_t head_dim) { return queries_of(head_dim); }
 #endif
 
-// Rows of an answer read each key and value once for a few heads that share them; those of a prompt and of
-// views pass tiles of keys together.
+// For rows of an answer, each key and value is read once for the few heads that share it; rows of prompts and
+// views share tiles of keys.
 static void run_fast(attention_task * t, const micro * m, char * scratch) {
     const attention_env * env = t->env;
     const attention_block * b = t->block;

@@ -1,20 +1,20 @@
-// fast_linear.c - y = W x + b with rounded numbers (micro.h). Many tokens: a task packs a panel of weight
-// rows, which stays in the second cache while the tokens pass it, a few at a time. Few tokens: a task is a
-// run of weight rows, each read once for up to 8 tokens. Tasks are taken from a counter, since the cores of
-// shared machines stall; who computes a task changes nothing in it.
+// fast_linear.c - y = W x + b with quantised numbers (micro.h). Many tokens: a task packs a panel of weight
+// rows, which stays in the L2 cache while it is multiplied with a few tokens at a time. Few tokens: a task is
+// a run of weight rows, each read once for up to 8 tokens. Threads take tasks from a counter, since the cores
+// of shared machines stall; the results do not depend on which thread computes a task.
 #include "micro.h"
 
 #include <string.h>
 
 #define PANEL        (512 << 10) // bytes of packed weights
 #define CHUNK        768         // tokens of a task whose weights are packed in parts
-#define STREAM       (1 << 20)   // bytes of results that would only push others out of the caches
-#define STEP         24          // tokens that pass a block together
+#define STREAM       (1 << 20)   // bytes of results from which on they bypass the caches
+#define STEP         24          // tokens that are multiplied with a block together
 #define DOT_ROWS     128         // weight rows of a task, at most
-#define DOT_BYTES    (96 << 10)  // and about so many bytes: one thread reads them in a row
-#define ROUND_TOKENS 4           // tokens of a rounding task
+#define DOT_BYTES    (96 << 10)  // and their bytes, about: one thread reads them in sequence
+#define ROUND_TOKENS 4           // tokens of a task of kernel_round
 
-// Packed weights: the blocks of a panel one behind the other, and their scales.
+// Packed weights: the blocks of a panel one after the other, and their scales.
 typedef struct packed {
     _Alignas(64) char blocks[PANEL];
     float scales[2 * PANEL / BLOCK];
@@ -98,8 +98,8 @@ static tile_end end_of(const kernel_job * job, const struct ggml_tensor * dst, i
 
 // ------------------------------------------------------------------------------------ many tokens
 
-// A panel of weight rows (of two matrices with SwiGLU) and the tokens that pass it. The inputs [k0, k1) are
-// packed at once: they stay in the second cache while STEP tokens at a time go through them.
+// A panel of weight rows (of two matrices with SwiGLU) and the tokens it is multiplied with. The inputs [k0,
+// k1) are packed at once: they stay in the L2 cache while they are multiplied with STEP tokens at a time.
 typedef struct panel_work {
     const micro * m;
     linear_plan plan;
@@ -116,7 +116,7 @@ static size_t block_size(const micro * m, linear_plan plan) {
     return (size_t) m->rows * BLOCK * (plan == LINEAR_INT16 ? 2 : 1);
 }
 
-// And floats of its scales.
+// Floats of its scales.
 static int scales_of(const panel_work * p) { return p->m->rows * (p->plan == LINEAR_INT8 ? 2 : 1); }
 
 static void pack(const panel_work * p, int which, packed * to) {
@@ -165,11 +165,11 @@ static void multiply(const panel_work * p, int which, const packed * from, int t
     }
 }
 
-// A part of the weights that this thread will probably pack next, and the residuals of a tile: the hardware
-// does not guess them.
+// Prefetches a part of the weights that this thread will probably pack next, and the residuals of a tile,
+// which the hardware does not predict.
 static void prefetch(const panel_work * p, const tile_end * e, int t, int n) {
     const int64_t size = p->next ? p->n_rows * (int64_t) p->w[0]->nb[1] : 0;
-    const int early = p->n - p->n / 4; // what is asked for sooner is gone again
+    const int early = p->n - p->n / 4; // lines fetched earlier would be evicted again
     const int64_t end = t + n > early ? size * (t + n - early) / (p->n - early) : 0;
     for (int64_t at = t > early ? size * (t - early) / (p->n - early) : 0; at < end; at += 64) {
         for (int i = 0; i < p->n_w; i++)
@@ -215,7 +215,8 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst,
     const bool stream = ggml_nbytes(dst) >= STREAM && (uintptr_t) dst->data % 64 == 0 && n_out % 16 == 0;
     panel_work p = { .m = m, .plan = job->plan, .w = { w, up }, .x = dst->src[1], .n_w = up ? 2 : 1 };
     for (int64_t task; take(job, n_panels * n_chunks, &task);) {
-        const int64_t r_next = (task + nth) % n_panels * m->rows; // when all threads are equally fast
+        const int64_t r_next =
+            (task + nth) % n_panels * m->rows; // its next task if all threads are equally fast
         p.r0 = task % n_panels * m->rows, p.t0 = task / n_panels * chunk;
         p.n_rows = (int) (n_out - p.r0 < m->rows ? n_out - p.r0 : m->rows);
         p.n = (int) (n_tokens - p.t0 < chunk ? n_tokens - p.t0 : chunk);
@@ -224,12 +225,12 @@ static void panels(kernel_job * job, fast_scratch * s, struct ggml_tensor * dst,
         e.stream = stream;
         run_panel(&p, s, &e, segment);
     }
-    if (stream) atomic_thread_fence(memory_order_seq_cst); // such stores are ordered by nothing else
+    if (stream) atomic_thread_fence(memory_order_seq_cst); // orders the stores that bypass the caches
 }
 
 // ------------------------------------------------------------------------------------- few tokens
 
-// Rows of a task: long runs are read faster, but every thread should have a few.
+// Rows of a task: long runs are read faster, but every thread should get several tasks.
 static int64_t dot_rows(const struct ggml_tensor * w, int64_t n_tokens, int nth) {
     const int64_t long_run = (n_tokens < 3 ? 1 : 2) * DOT_BYTES / (int64_t) w->nb[1],
                   share = w->ne[1] / (4 * nth);

@@ -1,5 +1,5 @@
 // kernels.h - our CPU operations, put into a ggml graph as custom nodes (ggml_custom_4d). The exact ones keep
-// f32 activations and full-precision weights; the fast ones may round (micro.h). Each output element is
+// f32 activations and full-precision weights; the fast ones quantise (micro.h). Each output element is
 // computed by one thread in an order that does not depend on the number of threads: the same bytes for any
 // thread count.
 #pragma once
@@ -8,37 +8,37 @@
 #include <stdatomic.h>
 
 #define KERNEL_PANEL   32 // weight rows (keys) computed together
-#define KERNEL_QUERIES 32 // query rows an attention task takes at most (one token's heads may exceed it)
+#define KERNEL_QUERIES 32 // query rows of an attention task, at most (one token's heads may exceed it)
 
-// What a node of ours needs besides its tensors. Belongs to a session and outlives the graph.
+// What our nodes need besides their tensors. It belongs to a session and outlives the graph.
 typedef struct kernel_env {
-    const atomic_int * cancel;  // not zero: give up, the result does not matter
+    const atomic_int * cancel;  // not zero: stop, the result is not used
     char * scratch;             // n_threads * scratch_size bytes, aligned to 64
     size_t scratch_size;        // of one thread
     const struct micro * micro; // the inner loops of the fast mode; NULL: exact
 } kernel_env;
 
-// The fast mode: how a linear layer is computed.
+// How a linear layer is computed in the fast mode.
 typedef enum linear_plan {
     LINEAR_EXACT,      // kernel_linear, kernel_linear_answers
     LINEAR_ENGINE,     // ggml's own
-    LINEAR_INT8,       // int8 panels, rotated
-    LINEAR_DIRECT,     // K types: their own numbers, int8 activations
-    LINEAR_INT16,      // weights that need it: panels of about 12 bits
-    LINEAR_DOTS_K,     // K types as they are, activations of 14 bits
-    LINEAR_DOTS16,     // other quantised weights as they are, int16 activations
+    LINEAR_INT8,       // panels of rotated int8
+    LINEAR_DIRECT,     // K types unchanged, int8 activations
+    LINEAR_INT16,      // where int8 loses too much: panels of about 12 bits
+    LINEAR_DOTS_K,     // K types unchanged, activations of 14 bits
+    LINEAR_DOTS16,     // other quantised types unchanged, int16 activations
     LINEAR_FLOAT_DOTS, // float weights, f32 activations
 } linear_plan;
 
-// What the rows of a graph are decides how they are computed, and their number does not: a row's numbers are
-// the same whatever is computed beside it.
+// The kind of a graph's rows decides how they are computed, and their number does not: a row gives the same
+// numbers whatever is computed beside it.
 typedef enum row_kind {
-    ROWS_PROMPT, // many as a rule
-    ROWS_ANSWER, // few: one of each sequence, or those whose logits are wanted
+    ROWS_PROMPT, // usually many
+    ROWS_ANSWER, // usually few: one of each sequence, or rows whose logits are wanted
     ROWS_VIEW,   // of the vision tower
 } row_kind;
 
-// What a fast linear layer does to its sums before it writes them, after the bias.
+// The epilogue of a fast linear layer: applied to its sums after the bias, before they are written.
 typedef enum linear_end {
     END_PLAIN,
     END_SILU,       // x sigmoid(x)
@@ -49,14 +49,15 @@ typedef enum linear_end {
 
 typedef enum round_norm { NORM_NONE, NORM_RMS, NORM_LAYER } round_norm;
 
-// A fast node's own part of the session. Tasks are taken from a counter, zero before every run.
+// The parameters of one fast node. Threads take tasks from the counter `next`, which is zero before every
+// run.
 typedef struct kernel_job {
     kernel_env * env;
     atomic_llong next;
     linear_plan plan;
     linear_end end;
-    int bias, residual, up; // which src of the node; 0: there is none
-    round_norm norm;        // what is rounded: the normalised rows
+    int bias, residual, up; // index in the node's src; 0: none
+    round_norm norm;        // kernel_round normalises the rows first
     float eps;
     const struct attention_env * attention;
 } kernel_job;
@@ -81,8 +82,8 @@ size_t linear_scratch_size(void);
 size_t attention_scratch_size(int32_t n_head, int32_t n_head_kv, int32_t head_dim);
 
 // y = W x + b.   src: W any type [n_out, n_in], x f32 [n_tokens, n_in], b f32 [n_out] or absent.   dst: f32
-// [n_tokens, n_out]. For rows of prompts and views, and for rows of answers: the sums of each kind are in an
-// order of its own, whatever the number of rows.
+// [n_tokens, n_out]. The first is for rows of prompts and views, the second for rows of answers: each sums in
+// its own order, whatever the number of rows.
 void kernel_linear(struct ggml_tensor * dst, int ith, int nth, void * env);
 void kernel_linear_answers(struct ggml_tensor * dst, int ith, int nth, void * env);
 // y = softmax(q k^T / sqrt(head_dim)) v per head.   src: q f32 [n_tokens, n_head * head_dim], k and v of any
@@ -100,15 +101,15 @@ void kernel_rope(struct ggml_tensor * dst, int ith, int nth, void * unused);
 void kernel_rope_neox(struct ggml_tensor * dst, int ith, int nth, void * unused);
 void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * unused);
 
-// The fast mode, userdata a kernel_job. Activations are rounded by a node of their own, kernel_round: src x
-// f32 [n_tokens, n_in], weights (and bias) of job->norm; dst bytes [n_tokens, fast_linear_rounded_size]. Then
-// kernel_fast_linear: src W and x, rounded or f32 as the plan says, and those that the job names: bias f32
-// [n_out], residual f32 like dst (added at the very end), U like W.
+// The fast mode, userdata a kernel_job. Activations are quantised by a separate node, kernel_round: src x f32
+// [n_tokens, n_in], weights (and bias) of job->norm; dst bytes [n_tokens, fast_linear_rounded_size]. Then
+// kernel_fast_linear: src W and x (quantised or f32, as the plan says), and those that the job names: bias
+// f32 [n_out], residual f32 like dst (added last), U like W.
 // fine: at least 12 bits for every weight and activation.
 linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, row_kind rows, bool fine);
-int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in); // 0: not rounded
+int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in); // 0: not quantised
 size_t fast_linear_scratch_size(void);
-int64_t fast_norm_limit(void); // n_in that kernel_round normalises
+int64_t fast_norm_limit(void); // largest n_in that kernel_round normalises
 void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * job);
 void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * job);
 size_t fast_attention_scratch_size(void);

@@ -1,11 +1,11 @@
 // linear.c - y = W x + b with weights of any ggml type and f32 activations. Many tokens: 32 rows of W and 512
-// inputs at a time are unpacked to an f32 panel [512][32] that stays in the cache while all tokens pass
-// (tile.h). Rows of answers, few as a rule: rows of W are unpacked one by one and multiplied as dot products,
-// since then reading W decides and transposing it would cost more than it saves.
+// inputs at a time are unpacked to an f32 panel [512][32] that stays in the cache while it is multiplied with
+// all tokens (tile.h). Rows of answers, usually few: rows of W are unpacked one by one and multiplied as dot
+// products, since reading W then takes most of the time and transposing it would cost more than it saves.
 #include "tile.h"
 
 #define BLOCK_K 512 // a multiple of every type's block; 32 * 512 * 4 = 64 KiB of panel
-#define FEW     8   // tokens that one unpacked row serves
+#define FEW     8   // tokens that share one unpacked row
 
 typedef struct linear_args {
     const char * w;

@@ -2,10 +2,11 @@
 // written once (micro_code.h) over a few vector operations (simd_*.h) and compiled once per set, each file
 // with its own flags, so that one library runs everywhere.
 //
-// Numbers are rounded per BLOCK of 256 inputs, products are exact in int32. Rows of prompts and pictures:
+// Numbers are quantised per BLOCK of 256 inputs, products are exact in int32. Rows of prompts and pictures:
 // weights and activations in a rotated basis (micro_round.h), as int8, or, where that would lose too much
 // (weights that are floats, the vision tower), with about 12 bits as int16. Rows of an answer: weights stay
-// as the file has them, activations have 12 to 14 bits, so that reading the weights is what takes the time.
+// as the file has them and activations have 12 to 14 bits, so that reading the weights takes most of the
+// time.
 #pragma once
 
 #include "kernels.h"
@@ -17,11 +18,11 @@
 #define MAX_ROWS       32  // weight rows of a panel, at most
 #define MAX_QUERIES    288 // rows of queries that attend_many takes
 #define TILE_KEYS      64
-#define MAX_HEAD       256         // numbers of a head, for the fast attention
+#define MAX_HEAD       256         // head_dim of the fast attention, at most
 #define ATTEND_SCRATCH (704 << 10) // bytes
 #define FEW_TOKENS     8           // tokens that one pass over a weight row serves
 
-// A token's activations, rounded, and where what lies behind the numbers begins, in bytes.
+// Quantised activations of a token: the layouts, and the byte offsets of what follows the numbers.
 //   rounded8:  int8 [blocks * 256], rotated; scales f32 [blocks]; sums f32 [blocks], times the scale
 //   rounded16: int16 [blocks * 256], rotated but for dots; scales f32 [blocks]
 //   rounded_k: int8 [blocks][2][256]; scales f32 [blocks]; sums f32 [n / 16], times the scale
@@ -69,15 +70,15 @@ typedef struct attention_work {
     char * scratch;
 } attention_work;
 
-// Where sums of some rows and n tokens go, and what happens to them on the way (linear_end). Pointers are to
-// the first row of the first token; bias, residual and up may be NULL.
+// The epilogue of a tile, sums of some rows and n tokens: what is applied to them (linear_end) and where they
+// go. Pointers are to the first row of the first token; bias, residual and up may be NULL.
 typedef struct tile_end {
     linear_end end;
     const float * bias;
     const float * residual; // [n] like to
     float * to;
     size_t stride; // floats from token to token, of to and residual
-    bool stream;   // past the caches: to and stride are multiples of 64 bytes
+    bool stream;   // stores bypass the caches; to and stride are multiples of 64 bytes
 } tile_end;
 
 typedef struct micro {
@@ -93,7 +94,7 @@ typedef struct micro {
     void (*rms_norm)(const float * x, const float * w, float eps, int64_t n, float * out);
     void (*layer_norm)(const float * x, const float * w, const float * b, float eps, int64_t n, float * out);
 
-    // Ends n_rows of each token's sums, [n][y_stride]; up: the sums of the second matrix.
+    // Applies the epilogue to n_rows sums of each token, [n][y_stride]; up: the sums of the second matrix.
     void (*end_tile)(const tile_end * e, int n, int n_rows, const float * y, const float * up,
                      size_t y_stride);
 
@@ -110,8 +111,8 @@ typedef struct micro {
     void (*multiply16)(int n, int n_k, const char * panel, const float * w_scales, const char * x,
                        const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    // K types without a rounding of their own, where that is faster (NULL elsewhere): panels of direct_size
-    // bytes of one block of `rows` weight rows, for activations as round_direct makes them.
+    // For K types whose weights are not quantised again, where that is faster (NULL elsewhere): panels of
+    // direct_size bytes, one block of `rows` weight rows each, for activations from round_direct.
     size_t direct_size;
     void (*round_direct)(const float * x, int64_t n, char * out);
     void (*pack_direct)(enum ggml_type type, const char * w, size_t row_size, int n_rows, char * panel);
@@ -133,6 +134,6 @@ extern const micro micro_avx2, micro_avxvnni, micro_avx512, micro_avx512vnni;
 extern const micro micro_neon, micro_neondot, micro_neoni8mm;
 #endif
 
-// The best of this machine, or the one that `wanted` names (NULL: the best); NULL if there is no such table
-// or the machine cannot run it.
+// The table that `wanted` names, or the best for this machine if it is NULL. Returns NULL if there is no such
+// table or the machine cannot run it.
 const micro * micro_choose(const char * wanted);

@@ -6,7 +6,8 @@ INLINE const char * key_row(const attention_work * a, const char * rows, size_t 
     return rows + (size_t) (a->cells ? a->cells[position] : a->first_row + position) * stride;
 }
 
-// Scores to weights with the running maximum and sum; gives the factor for what was added up so far.
+// Turns scores into weights with the running maximum and sum; returns the factor for what has been added up
+// so far.
 INLINE float fold(float * s, int n_seen, int n_keys, float * max, float * sum) {
     for (int j = n_seen; j < n_keys; j++) s[j] = -INFINITY;
     vf top = vf_load(s);
@@ -110,9 +111,9 @@ static void attend_few(const attention_work * a) {
 }
 
 // Many rows of queries: both products over TILE_KEYS keys at a time, of int16 with a scale for each row of
-// queries, keys, values and weights (those of the values are put on the weights, since a sum runs over
-// values). Products of bfloat16 lose more; where the CPU has them, attention is a few percent faster at best,
-// and on some processors they are four times slower.
+// queries, keys, values and weights (a weight is multiplied with the scale of its value, since the sum runs
+// over values). Products of bfloat16 lose more; where the CPU has them, attention is a few percent faster at
+// best, and on some processors they are four times slower.
 #define ROW_SCALE 64 // bytes behind a row of queries or weights, for its scale
 
 typedef struct many_scratch {

@@ -23,7 +23,7 @@ INLINE vf vf_choose(vl where, vf a, vf b) { return (vf) ((where & (vl) a) | (~wh
 
 typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 
-// What the file has in a block.
+// Blocks as the file has them.
 typedef struct block_q4_0 {
     uint16_t d;
     uint8_t q[16];
@@ -66,8 +66,8 @@ INLINE float float_at(const char * p) {
     return x;
 }
 
-// What numbers up to `top` are multiplied with to become numbers up to `most`. Numbers so small that it
-// would be infinite become 0.
+// The factor that maps numbers up to `top` to numbers up to `most`; 0 for a `top` so small that it would be
+// infinite.
 INLINE float inverse_of(float top, float most) { return top >= 0x1p-100f ? most / top : 0.0f; }
 
 // The 8 scales and 8 minima of 6 bits each in a q4_k or q5_k block, which begins with d, min and 12 bytes.
@@ -75,7 +75,7 @@ typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
 typedef struct bytes_k {
     u8x16 scale, min;
-} bytes_k; // each twice
+} bytes_k; // each byte twice
 
 INLINE bytes_k bytes_of(const void * block) {
     u32x4 v;
@@ -106,7 +106,7 @@ INLINE b32 q5_k_part(const block_q5_k * b, int g) { // group g (0..7)
     return b32_or(g & 1 ? b32_high(q) : b32_low(q), b32_bits(b32_load(b->high), g, 1));
 }
 
-// d numbers of a type as f32; a pointer to them where they are f32 already.
+// Converts d numbers of a type to f32; for f32, returns a pointer to them.
 INLINE const float * floats_of(const char * from, enum ggml_type type, int d, float * to) {
     if (type == GGML_TYPE_F32) return (const float *) (const void *) from;
     if (type == GGML_TYPE_F16 && d % LANES == 0) {

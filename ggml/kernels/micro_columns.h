@@ -1,12 +1,12 @@
 // micro_columns.h - part of micro_code.h, many tokens: weights of quantised types become rotated panels of
 // int8, in integers. A vector holds a column of LANES rows, four inputs of each as bytes or two of them as
-// words, so that nothing goes from lane to lane, and what comes out lies as the panel does.
+// words, so that no number changes its lane, and the result has the panel's layout.
 //
-// Of a group of 32 inputs those that are rotated together are summed with signs as the file's own small
-// numbers, which is exact. Only these sums are multiplied with the group's step, and become words; what is
-// added to each number of a group goes to the first sum. Weights are WORD_TOP there at most, on average over
-// the groups, so that the sums of all groups fit into words and are exact again. What rounding to words adds
-// is a fiftieth of what rounding to bytes does, between a row's smallest and largest sum, which comes last.
+// Within a group of 32 inputs, those that are rotated together are summed with signs while they are still the
+// file's small integers, which is exact. Only these sums are multiplied with the group's step and rounded to
+// words; the offset of a group is added to its first sum. In words, weights are at most WORD_TOP on average
+// over the groups, so that the sums over all groups fit into words and are exact again. The last step rounds
+// to bytes, between a row's smallest and largest sum; the rounding to words adds a fiftieth of that error.
 #pragma once
 
 #define WORD_TOP 511.0f // 64 of them fit
@@ -19,7 +19,7 @@ typedef struct columns {
     const char * rows[LANES];
     vi raw[BLOCK / 4];        // the block as the file has it, but for the scales of q4_0 and q8_0
     vf step[16], low[8];      // of the groups: q6_k has 16, others 8; low: of q4_k and q5_k
-    vf top, factor;           // what becomes WORD_TOP, and what it is multiplied with for that
+    vf top, factor;           // the number that becomes WORD_TOP, and the factor for that
     vu16 words[BLOCK / 4][2]; // of four bytes the even ones, the odd ones
 } columns;
 
@@ -46,7 +46,7 @@ INLINE vu16 times(vu16 x, vu16 y) { return (vu16) vi_times16((vi) x, (vi) y); }
 
 // ------------------------------------------------------------------------------------ steps of groups
 
-// The largest weights of n groups: of one, and of all together.
+// The largest weights of n groups: the maximum, and the sum.
 typedef struct group_tops {
     vf most, sum;
 } group_tops;
@@ -228,7 +228,7 @@ typedef struct range16 {
 } range16;
 
 // Their sums over the groups, 0 among them.
-INLINE range16 turn_columns(columns * c) {
+INLINE range16 rotate_columns(columns * c) {
     range16 r = { vi_zero(), vi_zero() };
     for (int i = 0; i < 16; i++) {
         vu16 *words = c->words[0] + i, x[8];
@@ -277,7 +277,7 @@ INLINE void put_panel(const columns * c, range16 r, char * panel, float * scales
         const vi a = column_of(c->words[s], factor, least + (least << 8));
         put_columns(a, column_of(c->words[s + 1], factor, least + (least << 8)), panel + 4 * ROWS * s);
     }
-    const vf scale = vf_mul(c->top, vf_set(0x1p15f / (WORD_TOP * TURN))) / rounded;
+    const vf scale = vf_mul(c->top, vf_set(0x1p15f / (WORD_TOP * ROTATION_GAIN))) / rounded;
     vf_store(scales, scale);
     vf_store(scales + ROWS, vf_mul(vf_of_word((vi) least, 0) + vf_set(128.0f - W_OFFSET), scale));
 }
@@ -295,6 +295,6 @@ static void pack_columns(enum ggml_type type, const char * w, size_t row_size, i
         for (int r = first; r < first + LANES; r++)
             c.rows[r - first] = w + (r < n_rows ? (size_t) r * row_size : 0);
         sum_groups(type, &c);
-        put_panel(&c, turn_columns(&c), panel + COLUMN_OF_ROW * first, scales + first);
+        put_panel(&c, rotate_columns(&c), panel + COLUMN_OF_ROW * first, scales + first);
     }
 }

@@ -1,7 +1,7 @@
 // micro_direct.h - part of micro_code.h, many tokens of K types where byte products are added in 16 bits. The
 // numbers q of such a type are unsigned and small, so that a few products fit into 16 bits before their
-// group's scale, an integer too, takes them to 32. Nothing is rounded but the activations, which have a scale
-// for each 32:
+// group's scale, an integer too, takes them to 32. Only the activations are quantised, with a scale for each
+// 32:
 //   y = d sum_j x_scale_j sum_(g in j) scale_g (q . x)_g  +  sum_g low_g sum(x)_g
 // q4_k, q5_k: 8 groups of 32, low_g = -min times the constants of the groups; q6_k: 16 groups of 16, low_g =
 // -32 d scale_g.

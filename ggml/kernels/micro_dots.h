@@ -1,12 +1,12 @@
 // micro_dots.h - part of micro_code.h, few tokens: dot products with weights as the file has them.
 #pragma once
 
-// BY_COUNT makes a table's function of a loop for a constant number of rows and tokens. Inputs pass in chunks
-// that stay in the first cache while a few rows use them, two at a time where tokens are more than two, so
-// that each load serves both. A row's sums lie in memory meanwhile: their order is that of one token alone.
-// The last are the loop's own arguments.
+// BY_COUNT defines a table's function from a loop for a constant number of rows and tokens. Inputs are read
+// in chunks that stay in the L1 cache for a few rows. With more than two tokens, two rows share each load of
+// activations. The sums of a row are kept in memory between chunks: their order is that of one token alone.
+// The last macro arguments are passed to the loop.
 #define SOME_ROWS 8
-#define PREFETCH  4096 // bytes ahead: hardware stops at each page
+#define PREFETCH  4096 // bytes ahead: hardware prefetch stops at each page
 #define ROWS_OF(loop, count, ...)                                                                            \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
@@ -54,7 +54,7 @@
         }                                                                                                    \
     }
 #endif
-// The sums of two rows are more than there are registers: compilers would hold them in others' places.
+// The sums of two rows need more registers than there are: compilers would spill other values for them.
 #define LEAVE_IN_MEMORY(n_rows)                                                                              \
     if (n_rows > 1) __asm__ volatile("" ::: "memory")
 #define EACH_ROW(r) _Pragma("GCC unroll 2") for (int r = 0; r < n_rows; r++)
@@ -64,14 +64,14 @@ typedef struct dots_part { // inputs first to end - 1 of n_in, tokens of stride 
     int64_t first, end, n_in;
     size_t row_size;
     const char * x;
-    size_t stride, ahead; // ahead: bytes to what will be needed
+    size_t stride, ahead; // ahead: bytes to prefetch ahead
 } dots_part;
 
 // K types: a block's 256 weights q of at most 6 bits as four vectors of 64 bytes, dealt so that the lanes of
 // vectors 0 and 1 belong to the same groups of 16, and those of 2 and 3, so that their products can be added
 // before they are scaled. In each 16 bytes i of a vector lie 8 weights from 64 i + first and 8 from 64 i +
-// second (DEALT), as the rounded activations do. Those have 14 bits, in two bytes. With low_p the constant of
-// group p,
+// second (DEALT), as the quantised activations do. Those have 14 bits, in two bytes. With low_p the constant
+// of group p,
 //   w . x = x_scale sum_p scale_p (q . x)_p - sum_p low_p sum(x)_p .
 // q4_k and q5_k have one scale and constant for two groups of 16: all four vectors share theirs.
 #define PARTS (16 / LANES) // vectors that 64 bytes take

@@ -1,5 +1,5 @@
 // micro_panels.h - part of micro_code.h, many tokens: weights become panels of int8 or int16, tiles of tokens
-// are multiplied with them, and the sums are ended.
+// are multiplied with them, and the epilogue is applied to the sums.
 #pragma once
 
 // ------------------------------------------------------------------------------- panels of weights
@@ -94,7 +94,7 @@ INLINE void block_floats(enum ggml_type type, const char * w, int n, block_vf * 
 #define TRANSPOSE8 transpose
 #endif
 
-// Rotated blocks of a few rows at a time: what one waits for, the next ones fill.
+// Blocks of a few rows are rotated together, to hide the latency of each.
 #define TOGETHER 4
 typedef struct some_rows {
     block_vf x[TOGETHER];
@@ -126,8 +126,8 @@ static void pack8(enum ggml_type type, const char * w, size_t row_size, int n_ro
             const range r = some.ranges[j];
             const float top = top_lane(r.top), bottom = -vf_top(vf_set(0.0f) - r.bottom);
             const float inverse = inverse_of(top - bottom, 255.0f), scale = (top - bottom) / 255.0f;
-            scales[i + j] = scale / TURN; // from bottom to top: -128 to 127
-            scales[ROWS + i + j] = (bottom + (128.0f - W_OFFSET) * scale) / TURN;
+            scales[i + j] = scale / ROTATION_GAIN; // from bottom to top: -128 to 127
+            scales[ROWS + i + j] = (bottom + (128.0f - W_OFFSET) * scale) / ROTATION_GAIN;
             put_bytes(&some.x[j], inverse, -128.0f - bottom * inverse, W_OFFSET, rows + (i + j) * BLOCK);
         }
     }
@@ -142,7 +142,7 @@ static void pack16(enum ggml_type type, const char * w, size_t row_size, int n_r
         rotate_rows(type, w, row_size, i, n_rows, n_k, &some);
         for (int j = 0; j < TOGETHER; j++) {
             const float top = size_of(some.ranges[j]);
-            scales[i + j] = top / (PANEL16_TOP * TURN);
+            scales[i + j] = top / (PANEL16_TOP * ROTATION_GAIN);
             put_words(&some.x[j], top, PANEL16_TOP, rows + 2 * (i + j) * BLOCK);
         }
     }
@@ -269,7 +269,7 @@ DEFINE_MULTIPLY(multiply8, BYTES, BYTES, 4, 1)
 
 DEFINE_MULTIPLY(multiply16, WORDS, WORDS, 4, 2)
 
-// ---------------------------------------------------------------------------------- ends of tiles
+// ------------------------------------------------------------------------------------------------- epilogues
 
 INLINE vf sigmoid(vf x) { // 1 / (1 + e^-x)
     const vf one = vf_set(1.0f), most = vf_set(88.0f), y = vf_set(0.0f) - x;

@@ -1,7 +1,7 @@
-// micro_round.h - part of micro_code.h: activations are normalised and rounded.
+// micro_round.h - part of micro_code.h: activations are normalised and quantised.
 #pragma once
 
-// NaN where a number of the block is not finite (their difference is), so that the result is, too.
+// The largest magnitude; NaN if a number of the block is not finite, so that the result is NaN, too.
 INLINE float top_of(const float * x, int n) {
     vf top = vf_set(0.0f), wrong = vf_set(0.0f);
     for (int k = 0; k < n; k += LANES) {
@@ -11,12 +11,12 @@ INLINE float top_of(const float * x, int n) {
     return vf_top(top) + vf_sum(wrong);
 }
 
-// Real activations have a few channels tens of times larger than the rest: rounded with one scale, the rest
+// Real activations have a few channels tens of times larger than the rest: quantised with one scale, the rest
 // would lose most of its bits. So a block of 256 inputs is rotated first, and weights with it: every fourth
 // input, 64 of them, become 64 sums of them with signs, a Hadamard matrix (times 8), which is orthogonal, so
-// that no product changes. One matrix of 256 would be no better (bench/RESULTS.md). Number 4 s + c is a sum
-// of the inputs 4 i + c, with a minus where s and i share an odd number of bits.
-#define TURN 64.0f // what such a product is too large by
+// that no product changes. One matrix of 256 would be no better (bench/RESULTS.md). Number 4 s + c is the sum
+// of the inputs 4 i + c, with a minus where popcount(s & i) is odd.
+#define ROTATION_GAIN 64.0f // the factor by which products of rotated numbers are too large
 
 // n vectors, `apart` places from each other, become their sums with signs.
 #define SUMS(type, v, n, apart)                                                                              \
@@ -39,7 +39,7 @@ typedef struct range {
 #define LINE (16 / LANES) // vectors of 16 numbers
 
 // The sums of every fourth of 16 numbers.
-INLINE void turn_line(vf * v) {
+INLINE void rotate_line(vf * v) {
 #if LANES == 16
     static const float SIGNS[2][16] = { { 1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1 },
                                         { 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1 } };
@@ -65,7 +65,7 @@ INLINE range rotate(block_vf * x) {
     for (int first = 0; first < LINE; first++) SUMS(vf, x->v + first, 16, LINE)
 #pragma GCC unroll 16
     for (int i = 0; i < BLOCK / LANES; i += LINE) {
-        turn_line(x->v + i);
+        rotate_line(x->v + i);
 #pragma GCC unroll 4
         for (int j = i; j < i + LINE; j++) {
             top = vf_max(top, x->v[j]);
@@ -98,10 +98,10 @@ INLINE vi put_bytes(const block_vf * x, float factor_, float offset_, int flip, 
 // NaN stays NaN.
 INLINE float top_lane(vf x) { return vf_top(x) + vf_sum(x) * 0.0f; }
 
-// The largest size.
+// The largest magnitude.
 INLINE float size_of(range r) { return top_lane(vf_max_abs(vf_max_abs(vf_set(0.0f), r.top), r.bottom)); }
 
-// What is beyond n is 0.
+// Numbers beyond n are 0.
 INLINE block_vf load_block(const float * x, int64_t n) {
     float some[BLOCK];
     block_vf block;
@@ -129,7 +129,7 @@ static void round8(const float * x, int64_t n_in, char * out) {
 
 #if defined(DIRECT)
 
-// A scale for each 32, which what is larger than the rest does not reach: weights are not rotated here.
+// One scale for each 32 numbers, so that an outlier affects only its own 32: weights are not rotated here.
 static void round_direct(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded_direct_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += GROUP) {
@@ -181,7 +181,7 @@ static void round16(const float * x, int64_t n_in, char * out) {
     }
 }
 
-// In the order of the dots of q8_0 and q4_0.
+// In the order that the dot products of q8_0 and q4_0 read.
 static void round_dots(const float * x, int64_t n_in, char * out) {
     const rounded at = rounded16_of(n_in);
     for (int64_t k0 = 0; k0 < n_in; k0 += BLOCK) {
@@ -195,7 +195,8 @@ static void round_dots(const float * x, int64_t n_in, char * out) {
     }
 }
 
-// For the dots of K types: of each 64, 8 from here, 8 from there; of 256 the high bytes, then the low ones.
+// For the dot products of K types: of each 64 numbers, 8 from the first offset and 8 from the second; of each
+// 256, the high bytes, then the low ones.
 static const uint8_t DEALT[4][2] = { { 0, 40 }, { 8, 32 }, { 16, 56 }, { 24, 48 } };
 
 static void round_k(const float * x, int64_t n_in, char * out) {

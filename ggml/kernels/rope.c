@@ -1,6 +1,6 @@
-// rope.c - rotary positions (Su et al., "RoFormer") and the way of keys and values into the cache. The table
-// of a token (cosine and sine of each angle) is computed once, and used by all heads of all layers. A
-// thread takes a run of whole rows.
+// rope.c - rotary positions (Su et al., "RoFormer"), and the store of keys and values into the cache. The
+// rope table (cosine and sine of each angle of a token) is computed once and used by all heads of all layers.
+// Each thread takes consecutive rows.
 #include "tile.h"
 
 #include <math.h>
@@ -23,17 +23,18 @@ void KERNEL(rope_table)(struct ggml_tensor * dst, int ith, int nth, void * userd
     const float * divisors = dst->src[1]->data;
     const run rows = rows_of(dst, ith, nth);
     for (int64_t t = rows.first; t < rows.end; t++) {
-        float * turn = (float *) (void *) row_of(dst, t);
+        float * entry = (float *) (void *) row_of(dst, t);
         for (int64_t i = 0; i < dst->ne[0] / 2; i++) {
             const float angle = (float) positions[t] / divisors[i];
-            turn[2 * i] = cosf(angle);
-            turn[2 * i + 1] = sinf(angle);
+            entry[2 * i] = cosf(angle);
+            entry[2 * i + 1] = sinf(angle);
         }
     }
 }
 
-// Pair i of each head lies at step * i and `apart` behind that.
-INLINE void turn(struct ggml_tensor * dst, int ith, int nth, const int64_t step, const int64_t apart) {
+// The entries of pair i of a head are step * i and step * i + apart.
+INLINE void rotate_pairs(struct ggml_tensor * dst, int ith, int nth, const int64_t step,
+                         const int64_t apart) {
     const struct ggml_tensor *x = dst->src[0], *table = dst->src[1];
     const int64_t head_dim = table->ne[0];
     const run rows = rows_of(dst, ith, nth);
@@ -54,12 +55,12 @@ INLINE void turn(struct ggml_tensor * dst, int ith, int nth, const int64_t step,
 
 void KERNEL(rope)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
-    turn(dst, ith, nth, 2, 1);
+    rotate_pairs(dst, ith, nth, 2, 1);
 }
 
 void KERNEL(rope_neox)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
-    turn(dst, ith, nth, 1, dst->src[1]->ne[0] / 2);
+    rotate_pairs(dst, ith, nth, 1, dst->src[1]->ne[0] / 2);
 }
 
 // Rounded to the nearest, ties to even, denormals included, without a branch: adding a power of two that
@@ -99,7 +100,6 @@ void KERNEL(store)(struct ggml_tensor * dst, int ith, int nth, void * userdata) 
         if (dst->type == GGML_TYPE_F32) memcpy(to, from, (size_t) n * sizeof *from);
         else if (dst->type == GGML_TYPE_F16) to_f16(from, to, n);
         else if (is_finite(from, n)) from_float(from, to, n);
-        else
-            memset(to, 0xFF, ggml_row_size(dst->type, n)); // scales of NaN: rounding would lose what is wrong
+        else memset(to, 0xFF, ggml_row_size(dst->type, n)); // scales of NaN: quantising would hide the NaN
     }
 }

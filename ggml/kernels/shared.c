@@ -1,5 +1,5 @@
-// shared.c - the kernels of shared_code.h, of both modes: each call goes to the best set that this machine
-// runs.
+// shared.c - the kernels of shared_code.h, of both modes: each call goes to the best instruction set of this
+// machine.
 #include "cpu.h"
 #include "kernels.h"
 

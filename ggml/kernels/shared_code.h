@@ -1,4 +1,4 @@
-// shared_code.h - all that is compiled once per instruction set without being written for one: included by
+// shared_code.h - code that is compiled once per instruction set but written for none: included by
 // shared_<set>.c, which names the set.
 #include "attention.c"
 #include "fast_attention.c"

@@ -1,5 +1,5 @@
-// simd_plain.h - the vector operations of micro_code.h in plain C: the twin that every other set is tested
-// against, and what runs where there is no other.
+// simd_plain.h - the vector operations of micro_code.h in plain C: the reference that every other set is
+// tested against, and the fallback where there is no other.
 #pragma once
 
 #include <math.h>

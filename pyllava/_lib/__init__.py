@@ -1,7 +1,8 @@
-"""The binding: the only folder that knows ctypes. One row of ``functions.py`` per function of ``csrc/pyllava.h``.
+"""The binding: the only folder that knows ctypes. ``functions.py`` has a row per function of ``pyllava.h``.
 
-Above those rows stand small handle classes that speak numpy and Python: each owns one C object, checks every status,
-and raises the exception that fits, with the library's one-line text. Names with an underscore are the folder's own.
+Small handle classes take and return NumPy arrays and Python objects: each owns one C object, checks every
+status, and raises the exception that fits, with the library's one-line text. Names with an underscore are
+private to the folder.
 """
 
 from .device import Device, Devices, devices, plan_devices

@@ -1,4 +1,4 @@
-"""What there is to compute on, and which of it holds the parts of a model."""
+"""The devices of this machine, and which of them hold the parts of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .values import _path
 
 @dataclass(frozen=True)
 class Device:
-    """Something this build can compute on."""
+    """A device that this build can compute on."""
 
     name: str
     """What the parameter `device` names: "CPU", "CUDA0", "Vulkan1"."""
@@ -29,7 +29,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """All that this build finds on this machine."""
+    """All devices that this build finds on this machine."""
     load_plugins()
     found = []
     for i in range(lib.pyllava_device_count()):
@@ -94,7 +94,7 @@ def plan_devices(
 
 
 def _refuse_devices_after_fork(placement: Placement) -> None:
-    """A device that was used before fork() is of no use behind it: back ends hang or end the process."""
+    """Raises ForkError if a device was used before fork(): in the child, back ends hang or abort."""
     wants = not (placement.device == "cpu" and placement.vision_device in ("auto", "cpu"))
     if wants and any(pid != os.getpid() for pid in _device_users):
         raise errors.ForkError(

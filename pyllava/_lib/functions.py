@@ -195,7 +195,7 @@ _NEUTRAL = {
     "top_p": 1.0,
     "repeat_penalty": 1.0,
     "repeat_last_n": 64,
-}  # what changes nothing, where 0 does not
+}  # values that change nothing, where 0 would
 
 
 _STATUS = c.c_int  # functions that return pyllava_status

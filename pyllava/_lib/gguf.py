@@ -1,4 +1,4 @@
-"""GGUF files: what they say of themselves and of their tensors."""
+"""GGUF files: their metadata and tensor tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMPY_TYPES = ["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", None, None, 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a GGUF file; `shape` row-major, slowest first; `offset` in bytes from the file's start."""
+    """One tensor of a GGUF file; `shape` row-major, slowest first; `offset` in bytes from its start."""
 
     name: str
     type: str
@@ -58,7 +58,7 @@ class GgufHandle:
         return found
 
     def records(self) -> dict[str, tuple[int, int]]:
-        """Where the bytes of each key-value pair begin in the file, and how many they are."""
+        """Offset and size of each key-value pair in the file."""
         kv, offset, size, found = _Kv(), _U64(), _U64(), {}
         with self._handle.use() as at:
             for i in range(lib.pyllava_gguf_n_kv(at)):

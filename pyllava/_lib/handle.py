@@ -1,4 +1,4 @@
-"""Who owns a C object, and until when; and the callbacks that C is given."""
+"""Ownership and lifetime of C objects, and the callbacks that C is given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Log: TypeAlias = Callable[[int, str], None]
 
 
 class _Object:
-    """A C object of this process: freed when nobody refers to it, and before the object that it was made from."""
+    """A C object of this process: freed when nobody refers to it, and before the object it was made from."""
 
     def __init__(self, free: str, address: int, parent: _Object | None) -> None:
         self.address, self.pid = address, os.getpid()
@@ -32,7 +32,7 @@ class _Object:
 
 
 class _Use:
-    """Keeps an object for a call; the references count, so no interrupt between two byte codes loses one."""
+    """Keeps an object alive during a call by a reference, which no interrupt between byte codes loses."""
 
     __slots__ = ("_object",)
 
@@ -50,8 +50,8 @@ class _Use:
 class _Handle:
     """Owns one C object. It is freed by close(), or when nobody refers to it, but never while a call uses it.
 
-    `parent` is the handle of an object that must outlive it. At the interpreter's end nothing is freed: the operating
-    system takes the memory back.
+    `parent` is the handle of an object that must outlive it. At the interpreter's end nothing is freed: the
+    operating system takes the memory back.
     """
 
     def __init__(self, free: str, address: int | None, parent: _Handle | None = None) -> None:
@@ -61,7 +61,7 @@ class _Handle:
         self._watch = weakref.ref(self._object)
 
     def object(self) -> _Object:
-        """The object, which stays as long as somebody refers to it. Raises ClosedError, ForkError in a forked child."""
+        """The object, alive while it is referred to. Raises ClosedError, or ForkError in a forked child."""
         if self.foreign:
             raise errors.ForkError(
                 'the model was loaded before fork(): load it in the child, or start with "spawn"'
@@ -72,7 +72,7 @@ class _Handle:
         return found
 
     def use(self) -> _Use:
-        """For ``with``: the object's address, for a call. Raises ClosedError after close, ForkError in a forked child."""
+        """For ``with``: the object's address for a call. Raises ClosedError, ForkError in a forked child."""
         return _Use(self.object())
 
     @property
@@ -99,7 +99,7 @@ _sessions: weakref.WeakSet[SessionHandle] = weakref.WeakSet()
 
 @atexit.register
 def _end_running_calls() -> None:
-    """Before the interpreter ends: daemon threads must not compute while the library's own objects are torn down."""
+    """Ends running calls at exit: daemon threads must not compute while the library is torn down."""
     _exiting.set()
     busy = [session for session in _sessions if session.handle.busy]
     for session in busy:
@@ -110,7 +110,7 @@ def _end_running_calls() -> None:
 
 
 def _free(name: str, address: int, pid: int, parent: _Object | None) -> None:
-    del parent  # it may go when this is done
+    del parent  # it may be freed once this object is
     if os.getpid() == pid:  # a forked child does not own the threads behind it
         getattr(lib, name)(address)
 

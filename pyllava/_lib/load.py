@@ -1,4 +1,4 @@
-"""The library: found, loaded and asked for its last error; and the back ends that lie in files beside it."""
+"""Finds and loads the library and its back ends in other files, and reads the last error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EXCEPTIONS: dict[int, type[Exception]] = {
 
 
 def _candidates() -> list[Path]:
-    """Where the shared library may lie: beside the package wherever it is found, and where it was installed."""
+    """Paths to try: `lib` in each folder of the package, and where it was installed."""
     package = sys.modules[__name__.partition(".")[0]]
     folders = [Path(entry) / "lib" for entry in package.__path__]
     try:
@@ -104,10 +104,10 @@ _plugins_loaded: list[str] = []
 
 
 def load_plugins() -> None:
-    """Hands the library the back ends that lie in files: its own, then those of packages. Once, before any model.
+    """Loads the back ends in files, once, before any model: the library's own, then those of packages.
 
-    What cannot be used costs one warning; only without the CPU's is DeviceError raised. A library that holds its back ends
-    itself, which is what a local build makes, has no such files.
+    A file that cannot be used costs one warning; DeviceError is raised only without the CPU's. A local build
+    has its back ends in the library itself, and no such files.
     """
     with _plugins_lock:
         if _plugins_loaded:

@@ -20,7 +20,7 @@ from .values import FloatArray, _i32, _path, _pointer
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The numbers of a loaded model, named as in ``csrc/pyllava.h``; image fields are 0 without a projector."""
+    """The numbers of a loaded model, named as in ``pyllava.h``; image fields are 0 without a projector."""
 
     n_vocab: int
     n_embd: int

@@ -1,4 +1,4 @@
-"""What C is told: dataclasses that pack themselves into its structs."""
+"""Parameters for C: dataclasses that pack themselves into its structs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What a session is made with, named as in ``csrc/pyllava.h``; in a plan, 0 stands for what is usual."""
+    """Parameters of a session, named as in ``csrc/pyllava.h``; in a plan, 0 stands for the default."""
 
     n_ctx: int
     precision: str
@@ -66,7 +66,7 @@ class Placement:
     plan_for: SessionOptions | None = None
 
     def packed(self) -> dict[str, Any]:
-        """Fields of ``_ModelParams``. "auto" is what $PYLLAVA_DEVICE says, if it says something."""
+        """Fields of ``_ModelParams``. "auto" becomes $PYLLAVA_DEVICE, if that is set."""
         shares = () if self.tensor_split is None else tuple(map(float, self.tensor_split))
         device = os.environ.get("PYLLAVA_DEVICE") or "auto" if self.device == "auto" else self.device
         return {

@@ -1,4 +1,4 @@
-"""What a step computes: rows of tokens and pictures, in runs, and what is wanted of them."""
+"""Input and results of a step: runs of rows, which are tokens or parts of pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tokens:
         return Tokens(self.ids[start:stop])
 
     def contents(self) -> npt.NDArray[np.uint64]:
-        """What each row holds, as one number."""
+        """The content of each row as one number."""
         return np.array(self.ids, np.int64).astype(np.uint64)
 
 
@@ -41,11 +41,11 @@ class Rows:
         return len(self.embd)
 
     def part(self, start: int, stop: int) -> Rows:
-        """Some of the rows, which hold the same as before."""
+        """Some of the rows, with the same contents."""
         return Rows(self.embd[start:stop], (self.key + _ROW * start) % 2**64)
 
     def contents(self) -> npt.NDArray[np.uint64]:
-        """What each row holds, as one number, which is no token's."""
+        """The content of each row as one number, which is never a token's."""
         rows = np.arange(len(self), dtype=np.uint64) * np.uint64(_ROW)
         found: npt.NDArray[np.uint64] = (rows + np.uint64(self.key % 2**64)) | np.uint64(2**63)
         return found
@@ -53,7 +53,7 @@ class Rows:
 
 Span: TypeAlias = Tokens | Rows
 
-_ROW = 0x9E3779B97F4A7C15  # what is added to a picture's key from row to row, in prompt.c too
+_ROW = 0x9E3779B97F4A7C15  # added to a picture's key from row to row, as in prompt.c
 
 LAST = -1
 NOTHING = 2**31 - 1
@@ -61,7 +61,7 @@ NOTHING = 2**31 - 1
 
 @dataclass(frozen=True)
 class Run:
-    """Positions of one sequence in a step, and what is wanted of them; see ``pyllava_run`` in ``csrc/pyllava.h``."""
+    """Rows of one sequence in a step, and the wanted results; see ``pyllava_run`` in ``csrc/pyllava.h``."""
 
     parts: Sequence[Span]
     seq: int = 0
@@ -72,7 +72,7 @@ class Run:
     first: int = LAST
     """The row from which on logits are wanted; LAST, or NOTHING."""
     sampler: SamplerHandle | None = None
-    """Chooses after the last row, instead of logits; with `mask` and `n_alternatives` as its sample() has them."""
+    """Chooses after the last row, instead of logits; `mask` and `n_alternatives` as in its sample()."""
     mask: npt.NDArray[np.uint32] | None = None
     n_alternatives: int = 0
 
@@ -88,7 +88,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run of a step has given."""
+    """The results of a run."""
 
     logits: FloatArray
     """float32 [n_rows, n_vocab]"""

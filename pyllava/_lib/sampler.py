@@ -1,4 +1,4 @@
-"""Logits to a token."""
+"""Sampling: from logits to a token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .values import FloatArray, _i32, _pointer
 
 @dataclass(frozen=True)
 class Choice:
-    """A token, and what the model itself thinks of it: before mask, penalty, cuts and temperature."""
+    """A token and its log-probability in the model itself, before any stage of the sampler."""
 
     id: int
     log_prob: float
@@ -29,7 +29,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Asked:
-    """Room for what a sampler chooses in each of some steps, and what it reads."""
+    """Buffers of a sampler for some steps: the mask that it reads, the choices that it writes."""
 
     mask: npt.NDArray[np.uint32] | None
     choices: Any
@@ -49,7 +49,7 @@ SAMPLER_FIELDS: tuple[str, ...] = tuple(_KINDS)
 
 
 def _number(name: str, value: Any) -> float:
-    """A field of ``pyllava_sampler_params``; of a seed, 64 bits."""
+    """A field of ``pyllava_sampler_params``; a seed is cut to 64 bits."""
     if _KINDS[name] is _U64:
         return operator.index(value) & (2**64 - 1)
     return _i32(name, value) if _KINDS[name] is _I32 else value
@@ -59,7 +59,7 @@ class SamplerHandle:
     """Random state and the recent tokens of one answer, for the vocabulary of one model."""
 
     def __init__(self, model: ModelHandle, **numbers: float) -> None:
-        """`numbers`: fields of ``pyllava_sampler_params`` (`SAMPLER_FIELDS`); one that is not given changes nothing."""
+        """`numbers`: fields of ``pyllava_sampler_params`` (SAMPLER_FIELDS); a missing one changes nothing."""
         if wrong := numbers.keys() - set(SAMPLER_FIELDS):
             raise TypeError(f"no number of a sampler: {', '.join(sorted(wrong))}")
         given = {name: _number(name, value) for name, value in (_NEUTRAL | numbers).items()}
@@ -78,8 +78,8 @@ class SamplerHandle:
     ) -> Choice:
         """Chooses a token from logits float32 [n_vocab].
 
-        mask: uint32 [(n_vocab + 31) // 32]; a token may be chosen whose bit is set, id % 32 of word id // 32.
-        Raises ValueError where it leaves none.
+        mask: uint32 [(n_vocab + 31) // 32]; a token may be chosen if bit id % 32 of word id // 32 is set.
+        Raises ValueError if no token is left.
         """
         logits = self._sized("logits", logits, np.float32, self._n_vocab)
         run = _Run()
@@ -98,12 +98,12 @@ class SamplerHandle:
     def ask(
         self, run: _Run, mask: npt.NDArray[np.uint32] | None, n_alternatives: int, n_steps: int = 1
     ) -> _Asked:
-        """Tells a run what is to be chosen, in each step; what it gives has to be kept until that is done."""
+        """Sets a run's buffers for the choices of `n_steps` steps; keep the result until they are made."""
         if mask is not None and mask.dtype != np.uint32:
             raise ValueError(f"mask: found {mask.dtype}, need uint32")
-        n_words = (self._n_vocab + 31) // 32  # a copy: it is read when all is computed
+        n_words = (self._n_vocab + 31) // 32  # a copy: it is read after the computation
         words = None if mask is None else self._sized("mask", mask, np.uint32, n_words).copy()
-        if not 0 <= n_alternatives <= self._n_vocab:  # before room for them is taken
+        if not 0 <= n_alternatives <= self._n_vocab:  # before memory for them is taken
             raise ValueError(f"n_alternatives: found {n_alternatives}, need 0..{self._n_vocab}")
         out, others = (_Choice * n_steps)(), (_Choice * (n_alternatives * n_steps))()
         run.mask = None if words is None else _pointer(words)

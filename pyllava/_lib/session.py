@@ -56,7 +56,7 @@ class SessionHandle:
             lib.pyllava_session_cancel(at, on)
 
     def cancel_at_exit(self) -> None:
-        """cancel() while no further call is let in."""
+        """cancel() that also keeps further calls out."""
         held = self._handle._object
         if held is not None:
             lib.pyllava_session_cancel(held.address, True)
@@ -101,7 +101,7 @@ class SessionHandle:
     def _packed(
         self, runs: Sequence[Run], used: contextlib.ExitStack, n_steps: int = 1
     ) -> tuple[Any, list[FloatArray], list[_Asked | None], list[object]]:
-        """Runs for C, the logits and the choices they give, and what to keep until that is done."""
+        """Runs for C, arrays for their logits and choices, and objects to keep until they are computed."""
         packed, found = (_Run * max(len(runs), 1))(), []
         asked: list[_Asked | None] = []
         keep: list[object] = []
@@ -123,7 +123,7 @@ class SessionHandle:
         return packed, found, asked, keep
 
     def step(self, runs: Sequence[Run]) -> list[Ran]:
-        """Computes all runs or none, each of another sequence."""
+        """Computes all runs, each of another sequence, or none."""
         with contextlib.ExitStack() as used:
             at = used.enter_context(self._handle.use())
             packed, found, asked, keep = self._packed(runs, used)
@@ -136,10 +136,10 @@ class SessionHandle:
         ]
 
     def generate(self, runs: Sequence[Run], n_steps: int, seconds: float = 3600.0) -> list[list[Choice]]:
-        """Up to `n_steps` steps of answers in one call: each run's choices, of which the next step appends each.
+        """Up to `n_steps` steps of answers in one call: each run's choices, which its next steps append.
 
-        The runs append rows of answers and have samplers. Ends early after a token that ends an answer, or after
-        `seconds`.
+        The runs append rows of answers and have samplers. Ends early after a token that ends an answer, or
+        after `seconds`.
         """
         n = _I32()
         with contextlib.ExitStack() as used:
@@ -194,7 +194,7 @@ class SessionHandle:
         return n.value
 
     def seq_shared(self, seq: int, runs: Sequence[Run]) -> int:
-        """Rows that a sequence begins with that are those of these runs, one after the other, by content and kind."""
+        """How many rows of these runs, one after the other, a sequence begins with (by content and kind)."""
         n, packed = _I32(), (_Run * max(len(runs), 1))()
         keep = []
         for target, run in zip(packed, runs, strict=False):

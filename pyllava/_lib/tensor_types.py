@@ -40,7 +40,7 @@ def tensor_type(name: str) -> TensorType:
 
 
 def quantize(x: FloatArray, kind: TensorType, out: npt.NDArray[np.uint8], first: int = 0) -> None:
-    """f32 [n, k] to the bytes of `kind`, both contiguous. `first`: what messages call the first row."""
+    """f32 [n, k] to the bytes of `kind`, both contiguous. `first`: the first row's number in messages."""
     rows = _Rows(kind.name.encode(), *x.shape, first, out.nbytes)
     _check(lib.pyllava_quantize(c.byref(rows), _pointer(x), _pointer(out)))
 

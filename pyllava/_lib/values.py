@@ -1,4 +1,4 @@
-"""Python's values as C takes them."""
+"""Python values in the form that C takes."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ _PIECES = (  # a name after those that begin with it
 def jinja(name: str) -> str:
     """The template as Jinja text for a list of `messages` (role, content) and `add_generation_prompt`.
 
-    A content is a text, in which `<image>` is as good as any other word, or a list of parts whose images
-    become `<image>` and a newline.
+    A content is a text, in which `<image>` is an ordinary word, or a list of parts whose images become
+    `<image>` and a newline.
     """
     template = TEMPLATES[name]
     system = "{%- if ns.system -%}{{- SYSTEM_PREFIX + ns.system + SYSTEM_SUFFIX -}}{%- endif -%}"

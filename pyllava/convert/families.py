@@ -16,11 +16,11 @@ from .names import Rule
 
 @dataclass(frozen=True)
 class Family:
-    """`architecture`: of the GGUF file, and what its keys begin with. `kinds` matches the model_type and the
+    """`architecture`: of the GGUF file, and the prefix of its keys. `kinds` matches the model_type and the
     architectures of a config.json, in lower case with spaces between. `defaults`: by model_type, "" for all
     others. `ends`, `block`: the tensors outside and inside of the layers, as Hugging Face calls them after
-    the prefix (`model.`, `language_model.model.`, ...). `paired`: the file wants the rows of q and k in the order
-    in which pairs (2i, 2i + 1) are rotated.
+    the prefix (`model.`, `language_model.model.`, ...). `paired`: the file wants the rows of q and k in the
+    order in which pairs (2i, 2i + 1) are rotated.
     """
 
     architecture: str
@@ -38,7 +38,7 @@ class Family:
 class Tower:
     """`kind`: the model_type of its config. `defaults`: what transformers assumes for a key that is left out.
     `published`: settings by the last part of a model's name. `ends`, `block`: as in Family, after
-    `vision_model.` or nothing. `unused`: what else lies in such a folder and is of no use to LLaVA.
+    `vision_model.` or nothing. `unused`: other tensors of such a folder, which LLaVA does not need.
     """
 
     kind: str

@@ -119,7 +119,7 @@ def projector_plan(
 
 
 def _check_newline(path: Path, newline: bool, facts: LlavaFacts) -> None:
-    """LLaVA-1.6 has a newline and resolutions, LLaVA-1.5 neither; with one of them the other is missing."""
+    """Refuses a newline without resolutions, and the reverse: LLaVA-1.6 has both, LLaVA-1.5 neither."""
     if facts.pinpoints and not newline:
         raise CheckpointError(f"{path}: no model.image_newline, which a model with {facts.merge_type} needs")
     if newline and not facts.pinpoints and facts.merge_type is None:

@@ -74,7 +74,7 @@ def find_special_ids(
 def find_end_of_turn(
     folder: Path, vocabulary: Vocabulary, eos: int, config_ids: Mapping[str, Any]
 ) -> dict[str, int]:
-    """A second token that ends an answer, where eos is another: `<|im_end|>` (Yi), or what the configs name."""
+    """A second token that ends an answer besides eos: `<|im_end|>` (Yi), or what the configs name."""
     listed = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
     by_text = {token.text: i for i, token in enumerate(vocabulary.tokens)}
     candidates = [by_text.get(text) for text in _TURN_ENDS]

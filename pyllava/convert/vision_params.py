@@ -74,7 +74,7 @@ def vision_params(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> VisionParams:
-    """The tower that `config` describes, every number checked. `mean` and `std` override those of `pixels`."""
+    """The tower that `config` describes, all numbers checked. `mean` and `std` override those of `pixels`."""
     image, patch = config.integer("image_size", high=8192), config.integer("patch_size", high=8192)
     if image % patch:
         raise CheckpointError(f"{config.where}: image_size {image} is not a multiple of patch_size {patch}")

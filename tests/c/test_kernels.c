@@ -464,12 +464,12 @@ static void test_turns(int n_tokens, int head_dim) {
     struct ggml_tensor d = tensor_2d(GGML_TYPE_F32, divisors, 1, head_dim / 2, (size_t) head_dim * 2);
     struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, n_tokens, head_dim, (size_t) head_dim * 4);
     dst.src[0] = &p, dst.src[1] = &d;
-    run_node(kernel_rope_table, &dst, &env, &used, y, (size_t) (n_tokens * head_dim), "turns");
+    run_node(kernel_rope_table, &dst, &env, &used, y, (size_t) (n_tokens * head_dim), "rope_table");
     for (int t = 0; t < n_tokens; t++) {
         for (int i = 0; i < head_dim / 2; i++) {
             const float angle = (float) positions[t] / divisors[i], *found = y + t * head_dim + 2 * i;
             if (fabs(found[0] - cos(angle)) > 1e-7 || fabs(found[1] - sin(angle)) > 1e-7)
-                fail("turns: position %d, pair %d: %.9g %.9g, need %.9g %.9g", positions[t], i, found[0],
+                fail("rope table: position %d, pair %d: %.9g %.9g, need %.9g %.9g", positions[t], i, found[0],
                      found[1], cos(angle), sin(angle));
         }
     }
@@ -484,30 +484,30 @@ static void test_rope_shape(int n_tokens, int n_head, int head_dim, bool apart, 
     const int width = n_head * head_dim, stride = width + 3 * apart;
     snprintf(what, sizeof what, "rope%s n_tokens %d n_head %d head_dim %d%s", neox ? " neox" : "", n_tokens,
              n_head, head_dim, apart ? " rows apart" : "");
-    float *from = normals((size_t) (n_tokens * stride) + 1, 1.0f), *turns = take(MAX_TOKENS * 128 * 4);
+    float *from = normals((size_t) (n_tokens * stride) + 1, 1.0f), *table = take(MAX_TOKENS * 128 * 4);
     for (int i = 0; i < n_tokens * head_dim; i += 2) {
         const double angle = uniform() * 7;
-        turns[i] = (float) cos(angle), turns[i + 1] = (float) sin(angle);
+        table[i] = (float) cos(angle), table[i + 1] = (float) sin(angle);
     }
     for (int t = 0; t < n_tokens; t++) {
         for (int i = 0; i < width; i += 2) {
             const int begin = i / head_dim * head_dim,
                       in_head = i - begin; // of the pair of that number, times 2
             const int a = neox ? begin + in_head / 2 : i, b = neox ? a + head_dim / 2 : i + 1;
-            const float *x = from + apart + t * stride, *turn = turns + t * head_dim + in_head;
-            expected[t * width + a] = (double) x[a] * turn[0] - (double) x[b] * turn[1];
-            expected[t * width + b] = (double) x[a] * turn[1] + (double) x[b] * turn[0];
+            const float *x = from + apart + t * stride, *pair = table + t * head_dim + in_head;
+            expected[t * width + a] = (double) x[a] * pair[0] - (double) x[b] * pair[1];
+            expected[t * width + b] = (double) x[a] * pair[1] + (double) x[b] * pair[0];
         }
     }
     struct ggml_tensor x = tensor_2d(GGML_TYPE_F32, from + apart, n_tokens, width, (size_t) stride * 4);
-    struct ggml_tensor r = tensor_2d(GGML_TYPE_F32, turns, n_tokens, head_dim, (size_t) head_dim * 4);
+    struct ggml_tensor r = tensor_2d(GGML_TYPE_F32, table, n_tokens, head_dim, (size_t) head_dim * 4);
     struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, n_tokens, width, (size_t) width * 4);
     dst.src[0] = &x, dst.src[1] = &r;
     kernel_env env = new_env(0), used;
     run_node(neox ? kernel_rope_neox : kernel_rope, &dst, &env, &used, y, (size_t) (n_tokens * width), what);
     check_nmse(expected, NULL, y, (size_t) (n_tokens * width), 1e-13, what);
     free(from);
-    free(turns);
+    free(table);
 }
 
 static void test_rope(void) {

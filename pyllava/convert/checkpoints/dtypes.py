@@ -1,4 +1,4 @@
-"""What a checkpoint's numbers are stored as, and the way to float32."""
+"""The number formats of checkpoints, and their conversion to float32."""
 
 from __future__ import annotations
 

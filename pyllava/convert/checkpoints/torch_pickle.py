@@ -1,4 +1,4 @@
-"""A machine for the one kind of pickle that torch.save writes: tables of tensors. It can name tensors,
+"""An interpreter for the one kind of pickle that torch.save writes: tables of tensors. It can name tensors,
 nothing else.
 
 Python's own unpickler is not used: it would allocate what a hostile memo index or length asks for. This one
