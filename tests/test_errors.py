@@ -123,6 +123,12 @@ CONTAINERS: dict[str, tuple[bytes, str]] = {
     "overlap": (header(n_tensors=2) + info("x", [8]) + info("y", [8]) + bytes(256), "OFF"),
     "offset wraps": (header(n_tensors=1) + info("x", [8], offset=2**64 - 32) + bytes(256), "OFF"),
     "cut off": (header(n_tensors=1) + info("x", [64]) + bytes(64), "cut off"),
+    "behind a tensor": (
+        header(n_tensors=1) + info("x", [8]) + bytes(27 + 32 + 1),
+        "1 bytes after byte 96 belong to no",
+    ),
+    "behind an unaligned tensor": (header(n_tensors=1) + info("x", [3]) + bytes(27 + 33), "TAIL"),
+    "data without a table": (header() + bytes(9), "1 bytes after byte 32 belong to no"),
 }
 
 

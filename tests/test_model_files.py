@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from tiny_gguf import Files
 
 import pyllava
 from pyllava import _lib
+from pyllava.gguf import GgufFile
 
 SPEC = TinySpec(seed=41)
+U32, STRING = tiny_gguf.gguf.GGUFValueType.UINT32, tiny_gguf.gguf.GGUFValueType.STRING
 
 
 @pytest.fixture(scope="module", params=["f32", "f16", "q8_0"])
@@ -151,6 +155,84 @@ def test_split_files_opened_wrongly(files: Files, tmp_path: Path, name: str) -> 
         first.rename(tmp_path / name)
     with pytest.raises(pyllava.PyllavaError, match=r"-00001-of-00004\.gguf"):
         _lib.ModelHandle(tmp_path / name, None)
+
+
+# --- counts that lie: the tables are shorter than what was written, and what follows them would shift ---
+
+N_TENSORS, N_KEYS = 8, 16  # where the counts stand in the file
+
+
+def counted(path: Path, at: int, change: int) -> Path:
+    """The file with one of its counts changed by `change`."""
+    data = bytearray(path.read_bytes())
+    (n,) = struct.unpack_from("<Q", data, at)
+    struct.pack_into("<Q", data, at, n + change)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("part", ["model", "mmproj"])
+@pytest.mark.parametrize("alignment", [8, 32, 4096])
+@pytest.mark.parametrize(
+    ("at", "change"), [(N_TENSORS, -1), (N_TENSORS, -2), (N_TENSORS, 1), (N_KEYS, -1), (N_KEYS, 1)]
+)
+def test_counts_that_lie(
+    files: Files, tmp_path: Path, part: str, alignment: int, at: int, change: int
+) -> None:
+    """The last tensor is one that a model can do without, so that the count alone tells."""
+    file = tiny_gguf.read(getattr(files, part))
+    last = {"model": "blk.1.attn_q.bias", "mmproj": "v.post_ln.bias"}[part]
+    tensors = {k: v for k, v in file.tensors.items() if k != last}
+    vector = tiny_gguf.f32(np.zeros(SPEC.n_embd if part == "model" else SPEC.v_embd))
+    whole = tiny_gguf.Gguf(file.keys, tensors | {last: vector})
+    path = tiny_gguf.write(tmp_path / "x.gguf", whole, alignment=alignment)
+    pair = (path, files.mmproj) if part == "model" else (files.model, path)
+    _lib.ModelHandle(*pair).close()
+    counted(path, at, change)
+    with pytest.raises(pyllava.ModelFileError, match=re.escape(str(path))):
+        _lib.ModelHandle(*pair)
+    with pytest.raises(pyllava.ModelFileError, match=re.escape(str(path))):
+        GgufFile(path)
+
+
+@pytest.mark.parametrize("lie", [8, 16, 64])
+def test_an_alignment_that_lies(files: Files, tmp_path: Path, lie: int) -> None:
+    """All tensors are multiples of 64 bytes, so that offsets fit either alignment."""
+    path = tmp_path / "x.gguf"
+    for n_filling in range(0, 64, 8):  # one of them lets the data begin elsewhere
+        keys = {"general.alignment": (32, U32, None), "filling": ("x" * (n_filling + 1), STRING, None)}
+        file = tiny_gguf.Gguf(keys, {"a": tiny_gguf.f32(np.ones(64)), "b": tiny_gguf.f32(np.ones(64))})
+        data = tiny_gguf.write(path, file).read_bytes()
+        start = GgufFile(path).tensors[0].offset
+        at = data.index(b"general.alignment") + len("general.alignment") + 4
+        path.write_bytes(data[:at] + struct.pack("<I", lie) + data[at + 4 :])
+        try:
+            assert GgufFile(path).tensors[0].offset == start
+        except pyllava.ModelFileError as error:
+            assert "TAIL" in str(error) or "TRUNC" in str(error)
+
+
+def test_bytes_behind_a_shard(files: Files, tmp_path: Path) -> None:
+    first = tiny_gguf.write(tmp_path / "model.gguf", tiny_gguf.read(files.model), split=6)
+    _lib.ModelHandle(first, None).close()
+    with second_shard(tmp_path).open("ab") as shard:
+        shard.write(bytes(33))
+    with pytest.raises(pyllava.ModelFileError, match=r"model-00002-of-00004\.gguf: 33 bytes"):
+        _lib.ModelHandle(first, None)
+
+
+def test_padding_of_the_last_tensor_may_be_missing(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    file = tiny_gguf.read(files.mmproj).renamed(lambda name: None if name == "v.post_ln.bias" else name)
+    written = tiny_gguf.write(
+        path, file.with_tensors({"v.post_ln.bias": tiny_gguf.f32(np.zeros(3))})
+    ).read_bytes()
+    for n_cut in range(21):
+        path.write_bytes(written[: len(written) - n_cut])
+        _lib.ModelHandle(files.model, path).close()
+    path.write_bytes(written[:-21])
+    with pytest.raises(pyllava.ModelFileError, match="TRUNC"):
+        _lib.ModelHandle(files.model, path)
 
 
 def test_subject_closes(files: Files) -> None:

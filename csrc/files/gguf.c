@@ -206,7 +206,9 @@ static pyllava_status parse_tensor(cursor * c, gguf_tensor * t) {
     return tensor_size(f, t);
 }
 
-// Offsets in the table count from the data section and are dense; turns them into offsets in the file.
+// Offsets in the table count from the data section and are dense; turns them into offsets in the file. Every
+// byte of that section belongs to a tensor or aligns the next one: a count that is too small would otherwise
+// begin the section too early and shift all weights.
 static pyllava_status place_tensors(cursor * c) {
     pyllava_gguf * f = c->f;
     uint64_t a = f->alignment, start = (c->pos + a - 1) / a * a, next = 0;
@@ -225,6 +227,12 @@ static pyllava_status place_tensors(cursor * c) {
         }
         next = (t->offset + t->size + a - 1) / a * a;
         t->offset += start;
+    }
+    if (f->file.size > start + next) {
+        FAIL(PYLLAVA_ERR_FILE,
+             "%s: %llu bytes after byte %llu belong to no tensor: does the table name all %llu? [TAIL]",
+             f->path, (unsigned long long) (f->file.size - start - next), (unsigned long long) (start + next),
+             (unsigned long long) f->n_tensors);
     }
     return PYLLAVA_OK;
 }
@@ -317,7 +325,7 @@ static pyllava_status parse_alignment(pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status parse(pyllava_gguf * f, const logger * log) {
+static pyllava_status parse(pyllava_gguf * f) {
     cursor c = { f, 0 };
     TRY(parse_header(&c));
     f->keys = calloc((size_t) f->n_keys + 1, sizeof *f->keys);
@@ -331,14 +339,7 @@ static pyllava_status parse(pyllava_gguf * f, const logger * log) {
     for (uint64_t i = 0; i < f->n_tensors; i++) TRY(parse_tensor(&c, &f->tensors[i]));
     TRY(build_indices(f));
     TRY(parse_alignment(f));
-    TRY(place_tensors(&c));
-    uint64_t end =
-        f->n_tensors ? f->tensors[f->n_tensors - 1].offset + f->tensors[f->n_tensors - 1].size : f->file.size;
-    if (f->file.size > end + f->alignment) {
-        log_text(log, PYLLAVA_LOG_WARNING, "%s: %llu bytes after the last tensor", f->path,
-                 (unsigned long long) (f->file.size - end));
-    }
-    return PYLLAVA_OK;
+    return place_tensors(&c);
 }
 
 pyllava_status gguf_open(pyllava_gguf ** out, const char * path, bool use_mmap, pyllava_progress_fn progress,
@@ -350,7 +351,7 @@ pyllava_status gguf_open(pyllava_gguf ** out, const char * path, bool use_mmap, 
     if (!f->path) status = error_set(PYLLAVA_ERR_MEMORY, "out of memory");
     if (f->path) strcpy(f->path, path);
     if (status == PYLLAVA_OK) status = file_open(&f->file, path, use_mmap, progress, log ? log->user : NULL);
-    if (status == PYLLAVA_OK) status = parse(f, log);
+    if (status == PYLLAVA_OK) status = parse(f);
     if (status != PYLLAVA_OK) {
         gguf_close(f);
         return status;
