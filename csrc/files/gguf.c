@@ -7,9 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define TOKENS "tokenizer.ggml.tokens" // pieces of text: some cut a character
+
 typedef struct cursor {
     pyllava_gguf * f;
     uint64_t pos;
+    const logger * log;
 } cursor;
 
 static const struct {
@@ -74,6 +77,21 @@ static pyllava_status take_text(cursor * c, gguf_text * out, uint64_t max, const
     return PYLLAVA_OK;
 }
 
+// Text i of a key. What is not UTF-8 is counted where it is allowed.
+static pyllava_status check_text(const cursor * c, const gguf_key * key, uint64_t i, uint64_t * n_odd) {
+    const gguf_text s = key->strings[i];
+    if (s.size && memchr(s.data, 0, (size_t) s.size)) {
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: zero byte inside text %llu [STR-NUL]", c->f->path, key->name,
+             (unsigned long long) i);
+    }
+    if (text_is_utf8(s.data, s.size)) return PYLLAVA_OK;
+    if (strcmp(key->name, TOKENS))
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: text %llu is not valid UTF-8 [UTF8]", c->f->path, key->name,
+             (unsigned long long) i);
+    ++*n_odd;
+    return PYLLAVA_OK;
+}
+
 static pyllava_status parse_strings(cursor * c, gguf_key * key) {
     if (key->n > left(c) / 8) {
         FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu strings cannot lie in %llu bytes [ARR-LEN]",
@@ -82,23 +100,20 @@ static pyllava_status parse_strings(cursor * c, gguf_key * key) {
     }
     key->strings = calloc((size_t) key->n + 1, sizeof *key->strings);
     TRY_ALLOC(key->strings, key->n * sizeof *key->strings);
-    for (uint64_t i = 0; i < key->n; i++) TRY(take_text(c, &key->strings[i], GGUF_MAX_STRING, key->name));
+    uint64_t n_odd = 0;
+    for (uint64_t i = 0; i < key->n; i++) {
+        TRY(take_text(c, &key->strings[i], GGUF_MAX_STRING, key->name));
+        TRY(check_text(c, key, i, &n_odd));
+    }
+    if (n_odd)
+        log_text(c->log, PYLLAVA_LOG_WARNING, "%s: %s: %llu of %llu texts are not valid UTF-8 [UTF8]",
+                 c->f->path, key->name, (unsigned long long) n_odd, (unsigned long long) key->n);
     return PYLLAVA_OK;
 }
 
 static pyllava_status parse_value(cursor * c, gguf_key * key) {
     pyllava_gguf * f = c->f;
-    if (key->item_type == GGUF_STRING) {
-        TRY(parse_strings(c, key));
-        const gguf_text * s = key->strings;
-        if (key->type == GGUF_STRING && !text_is_utf8(s->data, s->size)) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: not valid UTF-8 [UTF8]", f->path, key->name);
-        }
-        if (key->type == GGUF_STRING && s->size && memchr(s->data, 0, (size_t) s->size)) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: zero byte inside a text [STR-NUL]", f->path, key->name);
-        }
-        return PYLLAVA_OK;
-    }
+    if (key->item_type == GGUF_STRING) return parse_strings(c, key);
     uint64_t size = TYPES[key->item_type].size;
     if (key->n > left(c) / size) {
         FAIL(PYLLAVA_ERR_FILE,
@@ -325,8 +340,8 @@ static pyllava_status parse_alignment(pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
-static pyllava_status parse(pyllava_gguf * f) {
-    cursor c = { f, 0 };
+static pyllava_status parse(pyllava_gguf * f, const logger * log) {
+    cursor c = { f, 0, log };
     TRY(parse_header(&c));
     f->keys = calloc((size_t) f->n_keys + 1, sizeof *f->keys);
     TRY_ALLOC(f->keys, f->n_keys * sizeof *f->keys);
@@ -351,7 +366,7 @@ pyllava_status gguf_open(pyllava_gguf ** out, const char * path, bool use_mmap, 
     if (!f->path) status = error_set(PYLLAVA_ERR_MEMORY, "out of memory");
     if (f->path) strcpy(f->path, path);
     if (status == PYLLAVA_OK) status = file_open(&f->file, path, use_mmap, progress, log ? log->user : NULL);
-    if (status == PYLLAVA_OK) status = parse(f);
+    if (status == PYLLAVA_OK) status = parse(f, log);
     if (status != PYLLAVA_OK) {
         gguf_close(f);
         return status;

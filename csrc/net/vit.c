@@ -1,6 +1,7 @@
 // vit.c - see vit.h.
 #include "vit.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,6 +39,26 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     // clang-format on
 }
 
+// Layers behind the hidden state that is read may be there, and then are whole: those of a count that says
+// more than the file holds are missing.
+static pyllava_status ignore_rest(const vit_hparams * h, weights * w) {
+    static const char * const PARTS[] = { "ln1",      "attn_q", "attn_k",   "attn_v",
+                                          "attn_out", "ln2",    "ffn_down", "ffn_up" };
+    char prefix[32];
+    for (int i = h->n_layer_run; i < h->n_layer; i++) {
+        for (int j = 0; j < 2 * (int) (sizeof PARTS / sizeof *PARTS); j++) {
+            const char *part = PARTS[j / 2], *kind = j % 2 ? "bias" : "weight";
+            if (!weights_has(w, "v.blk.%d.%s.%s", i, part, kind))
+                FAIL(PYLLAVA_ERR_MISMATCH, "%s: missing tensor v.blk.%d.%s.%s (clip.vision.block_count: %d)",
+                     w->files[0]->path, i, part, kind, h->n_layer);
+        }
+        snprintf(prefix, sizeof prefix, "v.blk.%d.", i);
+        weights_ignore(w, prefix);
+    }
+    weights_ignore(w, "v.post_ln.");
+    return w->status;
+}
+
 pyllava_status vit_bind(vit * v, weights * w) {
     const vit_hparams * h = &v->hparams;
     const int64_t D = h->n_embd;
@@ -59,14 +80,8 @@ pyllava_status vit_bind(vit * v, weights * w) {
     if (has_pre_ln) v->pre_ln = weights_vector(w, D, "v.pre_ln.weight");
     if (has_pre_ln) v->pre_ln_b = weights_vector(w, D, "v.pre_ln.bias");
     for (int i = 0; i < h->n_layer_run; i++) bind_layer(&v->layers[i], w, h, i);
-
-    for (int i = h->n_layer_run; i < h->n_layer; i++) { // behind the hidden state that is read
-        char prefix[32];
-        snprintf(prefix, sizeof prefix, "v.blk.%d.", i);
-        weights_ignore(w, prefix);
-    }
-    weights_ignore(w, "v.post_ln.");
-    return w->status;
+    TRY(w->status);
+    return ignore_rest(h, w);
 }
 
 void vit_free(vit * v) {
