@@ -9,7 +9,8 @@ extern "C" {
 #endif
 
 // What fn gives, or PYLLAVA_ERR_DEVICE with the engine's own words where that did not come to its end: what
-// it worked on may then be freed, inside a guard, but not used.
+// it worked on may then be freed, inside a guard, but not used. A thread that ends within fn (Python's daemon
+// threads do, in a callback, when the interpreter ends) is not kept from it.
 pyllava_status guarded(pyllava_status (*fn)(void * user), void * user);
 // Whether that has happened in this process: devices are then left alone, since their back ends are still in
 // the middle of what they were doing.
