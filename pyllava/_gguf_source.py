@@ -26,7 +26,7 @@ class SourceFile:
         self.path = path
         handle = GgufHandle(path)
         try:
-            self.metadata: dict[str, Any] = handle.metadata()
+            self.metadata: dict[str, Any] = handle.metadata().small()  # all that decides how
             self.records = handle.records()
             self.tensors = handle.tensors()
         finally:

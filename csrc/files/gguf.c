@@ -12,6 +12,7 @@
 typedef struct cursor {
     pyllava_gguf * f;
     uint64_t pos;
+    uint64_t n_texts;
     const logger * log;
 } cursor;
 
@@ -77,6 +78,13 @@ static pyllava_status take_text(cursor * c, gguf_text * out, uint64_t max, const
     return PYLLAVA_OK;
 }
 
+// Whether the metadata are still of a reasonable size with `size` bytes more.
+static pyllava_status check_room(const cursor * c, uint64_t size, const char * name) {
+    if (size <= GGUF_MAX_META && c->pos <= GGUF_MAX_META - size) return PYLLAVA_OK;
+    FAIL(PYLLAVA_ERR_FILE, "%s: %s: metadata up to byte %llu, need at most %llu [CAP]", c->f->path, name,
+         (unsigned long long) (c->pos + size), (unsigned long long) GGUF_MAX_META);
+}
+
 // Text i of a key. What is not UTF-8 is counted where it is allowed.
 static pyllava_status check_text(const cursor * c, const gguf_key * key, uint64_t i, uint64_t * n_odd) {
     const gguf_text s = key->strings[i];
@@ -98,11 +106,18 @@ static pyllava_status parse_strings(cursor * c, gguf_key * key) {
              c->f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
              (unsigned long long) left(c));
     }
+    c->n_texts += key->n;
+    if (c->n_texts > GGUF_MAX_TEXTS) {
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu texts, need at most %llu in all keys [CAP]",
+             c->f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
+             (unsigned long long) GGUF_MAX_TEXTS);
+    }
     key->strings = calloc((size_t) key->n + 1, sizeof *key->strings);
     TRY_ALLOC(key->strings, key->n * sizeof *key->strings);
     uint64_t n_odd = 0;
     for (uint64_t i = 0; i < key->n; i++) {
         TRY(take_text(c, &key->strings[i], GGUF_MAX_STRING, key->name));
+        TRY(check_room(c, 0, key->name));
         TRY(check_text(c, key, i, &n_odd));
     }
     if (n_odd)
@@ -121,6 +136,7 @@ static pyllava_status parse_value(cursor * c, gguf_key * key) {
              key->name, (unsigned long long) c->pos, (unsigned long long) key->n, TYPES[key->item_type].name,
              (unsigned long long) left(c));
     }
+    TRY(check_room(c, key->n * size, key->name));
     key->data = f->file.data + c->pos;
     c->pos += key->n * size;
     for (uint64_t i = 0; key->item_type == GGUF_BOOL && i < key->n; i++) {
@@ -341,7 +357,7 @@ static pyllava_status parse_alignment(pyllava_gguf * f) {
 }
 
 static pyllava_status parse(pyllava_gguf * f, const logger * log) {
-    cursor c = { f, 0, log };
+    cursor c = { .f = f, .log = log };
     TRY(parse_header(&c));
     f->keys = calloc((size_t) f->n_keys + 1, sizeof *f->keys);
     TRY_ALLOC(f->keys, f->n_keys * sizeof *f->keys);

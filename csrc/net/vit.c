@@ -44,16 +44,16 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
 static pyllava_status ignore_rest(const vit_hparams * h, weights * w) {
     static const char * const PARTS[] = { "ln1",      "attn_q", "attn_k",   "attn_v",
                                           "attn_out", "ln2",    "ffn_down", "ffn_up" };
-    char prefix[32];
+    char name[GGML_MAX_NAME];
     for (int i = h->n_layer_run; i < h->n_layer; i++) {
         for (int j = 0; j < 2 * (int) (sizeof PARTS / sizeof *PARTS); j++) {
-            const char *part = PARTS[j / 2], *kind = j % 2 ? "bias" : "weight";
-            if (!weights_has(w, "v.blk.%d.%s.%s", i, part, kind))
-                FAIL(PYLLAVA_ERR_MISMATCH, "%s: missing tensor v.blk.%d.%s.%s (clip.vision.block_count: %d)",
-                     w->files[0]->path, i, part, kind, h->n_layer);
+            snprintf(name, sizeof name, "v.blk.%d.%s.%s", i, PARTS[j / 2], j % 2 ? "bias" : "weight");
+            if (weights_find(w, name, NULL)) continue;
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: missing tensor %s (clip.vision.block_count: %d)",
+                 w->files[0]->path, name, h->n_layer);
         }
-        snprintf(prefix, sizeof prefix, "v.blk.%d.", i);
-        weights_ignore(w, prefix);
+        snprintf(name, sizeof name, "v.blk.%d.", i);
+        weights_ignore(w, name);
     }
     weights_ignore(w, "v.post_ln.");
     return w->status;

@@ -13,14 +13,8 @@ static const char * const END_TEXTS[] = { "<|eot_id|>",    "<|im_end|>", "<|end|
 
 // -------------------------------------------------------------------------------------- hash table
 
-static uint32_t hash(const char * text, uint64_t size) { // FNV-1a
-    uint32_t h = 2166136261u;
-    for (uint64_t i = 0; i < size; i++) h = (h ^ (uint8_t) text[i]) * 16777619u;
-    return h ^ (h >> 15);
-}
-
 static uint32_t slot_of(const vocab * v, const char * text, uint64_t size) {
-    uint32_t slot = hash(text, size) & v->table_mask;
+    uint32_t slot = (uint32_t) hash_bytes(v->table_key, text, (size_t) size) & v->table_mask;
     for (;; slot = (slot + 1) & v->table_mask) {
         int32_t id = v->table[slot];
         if (id < 0 || (v->texts[id].size == size && !memcmp(v->texts[id].data, text, (size_t) size)))
@@ -29,7 +23,7 @@ static uint32_t slot_of(const vocab * v, const char * text, uint64_t size) {
 }
 
 int32_t vocab_find(const vocab * v, const char * text, uint64_t size) {
-    return size ? v->table[slot_of(v, text, size)] : -1;
+    return size && size <= v->longest ? v->table[slot_of(v, text, size)] : -1;
 }
 
 static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
@@ -39,6 +33,7 @@ static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
     TRY_ALLOC(v->table, size * sizeof *v->table);
     memset(v->table, 0xFF, size * sizeof *v->table);
     v->table_mask = size - 1;
+    v->table_key = hash_key_new();
     for (int32_t id = 0; id < v->n; id++) {
         gguf_text t = v->texts[id];
         if (t.size > MAX_TOKEN)
@@ -50,6 +45,7 @@ static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
             FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokens %d and %d have the same text", f->path, v->table[slot],
                  id);
         v->table[slot] = id;
+        if (t.size > v->longest) v->longest = t.size;
     }
     return PYLLAVA_OK;
 }

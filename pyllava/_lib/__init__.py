@@ -6,7 +6,7 @@ and raises the exception that fits, with the library's one-line text. Names with
 
 from .device import Device, Devices, devices, plan_devices
 from .functions import FUNCTIONS
-from .gguf import GgufHandle, TensorInfo
+from .gguf import GgufHandle, Metadata, TensorInfo
 from .handle import Log, Progress
 from .load import ABI, engine_version, lib, load_plugins, version
 from .model import ModelHandle, ModelInfo
@@ -30,6 +30,7 @@ __all__ = [
     "GgufHandle",
     "Layout",
     "Log",
+    "Metadata",
     "ModelHandle",
     "ModelInfo",
     "Placement",

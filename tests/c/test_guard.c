@@ -1,5 +1,6 @@
 // test_guard.c - a check of the engine that fails, in a graph that is being computed, becomes a status; and
-// the engine goes on working. A thread that ends inside a guard, by itself or because it is cancelled, does end.
+// the engine goes on working. A thread that ends inside a guard, by itself or because it is cancelled, does
+// end.
 #include "guard.h"
 
 #include <ggml-backend.h>
