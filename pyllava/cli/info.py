@@ -116,7 +116,8 @@ def _projector_kind(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int,
 def _layers_run(metadata: Mapping[str, Any], n_stored: int) -> int:
     """As vision_hparams.c decides: a file without a feature layer holds the layers wanted, or a whole tower."""
     n_layer = _count(metadata, "clip.vision.block_count") or n_stored
-    features = _plain(metadata.get("clip.vision.feature_layer"))
+    features: Any = metadata.get("clip.vision.feature_layer")
+    features = features.tolist() if hasattr(features, "tolist") else features
     if isinstance(features, list) and features and isinstance(features[0], int):
         return features[0] if features[0] >= 0 else n_layer
     return n_layer - 1 if n_layer in (24, 32) else n_layer
