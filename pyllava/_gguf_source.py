@@ -26,7 +26,7 @@ class SourceFile:
         self.path = path
         handle = GgufHandle(path)
         try:
-            self.metadata: dict[str, Any] = handle.metadata()
+            self.metadata: dict[str, Any] = handle.metadata().small()  # all that decides how
             self.records = handle.records()
             self.tensors = handle.tensors()
         finally:
@@ -97,7 +97,7 @@ def opened(path: Path) -> Iterator[list[SourceFile]]:
         files = [first]
         if n > 1:
             files += [open_one(name) for name in _other_names(path, n)]
-            _check_split(files)
+        _check_split(files)
         yield files
 
 
@@ -121,10 +121,12 @@ def _other_names(first: Path, n: int) -> list[Path]:
 
 
 def _check_split(files: Sequence[SourceFile]) -> None:
+    """As the loader does: a single file may say nothing, or as merged ones do that it is the first of 0."""
     n = len(files)
     for i, file in enumerate(files):
         found = (file.count("split.no"), file.count("split.count"))
-        if found != (i, n):
+        alone = n == 1 and found[0] in (None, 0) and found[1] in (None, 0, 1)
+        if found != (i, n) and not alone:
             raise ModelMismatchError(f"{file.path}: split.no and split.count are {found}, need {(i, n)}")
     n_tensors = sum(len(file.tensors) for file in files)
     wanted = files[0].count("split.tensors.count")

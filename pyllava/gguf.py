@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from ._lib import GgufHandle, TensorInfo
 
@@ -12,19 +13,20 @@ __all__ = ["GgufFile", "TensorInfo"]
 class GgufFile:
     """A GGUF file: `version`, `alignment`, `metadata` (key to value) and `tensors`.
 
-    Raises FileNotFoundError, or ModelFileError where the file is damaged or no GGUF file.
+    A value of the metadata is read when it is asked for: arrays of numbers are NumPy arrays, arrays of texts lists. The
+    file stays open until then, or as long as `metadata` lives.
+
+    Raises FileNotFoundError, or ModelFileError where the file is damaged or no GGUF file; `metadata[key]` raises the
+    latter where the file was changed in its place in the meantime.
     """
 
     version: int
     alignment: int
-    metadata: dict[str, object]
+    metadata: Mapping[str, object]
     tensors: list[TensorInfo]
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         handle = GgufHandle(path)
-        try:
-            self.version, self.alignment = handle.header()
-            self.metadata = handle.metadata()
-            self.tensors = handle.tensors()
-        finally:
-            handle.close()
+        self.version, self.alignment = handle.header()
+        self.metadata = handle.metadata()
+        self.tensors = handle.tensors()

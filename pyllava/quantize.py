@@ -194,7 +194,9 @@ def _plan(first: SourceFile, type_name: str, names: set[str], pure: bool) -> Any
 
 def _most(value: object, default: int) -> int:
     """The integer, or the largest of one per layer."""
-    counts = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+    counts = (
+        [n for n in np.ravel(np.asarray(value)).tolist() if isinstance(n, int)] if value is not None else []
+    )
     return max(counts, default=default)
 
 

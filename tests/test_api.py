@@ -392,6 +392,52 @@ def test_a_daemon_thread_may_compute_when_the_interpreter_ends(files: Files) -> 
     assert done.returncode == 0, done.stderr
 
 
+ENDS_WITHIN = """
+import sys, threading, time, pyllava
+from pyllava import _lib
+
+class Late:  # dies when threads may no longer enter the interpreter
+    def __del__(self, sleep=time.sleep):
+        sleep(0.4)
+
+sys.late = Late()
+reached = threading.Event()
+
+def wait(*_):
+    reached.set()
+    time.sleep(0.2)
+    return True
+
+def load():
+    {load}
+
+threading.Thread(target=load, daemon=True).start()
+assert reached.wait(30)
+"""
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        "_lib.ModelHandle({model}, {mmproj}, use_mmap=False, progress=wait)",
+        "_lib.ModelHandle({model}, {mmproj}, progress=wait)",
+        "_lib.ModelHandle({model}, {mmproj}, log=wait)",
+        "pyllava.Llava({model}, {mmproj}, use_mmap=False, progress=wait)",
+    ],
+)
+def test_a_daemon_thread_may_load_when_the_interpreter_ends(files: Files, load: str) -> None:
+    """Python ends such a thread when it comes back from a callback, within all of our frames."""
+    call = load.format(model=repr(str(files.model)), mmproj=repr(str(files.mmproj)))
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WITHIN.replace("{load}", call)],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_is_refused_at_once(files: Files) -> None:
     with pyllava.Llava(files.model) as model:

@@ -123,6 +123,12 @@ CONTAINERS: dict[str, tuple[bytes, str]] = {
     "overlap": (header(n_tensors=2) + info("x", [8]) + info("y", [8]) + bytes(256), "OFF"),
     "offset wraps": (header(n_tensors=1) + info("x", [8], offset=2**64 - 32) + bytes(256), "OFF"),
     "cut off": (header(n_tensors=1) + info("x", [64]) + bytes(64), "cut off"),
+    "behind a tensor": (
+        header(n_tensors=1) + info("x", [8]) + bytes(27 + 32 + 1),
+        "1 bytes after byte 96 belong to no",
+    ),
+    "behind an unaligned tensor": (header(n_tensors=1) + info("x", [3]) + bytes(27 + 33), "TAIL"),
+    "data without a table": (header() + bytes(9), "1 bytes after byte 32 belong to no"),
 }
 
 
@@ -203,6 +209,12 @@ def set_tensor(name: str, array: Any) -> Change:
     return lambda g: g.with_tensors({name: f32(np.asarray(array, np.float32))})
 
 
+def behind(n_layer: int) -> Change:
+    """A tower of which layers behind hidden state 2 are not run."""
+    feature = set_key("clip.vision.feature_layer", [2], ARRAY, gguf.GGUFValueType.INT32)
+    return lambda g: feature(set_key("clip.vision.block_count", n_layer)(g))
+
+
 TOKENS = "tokenizer.ggml.tokens"
 Mismatch, Unsupported = pyllava.ModelMismatchError, pyllava.UnsupportedModelError
 MODELS: list[tuple[str, Change, type[Exception], str]] = [
@@ -238,6 +250,22 @@ MODELS: list[tuple[str, Change, type[Exception], str]] = [
     ("bos", set_key("tokenizer.ggml.bos_token_id", 5000), Mismatch, "bos_token_id"),
     ("add_bos", set_key("tokenizer.ggml.add_bos_token", 1), Mismatch, "is u32, need bool"),
     ("split", set_key("split.count", 3, gguf.GGUFValueType.UINT16), Mismatch, "00001-of-00003"),
+    ("split number", set_key("split.no", 1, gguf.GGUFValueType.UINT16), Mismatch, "split.no .* found 1, need 0..0"),
+    ("split number of 1", lambda g: set_key("split.no", 1)(set_key("split.count", 1)(g)), Mismatch, "split.no"),
+    ("split tensors", set_key("split.tensors.count", 20), Mismatch, "split.tensors.count is 20, .* hold 21"),
+    ("split type", set_key("split.no", "0", STRING), Mismatch, "is string, need an integer"),
+    ("linear", set_key("llama.rope.scaling.type", "linear", STRING), Mismatch, "no llama.rope.scaling.factor"),
+    ("linear 0", lambda g: set_key("llama.rope.scaling.factor", 0.0, F32)(set_key("llama.rope.scaling.type", "linear", STRING)(g)), Mismatch, "no llama.rope.scaling.factor > 0"),
+    ("no bos", drop_key("tokenizer.ggml.bos_token_id"), Mismatch, "bos_token_id is missing"),
+    ("no bos, said", lambda g: set_key("tokenizer.ggml.add_bos_token", True, BOOL)(drop_key("tokenizer.ggml.bos_token_id")(g)), Mismatch, "bos_token_id is missing"),
+    ("no end", drop_key("tokenizer.ggml.eos_token_id"), Mismatch, "eos_token_id is missing"),
+    *((f"{name} id", set_key(f"tokenizer.ggml.{name}_token_id", id), Mismatch, f"{name}_token_id .* need 0..383")
+      for name, id in [("padding", 384), ("padding", 2**32 - 1), ("eos", 384), ("unknown", 384), ("seperator", 384), ("eot", 384), ("mask", 9999), ("fim_pre", 384)]),
+    ("pad i32", set_key("tokenizer.ggml.padding_token_id", -1, gguf.GGUFValueType.INT32), Mismatch, "found -1"),
+    *((f"{name} u32", set_key(name, 1), Mismatch, "is u32, need bool")
+      for name in ["tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces",
+                   "llama.attention.causal", "llama.use_parallel_residual"]),
+    ("bool for an integer", set_key("llama.block_count", True, BOOL), Mismatch, "is bool, need an integer"),
 ]  # fmt: skip
 PROJECTORS: list[tuple[str, Change, type[Exception], str]] = [
     ("no vision", set_key("clip.has_vision_encoder", False, BOOL), Unsupported, "no vision tower"),
@@ -254,6 +282,14 @@ PROJECTORS: list[tuple[str, Change, type[Exception], str]] = [
     ("mean", set_key("clip.vision.image_mean", [0.5, 0.5], ARRAY, F32), Mismatch, "need 3 each"),
     ("std", set_key("clip.vision.image_std", [0.5, 0.0, 0.5], ARRAY, F32), Mismatch, "image_std"),
     ("activations", lambda g: set_key("clip.use_silu", True, BOOL)(set_key("clip.use_gelu", True, BOOL)(g)), Mismatch, "both true"),
+    ("text encoder", set_key("clip.has_text_encoder", 0), Mismatch, "is u32, need bool"),
+    ("says it projects", set_key("clip.has_llava_projector", 1), Mismatch, "is u32, need bool"),
+    ("gelu", set_key("clip.use_gelu", 0, gguf.GGUFValueType.UINT8), Mismatch, "is u8, need bool"),
+    ("layers behind", behind(4), Mismatch, "missing tensor v.blk.3.ln1.weight"),
+    ("many layers behind", behind(512), Mismatch, "missing tensor v.blk.3.ln1.weight"),
+    ("a whole tower", set_key("clip.vision.block_count", 24), Mismatch, "missing tensor v.blk.3.ln1.weight"),
+    ("half a layer behind", lambda g: drop_tensor("v.blk.2.ffn_up.bias")(behind(3)(g)), Mismatch, "missing tensor v.blk.2.ffn_up.bias"),
+    ("split number", set_key("split.no", 2), Mismatch, "split.no .* found 2"),
     ("mm.0", drop_tensor("mm.0.weight"), Mismatch, "missing tensor mm.0.weight"),
     ("mm.2", set_tensor("mm.2.weight", np.zeros((48, 64))), Mismatch, "wrong mmproj"),
     ("bias", drop_tensor("v.blk.0.attn_q.bias"), Mismatch, "missing tensor v.blk.0.attn_q.bias"),
@@ -312,6 +348,84 @@ def test_vocabularies(model: Gguf, tmp_path: Path) -> None:
     refuse(set_key(scores, model.keys[scores][0][:-1], ARRAY, F32), "entries, need 384")
     refuse(set_key(scores, [float("nan")] * len(tokens), ARRAY, F32), "not finite")
     refuse(set_key(types, [99] * len(tokens), ARRAY, gguf.GGUFValueType.INT32), "is 99, need 0..6")
+
+
+WARNING = 30  # of pyllava_log_level
+
+
+def loaded(path: Path) -> list[str]:
+    """What a model file that is accepted has warned about."""
+    said: list[str] = []
+    _lib.ModelHandle(
+        path, None, log=lambda level, text: said.append(text) if level == WARNING else None
+    ).close()
+    return said
+
+
+def test_versions_of_quantised_blocks(model: Gguf, mmproj: Gguf, files: Files, tmp_path: Path) -> None:
+    name, path = "blk.0.attn_q.weight", tmp_path / "x.gguf"
+    quantised = tiny_gguf.quantized(model.tensors[name].data, gguf.GGMLQuantizationType.Q8_0)
+    of_blocks = model.with_tensors({name: quantised})
+    for version in (0, 1, 3, 999):
+        change = set_key("general.quantization_version", version)
+        with pytest.raises(Unsupported, match=f"quantization_version: {version}, this version reads 2"):
+            _lib.ModelHandle(tiny_gguf.write(path, change(of_blocks)), None)
+        (said,) = loaded(tiny_gguf.write(path, change(model)))
+        assert f"general.quantization_version: {version} is unknown" in said
+    for file in (
+        drop_key("general.quantization_version")(of_blocks),
+        set_key("general.quantization_version", 2)(of_blocks),
+    ):
+        assert not loaded(tiny_gguf.write(path, file))
+    wide = tiny_gguf.quantized(mmproj.tensors["mm.0.weight"].data, gguf.GGMLQuantizationType.Q8_0)
+    change = set_key("general.quantization_version", 3)
+    tiny_gguf.write(path, change(mmproj.with_tensors({"mm.0.weight": wide})))
+    with pytest.raises(Unsupported, match=f"{path.name}: general.quantization_version"):
+        _lib.ModelHandle(files.model, path)
+    tiny_gguf.write(path, set_key("general.quantization_version", "2", STRING)(model))
+    with pytest.raises(Mismatch, match="is string, need an integer"):
+        _lib.ModelHandle(path, None)
+
+
+def test_what_says_little_is_accepted(model: Gguf, tmp_path: Path) -> None:
+    """Files merged from shards, files that need no first token, and ends of an answer that are no eos."""
+    path = tmp_path / "x.gguf"
+    merged = model.with_u32(split__no=0, split__count=0, split__tensors__count=len(model.tensors))
+    assert not loaded(tiny_gguf.write(path, merged))
+    assert not loaded(tiny_gguf.write(path, model.with_u32(split__count=1)))
+    without = set_key("tokenizer.ggml.add_bos_token", False, BOOL)(
+        drop_key("tokenizer.ggml.bos_token_id")(model)
+    )
+    assert not loaded(tiny_gguf.write(path, without))
+    ended = drop_key("tokenizer.ggml.eos_token_id")(model).with_u32(tokenizer__ggml__eot_token_id=7)
+    handle = _lib.ModelHandle(tiny_gguf.write(path, ended), None)
+    assert handle.info.eos_id == 7
+    assert [t for t in range(handle.info.n_vocab) if handle.is_end(t)] == [7]
+    factor = set_key("llama.rope.scaling.factor", 4.0, F32)
+    assert not loaded(
+        tiny_gguf.write(path, factor(set_key("llama.rope.scaling.type", "linear", STRING)(model)))
+    )
+
+
+@pytest.mark.parametrize("name", ["tokenizer.ggml.merges", "general.languages", "anything.at.all", TOKENS])
+@pytest.mark.parametrize("bad", [b"ab\0c", b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"caf\xc3"])
+def test_texts_in_arrays(model: Gguf, tmp_path: Path, name: str, bad: bytes) -> None:
+    """Tokens may be pieces of characters, which is told; nothing may be cut by a zero byte."""
+    texts = ["a b", "~~mark~~" + "y" * len(bad), "c d"]
+    if name == TOKENS:
+        texts = [*model.keys[TOKENS][0][:-1], "\u2581" * 9 + "~~mark~~" + "y" * len(bad)]
+    path = tiny_gguf.write(tmp_path / "x.gguf", set_key(name, texts, ARRAY, STRING)(model))
+    data = path.read_bytes()
+    at = data.index(b"~~mark~~y") + 8
+    path.write_bytes(data[:at] + bad + data[at + len(bad) :])
+    if name == TOKENS and b"\0" not in bad:
+        (said,) = loaded(path)
+        assert "tokenizer.ggml.tokens: 1 of 384 texts are not valid UTF-8" in said
+        return
+    with pytest.raises(pyllava.ModelFileError, match=f"{name}: .*(STR-NUL|UTF8)"):
+        _lib.ModelHandle(path, None)
+    with pytest.raises(pyllava.ModelFileError, match=f"{name}: .*text {383 if name == TOKENS else 1} ?"):
+        GgufFile(path)
 
 
 def test_swapped_roles(files: Files) -> None:

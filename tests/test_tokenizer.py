@@ -412,3 +412,115 @@ def measured_seconds(run: Callable[[], object]) -> float:
 def test_time_grows_with_length_and_not_faster(llava: pyllava.Llava) -> None:
     """A megabyte without a space: a queue, not a search through all pairs."""
     assert measured_seconds(lambda: llava.tokenize("the" * 350_000)) < 10
+
+
+# Vocabularies made to cost time
+
+CONTROL, USER = 3, 4  # kinds of tokens
+
+
+def with_tokens(files: tiny_gguf.Files, path: Path, texts: list[str], kinds: list[int]) -> Path:
+    """The model with more tokens behind its own."""
+    file = tiny_gguf.read(files.model)
+    keys = dict(file.keys)
+    for name, more in (("tokens", texts), ("scores", [-1e4] * len(texts)), ("token_type", kinds)):
+        value, *types = keys[f"tokenizer.ggml.{name}"]
+        keys[f"tokenizer.ggml.{name}"] = ([*value, *more], *types)
+    keys.pop("llama.vocab_size", None)
+    n_vocab = len(keys["tokenizer.ggml.tokens"][0])
+    matrices = {"token_embd.weight", "output.weight"} & set(file.tensors)
+    rows = {name: tiny_gguf.f32(np.zeros((n_vocab, 64))) for name in matrices}
+    return tiny_gguf.write(path, tiny_gguf.Gguf(keys, file.tensors).with_tensors(rows))
+
+
+def colliding(n_blocks: int) -> list[str]:
+    """2 ** n_blocks texts that FNV-1a gives one value: of each block of six letters two alternatives do."""
+
+    def fnv(state: int, blocks: Any) -> Any:
+        state = np.full(len(blocks), state, np.uint32)
+        for column in blocks.T:
+            state = (state ^ column) * np.uint32(16777619)
+        return state
+
+    random_state, state, texts = np.random.RandomState(5), 2166136261, [""]
+    for _ in range(n_blocks):
+        blocks = random_state.randint(97, 123, (400_000, 6)).astype(np.uint32)
+        values = fnv(state, blocks)
+        order = np.argsort(values, kind="stable")
+        (twice,) = np.nonzero(np.diff(values[order]) == 0)
+        a, b = next(
+            (i, j)
+            for i, j in zip(order[twice], order[twice + 1], strict=True)
+            if (blocks[i] != blocks[j]).any()
+        )
+        state = int(values[a])
+        both = ["".join(map(chr, blocks[i])) for i in (a, b)]
+        texts = [text + block for text in texts for block in both]
+    return texts
+
+
+def test_texts_made_to_collide(files: tiny_gguf.Files, tmp_path: Path) -> None:
+    texts = colliding(15)
+    path = with_tokens(files, tmp_path / "x.gguf", texts, [NORMAL] * len(texts))
+    assert measured_seconds(lambda: _lib.ModelHandle(path, None).close()) < 1
+
+
+@pytest.mark.parametrize("shape", ["{0:06d}", "<|reserved_special_token_{0}", "<{0:06d}", "e{1}", "{1}f"])
+def test_many_special_tokens(files: tiny_gguf.Files, tmp_path: Path, shape: str) -> None:
+    """Alike at the beginning, in the end, or all through."""
+    n = 2_000 if "{1}" in shape else 50_000
+    texts = [shape.format(i, "a" * (i + 1)) for i in range(n)]
+    handle = _lib.ModelHandle(with_tokens(files, tmp_path / "x.gguf", texts, [CONTROL] * n), None)
+    prompt = "".join(random.Random(3).choice("<e|a0123 ") for _ in range(20_000)) + texts[0][0] * 20_000
+    assert measured_seconds(lambda: handle.tokenize(prompt)) < 1
+    some = (0, 1, n // 2, n - 1)
+    found = handle.tokenize(" ".join(texts[i] for i in some))
+    assert [i - 384 for i in found if i >= 384] == [*some]
+    handle.close()
+
+
+def longest_first(
+    texts: list[tuple[bytes, int, bool]], text: bytes, plain: list[tuple[int, int]]
+) -> list[int]:
+    """The ids of special tokens in a text, by looking at all of them at each byte."""
+    found, at = [], 0
+    while at < len(text):
+        for special, id, of_users in sorted(texts, key=lambda entry: -len(entry[0])):
+            end = at + len(special)
+            touched = any(a < b and a < end and at < b for a, b in plain)
+            if text.startswith(special, at) and (of_users or not touched):
+                found.append(id)
+                at = end
+                break
+        else:
+            at += 1
+    return found
+
+
+def test_the_longest_special_token_is_found(files: tiny_gguf.Files, tmp_path: Path) -> None:
+    """Against a search through all of them, with prefixes of each other, of both kinds, beside plain ranges in any order."""
+    generator = random.Random(7)
+    texts = sorted({"".join(generator.choices("xyz\u00e9", k=generator.randint(2, 9))) for _ in range(400)})
+    kinds = [generator.choice([CONTROL, USER]) for _ in texts]
+    handle = _lib.ModelHandle(with_tokens(files, tmp_path / "x.gguf", texts, kinds), None)
+    entries = [
+        (text.encode(), 384 + i, kind == USER)
+        for i, (text, kind) in enumerate(zip(texts, kinds, strict=True))
+    ]
+    n_found = 0
+    for _ in range(300):
+        text = "".join(generator.choices("xyz\u00e9 ", k=60))
+        size = len(text.encode())
+        plain = [tuple(generator.randint(0, size) for _ in range(2)) for _ in range(generator.randint(0, 4))]
+        plain = [(a, b) for a, b in plain if a <= b]
+        expected = longest_first(entries, text.encode(), plain)
+        assert [i for i in handle.tokenize(text, plain=plain) if i >= 384] == expected, (text, plain)
+        n_found += len(expected)
+    assert n_found > 3000
+    handle.close()
+
+
+def test_many_plain_ranges(llava: pyllava.Llava) -> None:
+    text = "</s>" * 50_000
+    plain = [(i, i + 1) for i in range(len(text) - 1, 0, -8)]
+    assert measured_seconds(lambda: llava._model.tokenize(text, plain=plain)) < 3

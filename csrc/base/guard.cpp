@@ -8,6 +8,10 @@
 #include <exception>
 #include <stdexcept>
 
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
+
 namespace {
 
 std::atomic<bool> failed { false };
@@ -34,6 +38,11 @@ pyllava_status guarded(pyllava_status (*fn)(void * user), void * user) {
     } catch (const std::exception & error) {
         failed = true;
         return error_set(PYLLAVA_ERR_DEVICE, "the back end failed: %s", error.what());
+#if defined(__GLIBCXX__)
+    } catch (const abi::__forced_unwind &) { // the end of this thread, which nothing may stop
+        failed = true;
+        throw;
+#endif
     } catch (...) {
         failed = true;
         return error_set(PYLLAVA_ERR_DEVICE, "the back end failed");

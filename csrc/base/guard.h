@@ -9,7 +9,8 @@ extern "C" {
 #endif
 
 // Returns what fn returns, or PYLLAVA_ERR_DEVICE with ggml's message if fn did not return: its objects may
-// then only be freed, inside a guard, and not be used.
+// then only be freed, inside a guard, and not be used. A thread that ends within fn is not kept from it
+// (Python's daemon threads end so, in a callback, when the interpreter ends).
 pyllava_status guarded(pyllava_status (*fn)(void * user), void * user);
 // Whether a guarded call has failed so in this process. Devices are then no longer used: the state of their
 // back ends is unknown.

@@ -5,6 +5,8 @@
 #endif
 #include "memory.h"
 
+#include "cgroup.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,50 +31,6 @@
 
 #define MAX_THREADS 512
 
-#if defined(__linux__)
-// The first one or two numbers of a file of a control group; "max" reads as UINT64_MAX.
-static bool read_numbers(const char * path, uint64_t * a, uint64_t * b) {
-    FILE * file = fopen(path, "r");
-    if (!file) return false;
-    char words[2][32] = { "", "" };
-    int n = fscanf(file, "%31s %31s", words[0], words[1]);
-    fclose(file);
-    unsigned long long value = 0;
-    for (int i = 0; i < n; i++) {
-        uint64_t * out = i ? b : a;
-        if (!out) break;
-        if (!strcmp(words[i], "max")) *out = UINT64_MAX;
-        else if (sscanf(words[i], "%llu", &value) == 1) *out = value;
-    }
-    return n > 0;
-}
-
-// Bytes of cached file pages in a control group, which the system can reclaim.
-static uint64_t group_cached(void) {
-    FILE * file = fopen("/sys/fs/cgroup/memory.stat", "r");
-    if (!file) return 0;
-    char line[128];
-    unsigned long long value;
-    uint64_t sum = 0;
-    while (fgets(line, sizeof line, file)) {
-        if (sscanf(line, "active_file %llu", &value) == 1 || sscanf(line, "inactive_file %llu", &value) == 1)
-            sum += value;
-    }
-    fclose(file);
-    return sum;
-}
-
-// Bytes that the control group of a container leaves free.
-static uint64_t group_available(void) {
-    uint64_t limit = UINT64_MAX, used = 0;
-    if (!read_numbers("/sys/fs/cgroup/memory.max", &limit, NULL)) return UINT64_MAX;
-    if (limit == UINT64_MAX || !read_numbers("/sys/fs/cgroup/memory.current", &used, NULL)) return UINT64_MAX;
-    const uint64_t cached = group_cached();
-    used -= cached < used ? cached : used;
-    return used < limit ? limit - used : 0;
-}
-#endif
-
 uint64_t memory_available(void) {
     uint64_t kib = UINT64_MAX;
 #if defined(__linux__)
@@ -84,7 +42,7 @@ uint64_t memory_available(void) {
         if (sscanf(line, "MemAvailable: %llu kB", &value) == 1) kib = value;
     }
     fclose(file);
-    const uint64_t group = group_available(), machine = kib == UINT64_MAX ? kib : kib * 1024;
+    const uint64_t group = cgroup_memory_available(""), machine = kib == UINT64_MAX ? kib : kib * 1024;
     return group < machine ? group : machine;
 #else
     return kib;
@@ -98,16 +56,27 @@ pyllava_status memory_check(uint64_t size, const char * what) {
          (double) size / (1 << 30), (double) have / (1 << 30));
 }
 
+#if defined(__linux__)
+int32_t cpus_allowed(bool allowed[MAX_CPUS]) {
+    cpu_set_t sets[MAX_CPUS / CPU_SETSIZE];
+    int32_t n = 0;
+    memset(sets, 0, sizeof sets);
+    memset(allowed, 0, MAX_CPUS * sizeof *allowed);
+    if (sched_getaffinity(0, sizeof sets, sets)) return 0;
+    for (int cpu = 0; cpu < MAX_CPUS; cpu++)
+        n += allowed[cpu] = CPU_ISSET_S((size_t) cpu, sizeof sets, sets) != 0;
+    return n;
+}
+#endif
+
 int32_t cpu_count(void) {
     long n = 1;
 #if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
-    uint64_t quota = UINT64_MAX, period = 0;
-    if (read_numbers("/sys/fs/cgroup/cpu.max", &quota, &period) && quota != UINT64_MAX && period > 0) {
-        const long share = (long) ((quota + period - 1) / period);
-        if (share < n) n = share;
-    }
+    bool allowed[MAX_CPUS];
+    const int32_t share = cgroup_cpus("");
+    n = cpus_allowed(allowed);
+    if (n == 0) n = sysconf(_SC_NPROCESSORS_ONLN);
+    if (share < n) n = share;
 #elif defined(_WIN32)
     SYSTEM_INFO info;
     GetSystemInfo(&info);

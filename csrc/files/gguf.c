@@ -7,9 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define TOKENS "tokenizer.ggml.tokens" // pieces of text: some cut a character
+
 typedef struct cursor {
     pyllava_gguf * f;
     uint64_t pos;
+    uint64_t n_texts;
+    const logger * log;
 } cursor;
 
 static const struct {
@@ -74,31 +78,57 @@ static pyllava_status take_text(cursor * c, gguf_text * out, uint64_t max, const
     return PYLLAVA_OK;
 }
 
+// Whether the metadata are still of a reasonable size with `size` bytes more.
+static pyllava_status check_room(const cursor * c, uint64_t size, const char * name) {
+    if (size <= GGUF_MAX_META && c->pos <= GGUF_MAX_META - size) return PYLLAVA_OK;
+    FAIL(PYLLAVA_ERR_FILE, "%s: %s: metadata up to byte %llu, need at most %llu [CAP]", c->f->path, name,
+         (unsigned long long) (c->pos + size), (unsigned long long) GGUF_MAX_META);
+}
+
+// Text i of a key. What is not UTF-8 is counted where it is allowed.
+static pyllava_status check_text(const cursor * c, const gguf_key * key, uint64_t i, uint64_t * n_odd) {
+    const gguf_text s = key->strings[i];
+    if (s.size && memchr(s.data, 0, (size_t) s.size)) {
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: zero byte inside text %llu [STR-NUL]", c->f->path, key->name,
+             (unsigned long long) i);
+    }
+    if (text_is_utf8(s.data, s.size)) return PYLLAVA_OK;
+    if (strcmp(key->name, TOKENS))
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: text %llu is not valid UTF-8 [UTF8]", c->f->path, key->name,
+             (unsigned long long) i);
+    ++*n_odd;
+    return PYLLAVA_OK;
+}
+
 static pyllava_status parse_strings(cursor * c, gguf_key * key) {
     if (key->n > left(c) / 8) {
         FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu strings cannot lie in %llu bytes [ARR-LEN]",
              c->f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
              (unsigned long long) left(c));
     }
+    c->n_texts += key->n;
+    if (c->n_texts > GGUF_MAX_TEXTS) {
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu texts, need at most %llu in all keys [CAP]",
+             c->f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
+             (unsigned long long) GGUF_MAX_TEXTS);
+    }
     key->strings = calloc((size_t) key->n + 1, sizeof *key->strings);
     TRY_ALLOC(key->strings, key->n * sizeof *key->strings);
-    for (uint64_t i = 0; i < key->n; i++) TRY(take_text(c, &key->strings[i], GGUF_MAX_STRING, key->name));
+    uint64_t n_odd = 0;
+    for (uint64_t i = 0; i < key->n; i++) {
+        TRY(take_text(c, &key->strings[i], GGUF_MAX_STRING, key->name));
+        TRY(check_room(c, 0, key->name));
+        TRY(check_text(c, key, i, &n_odd));
+    }
+    if (n_odd)
+        log_text(c->log, PYLLAVA_LOG_WARNING, "%s: %s: %llu of %llu texts are not valid UTF-8 [UTF8]",
+                 c->f->path, key->name, (unsigned long long) n_odd, (unsigned long long) key->n);
     return PYLLAVA_OK;
 }
 
 static pyllava_status parse_value(cursor * c, gguf_key * key) {
     pyllava_gguf * f = c->f;
-    if (key->item_type == GGUF_STRING) {
-        TRY(parse_strings(c, key));
-        const gguf_text * s = key->strings;
-        if (key->type == GGUF_STRING && !text_is_utf8(s->data, s->size)) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: not valid UTF-8 [UTF8]", f->path, key->name);
-        }
-        if (key->type == GGUF_STRING && s->size && memchr(s->data, 0, (size_t) s->size)) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: zero byte inside a text [STR-NUL]", f->path, key->name);
-        }
-        return PYLLAVA_OK;
-    }
+    if (key->item_type == GGUF_STRING) return parse_strings(c, key);
     uint64_t size = TYPES[key->item_type].size;
     if (key->n > left(c) / size) {
         FAIL(PYLLAVA_ERR_FILE,
@@ -106,6 +136,7 @@ static pyllava_status parse_value(cursor * c, gguf_key * key) {
              key->name, (unsigned long long) c->pos, (unsigned long long) key->n, TYPES[key->item_type].name,
              (unsigned long long) left(c));
     }
+    TRY(check_room(c, key->n * size, key->name));
     key->data = f->file.data + c->pos;
     c->pos += key->n * size;
     for (uint64_t i = 0; key->item_type == GGUF_BOOL && i < key->n; i++) {
@@ -206,7 +237,9 @@ static pyllava_status parse_tensor(cursor * c, gguf_tensor * t) {
     return tensor_size(f, t);
 }
 
-// Offsets in the table count from the data section and are dense; turns them into offsets in the file.
+// Offsets in the table count from the data section and are dense; turns them into offsets in the file. Every
+// byte of that section belongs to a tensor or aligns the next one: a count that is too small would otherwise
+// begin the section too early and shift all weights.
 static pyllava_status place_tensors(cursor * c) {
     pyllava_gguf * f = c->f;
     uint64_t a = f->alignment, start = (c->pos + a - 1) / a * a, next = 0;
@@ -225,6 +258,12 @@ static pyllava_status place_tensors(cursor * c) {
         }
         next = (t->offset + t->size + a - 1) / a * a;
         t->offset += start;
+    }
+    if (f->file.size > start + next) {
+        FAIL(PYLLAVA_ERR_FILE,
+             "%s: %llu bytes after byte %llu belong to no tensor: does the table name all %llu? [TAIL]",
+             f->path, (unsigned long long) (f->file.size - start - next), (unsigned long long) (start + next),
+             (unsigned long long) f->n_tensors);
     }
     return PYLLAVA_OK;
 }
@@ -318,7 +357,7 @@ static pyllava_status parse_alignment(pyllava_gguf * f) {
 }
 
 static pyllava_status parse(pyllava_gguf * f, const logger * log) {
-    cursor c = { f, 0 };
+    cursor c = { .f = f, .log = log };
     TRY(parse_header(&c));
     f->keys = calloc((size_t) f->n_keys + 1, sizeof *f->keys);
     TRY_ALLOC(f->keys, f->n_keys * sizeof *f->keys);
@@ -331,14 +370,7 @@ static pyllava_status parse(pyllava_gguf * f, const logger * log) {
     for (uint64_t i = 0; i < f->n_tensors; i++) TRY(parse_tensor(&c, &f->tensors[i]));
     TRY(build_indices(f));
     TRY(parse_alignment(f));
-    TRY(place_tensors(&c));
-    uint64_t end =
-        f->n_tensors ? f->tensors[f->n_tensors - 1].offset + f->tensors[f->n_tensors - 1].size : f->file.size;
-    if (f->file.size > end + f->alignment) {
-        log_text(log, PYLLAVA_LOG_WARNING, "%s: %llu bytes after the last tensor", f->path,
-                 (unsigned long long) (f->file.size - end));
-    }
-    return PYLLAVA_OK;
+    return place_tensors(&c);
 }
 
 pyllava_status gguf_open(pyllava_gguf ** out, const char * path, bool use_mmap, pyllava_progress_fn progress,

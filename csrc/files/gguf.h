@@ -28,6 +28,8 @@ typedef enum gguf_type {
 #define GGUF_MAX_TENSORS 65536
 #define GGUF_MAX_STRING  ((uint64_t) 16 << 20)
 #define GGUF_MAX_NAME    63
+#define GGUF_MAX_TEXTS   ((uint64_t) 4 << 20)   // in arrays of all keys: 64 MiB of gguf_text
+#define GGUF_MAX_META    ((uint64_t) 256 << 20) // bytes of all keys
 
 typedef struct gguf_text {
     const char * data;

@@ -40,6 +40,17 @@ static pyllava_status get_text(const source * s, const char * key, gguf_text * o
     return gguf_get_text(s->file, full(s, key, name), false, out);
 }
 
+// Truth values that change nothing here, but for their types.
+static pyllava_status check_flags(const source * s) {
+    static const char * const FLAGS[] = { "attention.causal", "rope.scaling.finetuned",
+                                          "use_parallel_residual" };
+    char name[MAX_KEY];
+    bool flag;
+    for (size_t i = 0; i < sizeof FLAGS / sizeof *FLAGS; i++)
+        TRY(gguf_get_bool(s->file, full(s, FLAGS[i], name), &flag));
+    return PYLLAVA_OK;
+}
+
 static pyllava_status read_rope(language_hparams * h, const source * s) {
     h->rope_theta = 10000.0f;
     h->rope_scale = 1.0f;
@@ -57,6 +68,10 @@ static pyllava_status read_rope(language_hparams * h, const source * s) {
         FAIL(PYLLAVA_ERR_UNSUPPORTED,
              "%s: %s.rope.scaling.type '%.*s', this version runs 'none' and 'linear'", s->file->path,
              s->architecture, (int) (scaling.size < 64 ? scaling.size : 64), scaling.data);
+    }
+    if (has(s, "rope.scaling.type") && linear && factor == 0.0f) {
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s.rope.scaling.type is 'linear', but no %s.rope.scaling.factor > 0",
+             s->file->path, s->architecture, s->architecture);
     }
     if (linear && factor > 0.0f) h->rope_scale = 1.0f / factor;
     return PYLLAVA_OK;
@@ -100,6 +115,7 @@ pyllava_status language_hparams_read(language_hparams * out, const pyllava_gguf 
     TRY(get_int(&s, "block_count", true, (gguf_range) { 1, PYLLAVA_MAX_LAYERS }, &h.n_layer));
     TRY(get_int(&s, "feed_forward_length", true, (gguf_range) { 1, MAX_WIDTH }, &h.n_ff));
     TRY(get_float(&s, "attention.layer_norm_rms_epsilon", true, 1e-30, 1.0, &h.eps));
+    TRY(check_flags(&s));
     TRY(read_heads(&h, &s));
     TRY(read_rope(&h, &s));
     const gguf_key * tokens = NULL;

@@ -32,12 +32,14 @@ static bool split_name(const char * first, int32_t i, int32_t n, char * out, siz
                              i + 1, n) < out_size;
 }
 
+// What the files say of how they were split. A single one may say nothing, or that it is all there is: merged
+// files say that they are the first of 0.
 static pyllava_status check_split(const weights * w, int32_t n) {
     uint64_t n_tensors = 0;
     for (int32_t i = 0; i < n; i++) {
         int32_t no = i, count = n;
-        TRY(gguf_get_int(w->files[i], "split.no", true, (gguf_range) { i, i }, &no));
-        TRY(gguf_get_int(w->files[i], "split.count", true, (gguf_range) { n, n }, &count));
+        TRY(gguf_get_int(w->files[i], "split.no", n > 1, (gguf_range) { i, i }, &no));
+        TRY(gguf_get_int(w->files[i], "split.count", n > 1, (gguf_range) { n > 1 ? n : 0, n }, &count));
         n_tensors += w->files[i]->n_tensors;
     }
     int32_t need = (int32_t) n_tensors;
@@ -60,7 +62,33 @@ static pyllava_status open_rest(weights * w, const char * path, int32_t n, bool 
         TRY(gguf_open(&w->files[i], name, use_mmap, NULL, log));
         w->n_files = i + 1;
     }
-    return n > 1 ? check_split(w, n) : PYLLAVA_OK;
+    return check_split(w, n);
+}
+
+static bool has_quantised(const weights * w) {
+    for (int32_t i = 0; i < w->n_files; i++) {
+        for (uint64_t j = 0; j < w->files[i]->n_tensors; j++) {
+            if (ggml_is_quantized((enum ggml_type) w->files[i]->tensors[j].type)) return true;
+        }
+    }
+    return false;
+}
+
+// Blocks of another version have the names of ours, but mean other numbers.
+static pyllava_status check_quantisation(const weights * w, const logger * log) {
+    const char * path = w->files[0]->path;
+    int32_t version = GGML_QNT_VERSION;
+    TRY(gguf_get_int(w->files[0], "general.quantization_version", false, (gguf_range) { 0, INT32_MAX },
+                     &version));
+    if (version == GGML_QNT_VERSION) return PYLLAVA_OK;
+    if (has_quantised(w)) {
+        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: general.quantization_version: %d, this version reads %d", path,
+             version, GGML_QNT_VERSION);
+    }
+    log_text(log, PYLLAVA_LOG_WARNING,
+             "%s: general.quantization_version: %d is unknown; no tensor of the file is quantised", path,
+             version);
+    return PYLLAVA_OK;
 }
 
 pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pyllava_progress_fn progress,
@@ -77,7 +105,8 @@ pyllava_status weights_open(weights * w, const char * path, bool use_mmap, pylla
     }
     w->files[0] = first;
     w->n_files = 1;
-    return open_rest(w, path, n, use_mmap, log);
+    TRY(open_rest(w, path, n, use_mmap, log));
+    return check_quantisation(w, log);
 }
 
 static ggml_backend_buffer_t wrap(const void * data, size_t size) {

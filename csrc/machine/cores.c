@@ -1,8 +1,4 @@
 // cores.c - see cores.h.
-#if defined(__linux__)
-#define _GNU_SOURCE
-#include <sched.h>
-#endif
 #include "cores.h"
 
 #include "memory.h"
@@ -17,26 +13,37 @@
 #define WAIT_MS 20 // between looks at the cancel flag
 
 #if defined(__linux__)
-// The lowest number among the hardware threads of a core, or the thread's own where that is unknown.
-static int first_sibling(int cpu) {
-    char path[96];
-    int first = cpu;
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-    FILE * file = fopen(path, "r");
-    if (!file) return cpu;
-    if (fscanf(file, "%d", &first) != 1 || first < 0 || first > cpu) first = cpu;
-    fclose(file);
-    return first;
+// The lowest number among the hardware threads of a core, or the thread's own where that is unknown. The
+// second name of the list is that of kernels before 5.3.
+static int first_sibling(const char * root, int cpu) {
+    static const char * const LISTS[] = { "core_cpus_list", "thread_siblings_list" };
+    char path[512];
+    int first = -1;
+    for (int i = 0; i < 2 && first < 0; i++) {
+        snprintf(path, sizeof path, "%s/sys/devices/system/cpu/cpu%d/topology/%s", root, cpu, LISTS[i]);
+        FILE * file = fopen(path, "r");
+        if (file && fscanf(file, "%d", &first) != 1) first = -1;
+        if (file) fclose(file);
+    }
+    return first < 0 || first > cpu ? cpu : first;
+}
+
+int32_t cores_among(const char * root, const bool * allowed, int32_t n_cpus) {
+    bool * seen = calloc((size_t) n_cpus, sizeof *seen);
+    int32_t n = 0;
+    for (int cpu = 0; seen && cpu < n_cpus; cpu++) {
+        if (!allowed[cpu]) continue;
+        const int first = first_sibling(root, cpu);
+        n += !seen[first];
+        seen[first] = true;
+    }
+    free(seen);
+    return n;
 }
 
 static int32_t count_physical(void) {
-    cpu_set_t allowed, seen;
-    if (sched_getaffinity(0, sizeof allowed, &allowed)) return cpu_count();
-    CPU_ZERO(&seen);
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (CPU_ISSET(cpu, &allowed)) CPU_SET(first_sibling(cpu), &seen);
-    }
-    return CPU_COUNT(&seen);
+    bool allowed[MAX_CPUS];
+    return cpus_allowed(allowed) ? cores_among("", allowed, MAX_CPUS) : cpu_count();
 }
 #elif defined(__APPLE__)
 static int32_t count_physical(void) {

@@ -6,10 +6,15 @@
 #include "error.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 typedef struct cores cores;
 
 int32_t cores_physical(void); // that this process may use, at least 1
+#if defined(__linux__)
+// Cores with at least one hardware thread in allowed [n_cpus], as root/sys says; root "" is the machine.
+int32_t cores_among(const char * root, const bool * allowed, int32_t n_cpus);
+#endif
 pyllava_status cores_create(cores ** out);
 void cores_free(cores * c);
 

@@ -21,6 +21,7 @@ const language_family * language_family_of(gguf_text architecture) {
 pyllava_status language_read(language * m, const pyllava_gguf * f) {
     gguf_text name = { 0 };
     TRY(hparams_architecture(f, &name));
+    TRY(hparams_check_flags(f));
     if (gguf_text_is(name, "clip"))
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: this is a projector (mmproj), need a language model", f->path);
     m->family = language_family_of(name);

@@ -8,6 +8,7 @@ pyllava_status vision_read(vision * v, const pyllava_gguf * f) {
     gguf_text name = { 0 };
     bool has_tower = false;
     TRY(hparams_architecture(f, &name));
+    TRY(hparams_check_flags(f));
     if (language_family_of(name))
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: this is a language model, need a projector file (mmproj)", f->path);
     if (!gguf_text_is(name, "clip")) return hparams_refuse(f, "architecture", name, "'clip'");

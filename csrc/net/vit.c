@@ -1,6 +1,7 @@
 // vit.c - see vit.h.
 #include "vit.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,6 +39,26 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     // clang-format on
 }
 
+// Layers behind the hidden state that is read may be there, and then are whole: those of a count that says
+// more than the file holds are missing.
+static pyllava_status ignore_rest(const vit_hparams * h, weights * w) {
+    static const char * const PARTS[] = { "ln1",      "attn_q", "attn_k",   "attn_v",
+                                          "attn_out", "ln2",    "ffn_down", "ffn_up" };
+    char name[GGML_MAX_NAME];
+    for (int i = h->n_layer_run; i < h->n_layer; i++) {
+        for (int j = 0; j < 2 * (int) (sizeof PARTS / sizeof *PARTS); j++) {
+            snprintf(name, sizeof name, "v.blk.%d.%s.%s", i, PARTS[j / 2], j % 2 ? "bias" : "weight");
+            if (weights_find(w, name, NULL)) continue;
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: missing tensor %s (clip.vision.block_count: %d)",
+                 w->files[0]->path, name, h->n_layer);
+        }
+        snprintf(name, sizeof name, "v.blk.%d.", i);
+        weights_ignore(w, name);
+    }
+    weights_ignore(w, "v.post_ln.");
+    return w->status;
+}
+
 pyllava_status vit_bind(vit * v, weights * w) {
     const vit_hparams * h = &v->hparams;
     const int64_t D = h->n_embd;
@@ -59,14 +80,8 @@ pyllava_status vit_bind(vit * v, weights * w) {
     if (has_pre_ln) v->pre_ln = weights_vector(w, D, "v.pre_ln.weight");
     if (has_pre_ln) v->pre_ln_b = weights_vector(w, D, "v.pre_ln.bias");
     for (int i = 0; i < h->n_layer_run; i++) bind_layer(&v->layers[i], w, h, i);
-
-    for (int i = h->n_layer_run; i < h->n_layer; i++) { // after the hidden state that LLaVA reads
-        char prefix[32];
-        snprintf(prefix, sizeof prefix, "v.blk.%d.", i);
-        weights_ignore(w, prefix);
-    }
-    weights_ignore(w, "v.post_ln.");
-    return w->status;
+    TRY(w->status);
+    return ignore_rest(h, w);
 }
 
 void vit_free(vit * v) {

@@ -21,10 +21,10 @@ typedef struct tokenizer {
     const struct tokenizer_kind * kind;
     const vocab * vocab;
     void * own;         // what only its kind reads: one block of malloc, NULL if there is nothing
-    int32_t * specials; // [n_specials] ids of control, unknown and user-defined tokens, longest text first
+    int32_t * specials; // [n_specials] ids of control, unknown and user-defined tokens, in the order of texts
     int32_t n_specials;
-    bool starts_special[256]; // whether the text of a special token begins with this byte
-    gguf_text * pieces;       // [vocab->n] bytes of each token as they stand in an answer, in arena
+    int32_t first_special[257]; // the first in specials that begins with this byte or a greater one
+    gguf_text * pieces;         // [vocab->n] bytes of each token as they stand in an answer, in arena
     char * arena;
 } tokenizer;
 

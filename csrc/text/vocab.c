@@ -13,14 +13,8 @@ static const char * const END_TEXTS[] = { "<|eot_id|>",    "<|im_end|>", "<|end|
 
 // -------------------------------------------------------------------------------------- hash table
 
-static uint32_t hash(const char * text, uint64_t size) { // FNV-1a
-    uint32_t h = 2166136261u;
-    for (uint64_t i = 0; i < size; i++) h = (h ^ (uint8_t) text[i]) * 16777619u;
-    return h ^ (h >> 15);
-}
-
 static uint32_t slot_of(const vocab * v, const char * text, uint64_t size) {
-    uint32_t slot = hash(text, size) & v->table_mask;
+    uint32_t slot = (uint32_t) hash_bytes(v->table_key, text, (size_t) size) & v->table_mask;
     for (;; slot = (slot + 1) & v->table_mask) {
         int32_t id = v->table[slot];
         if (id < 0 || (v->texts[id].size == size && !memcmp(v->texts[id].data, text, (size_t) size)))
@@ -29,7 +23,7 @@ static uint32_t slot_of(const vocab * v, const char * text, uint64_t size) {
 }
 
 int32_t vocab_find(const vocab * v, const char * text, uint64_t size) {
-    return size ? v->table[slot_of(v, text, size)] : -1;
+    return size && size <= v->longest ? v->table[slot_of(v, text, size)] : -1;
 }
 
 static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
@@ -39,6 +33,7 @@ static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
     TRY_ALLOC(v->table, size * sizeof *v->table);
     memset(v->table, 0xFF, size * sizeof *v->table);
     v->table_mask = size - 1;
+    v->table_key = hash_key_new();
     for (int32_t id = 0; id < v->n; id++) {
         gguf_text t = v->texts[id];
         if (t.size > MAX_TOKEN)
@@ -50,6 +45,7 @@ static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
             FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokens %d and %d have the same text", f->path, v->table[slot],
                  id);
         v->table[slot] = id;
+        if (t.size > v->longest) v->longest = t.size;
     }
     return PYLLAVA_OK;
 }
@@ -93,25 +89,58 @@ static pyllava_status read_special_id(const vocab * v, const pyllava_gguf * f, c
     return gguf_get_int(f, key, false, (gguf_range) { 0, v->n - 1 }, out);
 }
 
-static pyllava_status read_special_ids(vocab * v, const pyllava_gguf * f) {
-    v->bos = 1, v->eos = 2, v->unk = 0; // LLaMA's, where a file does not say
-    v->add_bos = true;
-    TRY(read_special_id(v, f, "tokenizer.ggml.bos_token_id", &v->bos));
-    TRY(read_special_id(v, f, "tokenizer.ggml.eos_token_id", &v->eos));
-    TRY(read_special_id(v, f, "tokenizer.ggml.unknown_token_id", &v->unk));
-    TRY(gguf_get_bool(f, "tokenizer.ggml.add_bos_token", &v->add_bos));
-    if (v->n < 3) FAIL(PYLLAVA_ERR_MISMATCH, "%s: vocabulary of %d tokens", f->path, v->n);
-    int32_t eot = v->eos, eom = v->eos;
-    TRY(read_special_id(v, f, "tokenizer.ggml.eot_token_id", &eot));
-    TRY(read_special_id(v, f, "tokenizer.ggml.eom_token_id", &eom));
-    v->ends[v->eos] = v->ends[eot] = v->ends[eom] = true;
+// All ids that a file names are tokens of it, those that this version does not use too, such as the one for
+// padding.
+static pyllava_status check_special_ids(const vocab * v, const pyllava_gguf * f) {
+    static const char PREFIX[] = "tokenizer.ggml.", TAIL[] = "_token_id";
+    int32_t id;
+    for (uint64_t i = 0; i < f->n_keys; i++) {
+        const char * name = f->keys[i].name;
+        const size_t size = strlen(name);
+        if (size < sizeof PREFIX + sizeof TAIL || strncmp(name, PREFIX, sizeof PREFIX - 1)) continue;
+        if (!strcmp(name + size - (sizeof TAIL - 1), TAIL)) TRY(read_special_id(v, f, name, &id));
+    }
+    return PYLLAVA_OK;
+}
+
+// Marks what ends an answer. A vocabulary without eos has the first of these as its eos.
+static pyllava_status read_ends(vocab * v, const pyllava_gguf * f) {
+    static const char * const KEYS[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                         "tokenizer.ggml.eom_token_id" };
+    v->eos = -1;
+    for (size_t i = 0; i < sizeof KEYS / sizeof *KEYS; i++) {
+        int32_t id = -1;
+        TRY(read_special_id(v, f, KEYS[i], &id));
+        if (id >= 0) v->ends[id] = true;
+        if (v->eos < 0) v->eos = id;
+    }
     for (size_t i = 0; i < sizeof END_TEXTS / sizeof *END_TEXTS; i++) {
         int32_t id = vocab_find(v, END_TEXTS[i], strlen(END_TEXTS[i]));
         if (id < 0) continue;
         v->ends[id] = true;
         v->kinds[id] = KIND_CONTROL;
+        if (v->eos < 0) v->eos = id;
     }
+    if (v->eos < 0)
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: key %s is missing, and no other token ends an answer", f->path,
+             KEYS[0]);
     return PYLLAVA_OK;
+}
+
+static pyllava_status read_special_ids(vocab * v, const pyllava_gguf * f) {
+    static const char BOS[] = "tokenizer.ggml.bos_token_id";
+    if (v->n < 3) FAIL(PYLLAVA_ERR_MISMATCH, "%s: vocabulary of %d tokens", f->path, v->n);
+    v->bos = 1, v->unk = 0; // LLaMA's, where a file does not say
+    v->add_bos = true;
+    TRY(check_special_ids(v, f));
+    TRY(read_special_id(v, f, BOS, &v->bos));
+    TRY(read_special_id(v, f, "tokenizer.ggml.unknown_token_id", &v->unk));
+    TRY(gguf_get_bool(f, "tokenizer.ggml.add_bos_token", &v->add_bos));
+    if (v->add_bos && !gguf_find_key(f, BOS)) {
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: key %s is missing, but prompts are to begin with this token", f->path,
+             BOS);
+    }
+    return read_ends(v, f);
 }
 
 pyllava_status vocab_read(vocab * v, const pyllava_gguf * f) {

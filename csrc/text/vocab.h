@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gguf.h"
+#include "hash.h"
 
 typedef enum token_kind { // the numbers of tokenizer.ggml.token_type
     KIND_UNDEFINED,
@@ -21,6 +22,8 @@ typedef struct vocab {
     bool * ends;       // [n] whether the token ends an answer
     int32_t * table;   // [table_mask + 1] hash table of ids, -1 where empty
     uint32_t table_mask;
+    hash_key table_key;
+    uint64_t longest;      // bytes of the longest text
     int32_t bos, eos, unk; // ids
     bool add_bos;          // whether a prompt begins with bos
 } vocab;

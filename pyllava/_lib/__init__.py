@@ -7,7 +7,7 @@ private to the folder.
 
 from .device import Device, Devices, devices, plan_devices
 from .functions import FUNCTIONS
-from .gguf import GgufHandle, TensorInfo
+from .gguf import GgufHandle, Metadata, TensorInfo
 from .handle import Log, Progress
 from .load import ABI, engine_version, lib, load_plugins, version
 from .model import ModelHandle, ModelInfo
@@ -31,6 +31,7 @@ __all__ = [
     "GgufHandle",
     "Layout",
     "Log",
+    "Metadata",
     "ModelHandle",
     "ModelInfo",
     "Placement",

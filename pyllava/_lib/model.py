@@ -11,7 +11,7 @@ import numpy as np
 
 from .device import _device_users, _devices, _refuse_devices_after_fork
 from .functions import _I32, _P, _U64, _ModelDevices, _ModelInfo, _ModelParams, _Range
-from .gguf import _metadata
+from .gguf import Metadata
 from .handle import Log, Progress, _Callback, _Handle
 from .load import _check, lib, load_plugins
 from .params import Layout, Placement
@@ -120,14 +120,12 @@ class ModelHandle:
             _check(lib.pyllava_merge(at, c.byref(layout.packed()), _pointer(views), _pointer(out)))
         return out
 
-    def metadata(self) -> dict[str, object]:
-        with self._handle.use() as at:
-            return _metadata(lib.pyllava_model_file(at))
+    def metadata(self) -> Metadata:
+        return Metadata(self._handle, lib.pyllava_model_file)
 
-    def mmproj_metadata(self) -> dict[str, object]:
-        with self._handle.use() as at:
-            file = lib.pyllava_model_mmproj(at)
-            return _metadata(file) if file else {}
+    def mmproj_metadata(self) -> Metadata:
+        """Without keys where there is no projector."""
+        return Metadata(self._handle, lib.pyllava_model_mmproj)
 
     def tokenize(
         self, text: str, *, plain: Sequence[tuple[int, int]] = (), add_bos: bool = False

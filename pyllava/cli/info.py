@@ -32,7 +32,7 @@ def info(argv: Sequence[str]) -> None:
     if options.tensors:
         summary["tensors"] = [_tensor(tensor) for tensor in file.tensors]
     if options.json:
-        print(json.dumps({**summary, "metadata": file.metadata}, indent=2, default=_plain))
+        print(json.dumps({**summary, "metadata": dict(file.metadata)}, indent=2, default=_plain))
     else:
         print("\n".join(_report(summary, file.metadata)))
 
@@ -116,7 +116,8 @@ def _projector_kind(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int,
 def _layers_run(metadata: Mapping[str, Any], n_stored: int) -> int:
     """As vision_hparams.c decides: a file without a feature layer holds the layers wanted, or a whole tower."""
     n_layer = _count(metadata, "clip.vision.block_count") or n_stored
-    features = metadata.get("clip.vision.feature_layer")
+    features: Any = metadata.get("clip.vision.feature_layer")
+    features = features.tolist() if hasattr(features, "tolist") else features
     if isinstance(features, list) and features and isinstance(features[0], int):
         return features[0] if features[0] >= 0 else n_layer
     return n_layer - 1 if n_layer in (24, 32) else n_layer
@@ -172,11 +173,11 @@ def _short(value: Any) -> str:
         return repr(value if len(value) <= _TEXT_SHOWN else value[:_TEXT_SHOWN] + "...")
     if isinstance(value, float):
         return f"{value:.7g}"  # f32 in the file
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if not isinstance(value, Sequence):
+    is_array = hasattr(value, "tolist")
+    if not is_array and not isinstance(value, Sequence):
         return str(value)
-    shown = ", ".join(_short(element) for element in value[:_SHOWN])
+    first = value[:_SHOWN].tolist() if is_array else value[:_SHOWN]
+    shown = ", ".join(_short(element) for element in first)
     return f"[{shown}]" if len(value) <= _SHOWN else f"[{shown}, ...] ({len(value)})"
 
 

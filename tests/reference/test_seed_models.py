@@ -286,7 +286,7 @@ def test_every_way_to_convert_gives_the_same_model(lab: Lab) -> None:
     pairs = [side for pair in lab.model.pinpoints for side in pair]
     for path in files:
         keys = keys_of(path.mmproj)
-        assert keys.get("clip.vision.image_grid_pinpoints", []) == pairs
+        assert list(keys.get("clip.vision.image_grid_pinpoints", [])) == pairs
         assert keys["clip.vision.feature_layer"] == [23]
         assert keys["clip.vision.attention.head_count"] == 16
         assert keys.get("clip.vision.mm_patch_merge_type") == ("spatial_unpad" if lab.model.anyres else None)
