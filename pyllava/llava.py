@@ -47,7 +47,8 @@ class Llava:
     - `model`: a GGUF file, a folder with one, or None for the small demo model in the package.
     - `mmproj`: the projector's file; by default the one beside the model.
     - `use_mmap`: False reads the files into memory.
-    - `template`: a name in ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and name tell.
+    - `template`: a name in ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and names tell
+      (where they tell nothing, "vicuna_v1" with a warning).
 
     How it is computed:
 
@@ -217,16 +218,24 @@ class Llava:
         self._session = self._engine.session
 
     def _choose_template(self, template: str, files: models.ModelFiles) -> Template:
-        metadata = self._model.metadata()
         if template != "auto":
             return templates.by_name(template)
-        known = metadata.get("pyllava.template")
-        general = metadata.get("general.name")
-        return templates.guess(
-            str(known) if known is not None else None,
-            str(general) if general is not None else None,
-            files.model.name,
-        )
+        metadata = self._model.metadata()
+        told = metadata.get("pyllava.template")
+        if told is not None:
+            return templates.by_name(str(told))
+        chat_template = metadata.get("tokenizer.chat_template")
+        names = models.names_in(files.model, metadata)
+        tokens: Any = metadata.get("tokenizer.ggml.tokens", ())
+        found = templates.choose(names, str(chat_template) if chat_template else None, tokens)
+        if found.doubt:
+            _log.warning(
+                "%s: %s; %s is used (%s): template= or --template names another of %s",
+                *(files.model, found.doubt, found.name, found.why, ", ".join(templates.TEMPLATES)),
+            )
+        else:
+            _log.info("%s: prompt template %s (%s)", files.model, found.name, found.why)
+        return templates.TEMPLATES[found.name]
 
     def close(self) -> None:
         """Frees the model; calls that run in other threads are ended first. A second call does nothing.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import ModelMismatchError
 from .gguf import GgufFile
@@ -67,3 +69,16 @@ def _in_folder(folder: Path, mmproj: str | os.PathLike[str] | None) -> ModelFile
     if mmproj is not None:
         return ModelFiles(language, Path(mmproj))
     return ModelFiles(language, _only(projectors, folder, "projector (mmproj) files") if projectors else None)
+
+
+_NAMES = re.compile(r"general\.((base_model\.\d+\.)?name|basename|finetune|repo_url|source\.repo_url)")
+
+
+def names_in(path: Path, metadata: Mapping[str, Any]) -> list[str]:
+    """What a model is called, the best first: in its metadata, by its file, by the folder; then what it was made from."""
+    told = {key: value for key, value in metadata.items() if _NAMES.fullmatch(key) and isinstance(value, str)}
+    own = [told.pop(key) for key in ("general.name", "general.basename") if key in told]
+    folder = path.absolute().parent
+    if folder.parent.name == "snapshots":  # Hugging Face's cache: models--OWNER--NAME/snapshots/HASH
+        folder = folder.parent.parent
+    return [*own, path.name, folder.name, *(told[key] for key in sorted(told, reverse=True))]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 IMAGE_MARK = "<image>"
 
@@ -211,49 +211,93 @@ def prompt_text(parts: Sequence[Part]) -> str:
     return "".join(IMAGE_MARK if isinstance(part, ImageMark) else part.text for part in parts)
 
 
-def guess(name: str | None, general_name: str | None, file_name: str | None) -> Template:
-    """The template of a model: `name` as its metadata gives it, else what its names tell, else ``vicuna_v1``.
+class Choice(NamedTuple):
+    """The template of a model, and what told it."""
 
-    Raises ValueError if `name` is not the name of a template.
+    name: str
+    why: str
+    doubt: str = ""
+    """What is to be said to the user, who may know better; "" where the model tells its template."""
+
+
+def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str]) -> Choice:
+    """The template of a model or a checkpoint that is not told by the name of one.
+
+    Told by the Jinja template that it brings, which is looked at and never run; else by the names that it has, then by
+    its vocabulary; else ``vicuna_v1``, with `doubt`.
     """
-    if name is not None:
-        return by_name(name)
-    hints = (_hint(_NAME_HINTS, known.lower()) for known in (general_name, file_name) if known)
-    return TEMPLATES[next(filter(None, hints), _USUAL)]
-
-
-def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str]) -> tuple[str, str]:
-    """The template's name for a checkpoint, and why.
-
-    Told by the names of the model, then the Jinja template that it brings, then its vocabulary.
-    """
+    names = list(names)
     for name in names:
-        if found := _hint(_NAME_HINTS, name.lower()):
-            return found, f"the name {name}"
-    if found := _hint(_SIGNS, chat_template or ""):
-        return found, "the checkpoint's chat template"
+        if found := _hint(_TRAINED_OTHERWISE, name):
+            return Choice(found, f"the name {name}")
+    if chat_template and (known := recognised(chat_template)):
+        return known
+    doubt = "its chat template is none of those known here" if chat_template else ""
+    for name in names:
+        if found := _hint(_NAME_HINTS, name):
+            return Choice(found, f"the name {name}", doubt)
     if "<|im_start|>" in tokens:
-        return "chatml_direct", "its vocabulary"
-    return _USUAL, "nothing else said"
+        return Choice("chatml_direct", "its vocabulary", doubt)
+    return Choice(_USUAL, "nothing else said", doubt or "nothing in it tells its prompt template")
 
 
-def _hint(hints: Sequence[tuple[str, str]], text: str) -> str | None:
-    return next((template for part, template in hints if part in text), None)
+def recognised(chat_template: str) -> Choice | None:
+    """The template whose turn marks stand in a Jinja template, or None.
+
+    ChatML with a newline after each turn is the base model's; a LLaVA model on it was trained without.
+    """
+    text = _literals(chat_template)
+    bare = "".join(text.split())
+    for marks, name, other_space in _SIGNS:
+        if all("".join(mark.split()) in bare for mark in marks):
+            but = ", but for white space" if re.search(other_space, text) else ""
+            return Choice(name, f"its chat template{but}")
+    return None
+
+
+def _literals(jinja: str) -> str:
+    """A Jinja template without its comments, and with texts that it joins in one piece."""
+    parts, at = [], 0
+    while (start := jinja.find("{#", at)) >= 0 and (end := jinja.find("#}", start + 2)) >= 0:
+        parts.append(jinja[at:start])
+        at = end + 2
+    text = "".join([*parts, jinja[at:]])
+    return re.sub(r"['\"]\s*\+\s*['\"]", "", text.replace("\\n", "\n"))
+
+
+def _hint(hints: Sequence[tuple[str, str]], name: str) -> str | None:
+    name = name.lower().replace("_", "-")
+    return next((template for part, template in hints if re.search(part, name)), None)
 
 
 _USUAL = "vicuna_v1"
-_NAME_HINTS = (  # parts of a model's name, in the order in which they are looked for
-    ("bakllava", "vicuna_v1"),  # on Mistral, but trained so
+_TRAINED_OTHERWISE = (
+    ("bakllava", "vicuna_v1"),
+)  # than the model they were made from, whose marks they may bring
+_NAME_HINTS = (  # patterns in a model's name, in the order in which they are looked for
+    *_TRAINED_OTHERWISE,
     ("vicuna", "vicuna_v1"),
-    ("34b", "chatml_direct"),
+    (r"(?<![0-9a-z])34b(?![0-9a-z])", "chatml_direct"),  # not in a hash
     ("mistral", "mistral_instruct"),
     ("llama-2", "llava_llama_2"),
-    ("v1.5", "vicuna_v1"),
+    (r"v1\.5|llava-?1\.5", "vicuna_v1"),
+    ("mobilevlm|pyllava-demo", "vicuna_v1"),
 )
-_SIGNS = (  # parts of a template's own text
-    ("<|im_start|>", "chatml_direct"),
-    ("ASSISTANT:", "vicuna_v1"),
-    ("[INST]", "mistral_instruct"),
+_OTHER_CHATML = r"<\|im_end\|>\n"
+_OTHER_INST = r"\[INST\](?! )|(?<! )\[/INST\]"
+_SIGNS = (  # turn marks that stand together in a Jinja template, first match; white space that is not the template's
+    (("<|im_start|>", TEMPLATES["mpt"].system), "mpt", _OTHER_CHATML),
+    (("<|im_start|>",), "chatml_direct", _OTHER_CHATML),
+    (
+        ("[INST]", "<<SYS>>", 'namespace(system="",'),
+        "mistral_instruct",
+        _OTHER_INST,
+    ),  # as our converter writes it
+    (("[INST]", "<<SYS>>"), "llava_llama_2", _OTHER_INST),
+    (("[INST]",), "mistral_instruct", _OTHER_INST),
+    (("###Human:",), "llava_v0", r"### "),
+    (("ASSISTANT:", _chat_between("human")), "llava_v1", r"(USER|ASSISTANT):\n"),
+    (("ASSISTANT:",), "vicuna_v1", r"(USER|ASSISTANT):\n"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -423,6 +424,58 @@ def test_templates_are_chosen(files: Files) -> None:
         assert model.template.name == "mistral_instruct"
     with pytest.raises(ValueError, match="need one of"):
         pyllava.Llava(files.model, template="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("keys", "folder", "expected", "warning"),
+    [
+        ({}, "neutral", "vicuna_v1", "nothing in it tells its prompt template; vicuna_v1 is used"),
+        ({}, "llava-1.6-mistral-7b-gguf", "mistral_instruct", None),
+        ({"general.basename": "llava-v1.6-34b"}, "neutral", "chatml_direct", None),
+        (
+            {"tokenizer.chat_template": "{{ '[INST] ' + m + ' [/INST]' }}"},
+            "llava-v1.5-7b",
+            "mistral_instruct",
+            None,
+        ),
+        ({"tokenizer.chat_template": "{{ '<|im_start|>' + m + '<|im_end|>' }}"}, "x", "chatml_direct", None),
+        (
+            {"tokenizer.chat_template": "{{ 1 / 0 }}"},
+            "x",
+            "vicuna_v1",
+            "is none of those known here; vicuna_v1",
+        ),
+        ({"tokenizer.chat_template": "[INST]", "pyllava.template": "llava_v0"}, "x", "llava_v0", None),
+    ],
+)
+def test_a_model_tells_its_template(
+    files: Files,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    keys: dict[str, str],
+    folder: str,
+    expected: str,
+    warning: str | None,
+) -> None:
+    neutral = tiny_gguf.read(files.model).without_keys(
+        "general.name", "pyllava.template", "tokenizer.chat_template"
+    )
+    told = {name: (value, tiny_gguf.gguf.GGUFValueType.STRING, None) for name, value in keys.items()}
+    (tmp_path / folder).mkdir()
+    path = tiny_gguf.write(
+        tmp_path / folder / "ggml-model-q4_k.gguf", dataclasses.replace(neutral, keys=neutral.keys | told)
+    )
+    with pyllava.Llava(path) as model:
+        assert model.template.name == expected
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (warning is not None)
+    if warning is not None:
+        assert warning in warnings[0]
+        assert "template= or --template names another of vicuna_v1, " in warnings[0]
+    caplog.clear()
+    with pyllava.Llava(path, template="plain") as model:
+        assert model.template.name == "plain"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
