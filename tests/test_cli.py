@@ -305,6 +305,57 @@ def test_usage_errors(
     assert fake.built == []
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-hf", "a/b"], "unrecognized arguments: -hf: nothing is downloaded here"),
+        (["-hffoo"], "unrecognized arguments: -hffoo ("),
+        (["-vh"], "unrecognized arguments: -vh ("),
+        (["-hv"], "unrecognized arguments: -hv ("),
+        (["-n5"], "unrecognized arguments: -n5 ("),
+        (["-image", "cat.jpg"], "unrecognized arguments: -image: did you mean --image?"),
+        (["--bad", "--help"], "unrecognized arguments: --bad ("),
+        (["--help", "--bad"], "unrecognized arguments: --bad ("),
+        (["--version", "-x"], "unrecognized arguments: -x ("),
+        (["--promt=hello", "-h"], "unrecognized arguments: --promt: did you mean --prompt?"),
+        (["-i"], "unrecognized arguments: -i: pyllava-cli chat has a conversation"),
+        (["chat", "-hf", "a/b"], "unrecognized arguments: -hf: nothing"),
+        (["info", "-hf", "a/b"], "unrecognized arguments: -hf: nothing"),
+        (["info", "-help=1"], "unrecognized arguments: -help"),
+        (["quantize", "-th"], "unrecognized arguments: -th"),
+        (["bench", "-hm"], "unrecognized arguments: -hm"),
+        (["convert", "-hf", "a/b"], "unrecognized arguments: -hf"),
+        (["convert", "dir", "-oh"], "unrecognized arguments: -oh"),
+    ],
+)
+def test_a_word_with_one_dash_is_one_option(
+    fake: type[FakeLlava], capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pyllava-cli: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "same"),
+    [
+        (["-mm", "p.gguf"], ["--mmproj", "p.gguf"]),
+        (["-sys", "-h or not"], ["--system", "-h or not"]),
+        (["--system-prompt", "x"], ["--system", "x"]),
+        (["--system_prompt=x"], ["--system", "x"]),
+        (["--temperature", "0.5"], ["--temp", "0.5"]),
+        (["--chat-template", "vicuna"], ["--template", "vicuna_v1"]),
+        (["--chat-template", "mistral-v7"], ["--template", "mistral_instruct"]),
+        (["--log-verbose"], ["-v"]),
+    ],
+)
+def test_aliases_of_llama_cpp(argv: list[str], same: list[str]) -> None:
+    assert options_of(*argv) == options_of(*same) != options_of()
+
+
 def test_inert_sampling_options_are_named(
     fake: type[FakeLlava], red: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,15 +366,19 @@ def test_inert_sampling_options_are_named(
 
 
 def test_help_and_version(fake: type[FakeLlava], capsys: pytest.CaptureFixture[str]) -> None:
-    for flag in ("-h", "--help", "--usage"):
+    for flag in ("-h", "--help", "--usage", "-help"):
         assert cli.main([flag]) == 0
         out = capsys.readouterr().out
         for word in ("--image", "--mmproj", "-ngl", "examples:", "chatml_direct", "info FILE"):
             assert word in out
     assert cli.main(["info", "-h"]) == 0
     assert "--tensors" in capsys.readouterr().out
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"pyllava {pyllava.__version__}\n"
+    for flag in ("--version", "-version"):
+        assert cli.main([flag]) == 0
+        assert capsys.readouterr().out == f"pyllava {pyllava.__version__}\n"
+    for command in COMMANDS:
+        assert cli.main([command, "-help"]) == 0
+        assert capsys.readouterr().out.startswith("usage: ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

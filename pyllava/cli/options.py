@@ -18,8 +18,36 @@ _RANDOM_SEEDS = (-1, 0xFFFFFFFF)
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
+_SYNONYMS = {  # of llama.cpp's tools
+    "--chat-template": "--template",
+    "--log-verbose": "--verbose",
+    "--system-prompt": "--system",
+    "--temperature": "--temp",
+}
+_TEMPLATES = {  # what they call those that are here
+    "vicuna": "vicuna_v1",
+    "chatml": "chatml_direct",
+    **dict.fromkeys(("llama2", "llama2-sys"), "llava_llama_2"),
+    **dict.fromkeys(("mistral-v1", "mistral-v3", "mistral-v7"), "mistral_instruct"),
+}
+_ADVICE = {  # on what they have and this one has not
+    **dict.fromkeys(
+        ("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-mu", "--model-url", "-mmu", "--mmproj-url"),
+        "nothing is downloaded here, fetch the files and name them with -m and --mmproj",
+    ),
+    **dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive"), f"{PROGRAM} chat has a conversation"),
+    **dict.fromkeys(("-sysf", "--system-prompt-file"), "--system takes the text itself"),
+    **dict.fromkeys(
+        ("--jinja", "--chat-template-file"), "--template names one of the templates that are here"
+    ),
+    **dict.fromkeys(("--audio", "--video"), "only pictures are seen, with --image"),
+}
+
+
 class Parser(_terminal.Parser):
     """argparse as llama.cpp's tools read: ``_`` for ``-`` in long names, values may start with a dash."""
+
+    advice = _ADVICE
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -38,6 +66,8 @@ class Parser(_terminal.Parser):
             name, equals, value = word.partition("=")
             if name.startswith("--"):
                 name = name.replace("_", "-")
+            if name not in self._option_string_actions:
+                name = _SYNONYMS.get(name, name)
             if name not in takes_value:
                 arguments.append(name + equals + value)
                 continue
@@ -173,7 +203,7 @@ def _add_model(options: Parser) -> None:
         "FILE",
         "GGUF file or folder (default: demo, a small model in the package; also demo-1.6)",
     )
-    add("--mmproj", "FILE", "projector file (default: the one beside the model)")
+    add("-mm --mmproj", "FILE", "projector file (default: the one beside the model)")
     add(
         "-c --ctx-size",
         "N",
@@ -259,8 +289,14 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
         add("-f --file", "FILE", "read the prompt from a file")
         add("-e --escape", None, r"decode \n \r \t \' \" \\ \xHH in the prompt (default)", default=True)
         add("--no-escape", None, "take the prompt as it is", dest="escape", action="store_false")
-    add("--template", "NAME", f"auto (default), {', '.join(TEMPLATES)}", choices=("auto", *TEMPLATES))
-    add("--system", "TEXT", "system message instead of the template's")
+    add(
+        "--template",
+        "NAME",
+        f"auto (default), {', '.join(TEMPLATES)}",
+        type=lambda name: _TEMPLATES.get(name, name),
+        choices=("auto", *TEMPLATES),
+    )
+    add("-sys --system", "TEXT", "system message instead of the template's")
 
 
 def _add_answer(options: Parser) -> None:
