@@ -410,11 +410,47 @@ def test_escapes(fake: type[FakeLlava], red: str, argv: list[str], expected: str
     assert fake.built[0].asked[0]["prompt"] == expected
 
 
-def test_prompt_file(fake: type[FakeLlava], red: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "prompt"),
+    [
+        ("Was ist\\tdäs?\n\n".encode(), "Was ist\tdäs?\n"),
+        ("Was ist\\tdäs?\r\n\r\n".encode(), "Was ist\tdäs?\n"),
+        (b"\xef\xbb\xbfa\r\nb\rc\r\n", "a\nb\rc"),
+        (b"\xef\xbb\xbf", "Provide a full description."),
+        ("\ufeffa\ufeffb".encode(), "a\ufeffb"),
+        (b"USER:\r\n<image>\r\nASSISTANT:\r\n", "USER:\n<image>\nASSISTANT:"),
+    ],
+)
+def test_prompt_file(fake: type[FakeLlava], red: str, tmp_path: Path, data: bytes, prompt: str) -> None:
     path = tmp_path / "prompt.txt"
-    path.write_bytes("Was ist\\tdäs?\r\n\n".encode())
+    path.write_bytes(data)
     assert cli.main(["--image", red, "-f", str(path)]) == 0
-    assert fake.built[0].asked[0]["prompt"] == "Was ist\tdäs?\r\n"
+    assert fake.built[0].asked[0]["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("What?".encode("utf-16"), "prompt.txt: UTF-16 text, need UTF-8"),
+        (b"\xfe\xff" + "What?".encode("utf-16-be"), "prompt.txt: UTF-16 text, need UTF-8"),
+        ("What?".encode("utf-16-le"), "prompt.txt: zero bytes, as in UTF-16 text, need UTF-8"),
+        ("What?".encode("utf-32"), "prompt.txt: UTF-16 text, need UTF-8"),
+        (b"caf\xe9", "prompt.txt: not UTF-8 text (byte 0xe9 at offset 3)"),
+    ],
+)
+def test_prompt_file_of_another_encoding(
+    fake: type[FakeLlava],
+    red: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: bytes,
+    message: str,
+) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(data)
+    assert cli.main(["--image", red, "-f", str(path)]) == 1
+    assert message in capsys.readouterr().err
+    assert fake.built == []
 
 
 def test_several_images_several_answers(

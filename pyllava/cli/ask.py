@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._terminal import DEMO_NOTE, Console, library_log, printable
+from .._text_file import text_of
 from ..templates import IMAGE_MARK, ImageMark, unescape
 from .options import DEFAULT_PROMPT, ask_parser, model_arguments, sampling_arguments
 
@@ -91,8 +92,8 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
 def _prompt(options: argparse.Namespace) -> str:
     text: str = options.prompt or ""
     if options.file is not None:
-        with open(options.file, encoding="utf-8", newline="") as file:
-            text = file.read().removesuffix("\n")
+        with open(options.file, "rb") as file:
+            text = text_of(file.read(), options.file).removesuffix("\n")
     try:
         text.encode()
     except UnicodeEncodeError:
