@@ -352,6 +352,8 @@ class Llava:
         """Asks about one image, several in one prompt, or none (None: text only).
 
         - `images`: each is a path, the bytes of a file, a PIL image or an array.
+        - `prompt`: the question. The images come before it, or at its ``<image>`` marks on lines of their own where there
+          are as many of those as images; any other ``<image>`` is a word.
         - `raw`: the prompt is used as it stands, with an ``<image>`` mark for each image and special tokens in it,
           instead of through the model's template.
         - `system` replaces the template's system message.

@@ -168,10 +168,9 @@ def render(template: Template, messages: Sequence[Message], *, system: str | Non
     """The prompt of a conversation up to where the next answer starts.
 
     `messages` begin and end with the user and alternate. `system` replaces the template's system message (""
-    for none). The images of a message stand before its text; if the text itself holds as many ``<image>``
-    marks as the message has images, they stand there instead. In a message without images ``<image>`` is
-    plain text. Neighbouring texts are joined unless `special` differs. Raises ValueError for another order of
-    roles or another number of marks.
+    for none). The images of a message stand before its text, or at the ``<image>`` marks on lines of their own
+    where there are as many of those as images; any other ``<image>`` is a word. Neighbouring texts are joined
+    unless `special` differs. Raises ValueError for another order of roles.
     """
     _check_roles(messages)
     parts: list[Part] = []
@@ -201,9 +200,11 @@ def raw(text: str, n_images: int) -> list[Part]:
     """
     if n_images == 0:
         return _joined([Text(text)])
-    if text.count(IMAGE_MARK) != n_images:
-        raise ValueError(_miscount(text, n_images))
-    return _joined(_split_at_marks(text, 0, special=True))
+    places = [mark.start() for mark in re.finditer(IMAGE_MARK, text)]
+    if len(places) != n_images:
+        n_marks = f"{len(places)} {IMAGE_MARK} mark{'s' * (len(places) != 1)}"
+        raise ValueError(f"the prompt has {n_marks}, images given: {n_images}")
+    return _joined(_split(text, places, 0, special=True))
 
 
 def prompt_text(parts: Sequence[Part]) -> str:
@@ -351,23 +352,33 @@ def _system_parts(template: Template, system: str | None) -> list[Part]:
 
 
 def _message_parts(template: Template, message: Message, first: int) -> list[Part]:
-    n_marks = message.text.count(IMAGE_MARK)
-    if message.images and n_marks == message.images:
-        return _split_at_marks(message.text, first, special=False)
-    if message.images and n_marks:
-        raise ValueError(_miscount(message.text, message.images))
+    places = _places(message.text)
+    if len(places) == message.images:
+        return _split(message.text, places, first, special=False)
     parts: list[Part] = []
     for index in range(first, first + message.images):
         parts += [ImageMark(index), Text(template.image_suffix)]
     return [*parts, Text(message.text, special=False)]
 
 
-def _split_at_marks(text: str, first: int, *, special: bool) -> list[Part]:
-    before, *rest = text.split(IMAGE_MARK)
-    parts: list[Part] = [Text(before, special)]
-    for index, after in enumerate(rest, first):
-        parts += [ImageMark(index), Text(after, special)]
-    return parts
+def _places(text: str) -> list[int]:
+    """Where marks stand on lines that hold nothing else."""
+    found, at = [], 0
+    for line in text.splitlines(keepends=True):
+        if not line.replace(IMAGE_MARK, "").strip():
+            found += [at + mark.start() for mark in re.finditer(IMAGE_MARK, line)]
+        at += len(line)
+    return found
+
+
+def _split(text: str, places: Sequence[int], first: int, *, special: bool) -> list[Part]:
+    """The text with images `first` and on in the place of the marks that stand there."""
+    parts: list[Part] = []
+    at = 0
+    for index, place in enumerate(places, first):
+        parts += [Text(text[at:place], special), ImageMark(index)]
+        at = place + len(IMAGE_MARK)
+    return [*parts, Text(text[at:], special)]
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:
@@ -381,8 +392,3 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
         else:
             joined.append(part)
     return joined
-
-
-def _miscount(text: str, n_images: int) -> str:
-    n_marks = text.count(IMAGE_MARK)
-    return f"the prompt has {n_marks} {IMAGE_MARK} mark{'s' * (n_marks != 1)}, images given: {n_images}"

@@ -410,6 +410,25 @@ def test_a_forked_child_is_refused_at_once(files: Files) -> None:
         model.ask(None, "x", max_tokens=1)
 
 
+def test_a_word_in_a_question_is_no_mark(m: pyllava.Llava) -> None:
+    """The picture stays where it was, and the word is read letter by letter."""
+    question = "What does the tag <image> mean?"
+    usual = m.prompt_tokens(picture(1), QUESTION)
+    place = usual.index(templates.ImageMark(0))
+    for images, text in ((picture(1), question), ([picture(1)], f"{question} And <image>?")):
+        ids = m.prompt_tokens(images, text)
+        assert ids[: place + 1] == usual[: place + 1]
+        assert ids.count(templates.ImageMark(0)) == 1
+        tail = [token for token in ids[place + 1 :] if not isinstance(token, templates.ImageMark)]
+        assert text in m.detokenize(tail)
+        assert m.ask(images, text, max_tokens=1).usage.image_tokens_each == (16,)
+    placed = m.prompt_tokens(picture(1), "This one:\n<image>\nWhat is it?")
+    assert placed.index(templates.ImageMark(0)) > place
+    chat = m.chat()
+    chat.ask(question, images=[picture(1), picture(2)], max_tokens=1)
+    assert chat.messages[0].text == question
+
+
 def test_long_prompts_are_refused_before_they_are_tokenised(m: pyllava.Llava) -> None:
     started = time.perf_counter()
     with pytest.raises(pyllava.ContextOverflowError, match="bytes cannot fit"):
