@@ -154,16 +154,17 @@ class Llava:
         )
         self._engine = Engine(self, operator.attrgetter("_progress"))
         try:
-            self._engine.load(
-                lambda report: _lib.ModelHandle(
-                    files.model,
-                    files.mmproj,
-                    use_mmap=use_mmap,
-                    placement=placement,
-                    progress=report,
-                    log=_log.log,
+            with models.explained(files):
+                self._engine.load(
+                    lambda report: _lib.ModelHandle(
+                        files.model,
+                        files.mmproj,
+                        use_mmap=use_mmap,
+                        placement=placement,
+                        progress=report,
+                        log=_log.log,
+                    )
                 )
-            )
             self._set_up(files, n_ctx, template, rounded, image_merge, image_max_tiles)
             self._open(session, n_parallel, kv_cells)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from tiny import TinySpec
 from tiny_gguf import Files
 
 import pyllava
-from pyllava import _embeddings, _lib, templates
+from pyllava import _embeddings, _lib, models, templates
 from pyllava.answer import Transcript
 
 ROOT = Path(__file__).parent.parent
@@ -495,6 +496,139 @@ def test_a_model_tells_its_template(
     with pyllava.Llava(path, template="plain") as model:
         assert model.template.name == "plain"
     assert not caplog.records
+
+
+def lora(path: Path) -> Path:
+    """An adapter as llama.cpp's converter writes it."""
+    writer = tiny_gguf.gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((32, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "error", "message"),
+    [
+        (
+            ["config.json", "model.safetensors"],
+            "",
+            pyllava.ModelMismatchError,
+            "a checkpoint, not GGUF files: `pyl",
+        ),
+        (
+            ["pytorch_model-00001-of-00002.bin"],
+            "",
+            pyllava.ModelMismatchError,
+            "`pyllava-cli convert {folder}`",
+        ),
+        (
+            ["config.json", "model.safetensors"],
+            "config.json",
+            pyllava.ModelFileError,
+            "a file of a checkpoint, not",
+        ),
+        (
+            ["config.json", "model.safetensors"],
+            "model.safetensors",
+            pyllava.ModelFileError,
+            "convert {folder}`",
+        ),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "",
+            pyllava.ModelMismatchError,
+            "a LoRA adapter, not",
+        ),
+        (
+            ["adapter_model.safetensors"],
+            "adapter_model.safetensors",
+            pyllava.ModelFileError,
+            "a LoRA adapter, not",
+        ),
+        (
+            ["lora.gguf"],
+            "lora.gguf",
+            pyllava.ModelMismatchError,
+            "a LoRA adapter, not a model: merge it into",
+        ),
+        (
+            ["lora.gguf"],
+            "",
+            pyllava.ModelMismatchError,
+            "no language model in it; lora.gguf is a LoRA adapter",
+        ),
+        (
+            ["mmproj.gguf"],
+            "",
+            pyllava.ModelMismatchError,
+            "no language model in it; mmproj.gguf is a projector",
+        ),
+        (["notes.txt"], "", pyllava.ModelMismatchError, "no GGUF file in it$"),
+        (
+            ["q4/model.gguf"],
+            "",
+            pyllava.ModelMismatchError,
+            "no GGUF file in it; q4 in it has some: name that",
+        ),
+    ],
+)
+def test_what_is_no_model_is_named(
+    files: Files, tmp_path: Path, names: list[str], given: str, error: type[Exception], message: str
+) -> None:
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if name == "lora.gguf":
+            lora(path)
+        elif name == "mmproj.gguf":
+            shutil.copy(files.mmproj, path)
+        else:
+            path.write_text("{}          ")
+    with pytest.raises(error, match=message.format(folder=re.escape(str(tmp_path)))):
+        pyllava.Llava(tmp_path / given)
+
+
+def test_an_adapter_beside_a_model_or_in_its_place(files: Files, tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "a-lora.gguf")
+    shutil.copy(files.model, tmp_path / "model.gguf")
+    with pyllava.Llava(tmp_path) as model:
+        assert model.files.model.name == "model.gguf"
+    with pytest.raises(pyllava.ModelMismatchError, match=r"a-lora\.gguf: a LoRA adapter, not a model"):
+        pyllava.Llava(files.model, adapter)
+
+
+@pytest.mark.parametrize("names", [("MODEL.GGUF", "MMPROJ-MODEL-F16.GGUF"), ("model.gguf", "mmproj.Gguf")])
+def test_names_in_capitals(files: Files, tmp_path: Path, names: tuple[str, str]) -> None:
+    model, mmproj = (tmp_path / name for name in names)
+    shutil.copy(files.model, model)
+    shutil.copy(files.mmproj, mmproj)
+    for given in (model, tmp_path):
+        found = models.find(given, None)
+        assert (found.model, found.mmproj) == (model, mmproj)
+    (tmp_path / "MODEL-00002-OF-00002.GGUF").touch()
+    assert models.find(tmp_path, None).model == model
+
+
+@pytest.mark.parametrize(
+    ("n_images", "prompt", "ways"),
+    [
+        (100, "Hi", r"give fewer images \(100 given, \d+ fit\)$"),
+        (100, "Hi " * 1000, r"give fewer images \(100 given\), or shorten the prompt$"),
+        (3, "Hi " * 1000, "room for an answer: shorten the prompt$"),
+        (1, "Hi " * 1000, "room for an answer: shorten the prompt$"),
+        (0, "Hi " * 1000, "room for an answer: shorten the prompt$"),
+    ],
+)
+def test_what_would_make_room(m: pyllava.Llava, n_images: int, prompt: str, ways: str) -> None:
+    with pytest.raises(pyllava.ContextOverflowError, match=ways) as caught:
+        m.ask([picture(0)] * n_images, prompt)
+    if fits := re.search(r"(\d+) fit", str(caught.value)):
+        m.ask([picture(0)] * int(fits[1]), prompt, max_tokens=1)
 
 
 @pytest.mark.parametrize(
