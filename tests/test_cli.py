@@ -24,6 +24,7 @@ from pyllava.answer import Answer, Stream, Timings, Usage
 from pyllava.cli.info import _layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
+from pyllava.cli.pictures import expanded
 from pyllava.errors import ModelMismatchError
 from pyllava.templates import TEMPLATES, ImageMark
 
@@ -466,6 +467,120 @@ def test_several_images_several_answers(
     assert err.count("total") == 1
 
 
+@pytest.mark.parametrize("bad", ["missing.png", "text.png", "empty.png", "nothing", "no*.jpg", "nul\0.png"])
+def test_one_bad_picture_of_several(
+    fake: type[FakeLlava],
+    pictures: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bad: str,
+) -> None:
+    """The others are answered, each at its place, whichever place the bad one has."""
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "nothing").mkdir()
+    good = [pictures["red"], pictures["blue"]]
+    for place in range(3):
+        several = [*good[:place], str(tmp_path / bad), *good[place:]]
+        assert cli.main([*(word for name in several for word in ("--image", name)), "--no-perf"]) == 1
+        assert [asked["images"] for asked in fake.built[-1].asked] == [[RED], [BLUE]]
+        out, err = capsys.readouterr()
+        lines = ["It is a red square.\n"] * 2
+        assert out == "".join([*lines[:place], "\n", *lines[place:]])
+        before, error, after = err.partition("pyllava-cli: error: ")
+        assert error
+        assert (before.count(ENCODED), after.count(ENCODED)) == (place, 2 - place)
+        assert bad.partition("\0")[0] in after.partition("\n")[0]
+
+
+def test_no_model_for_bad_pictures(
+    fake: type[FakeLlava], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--image", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--log-disable"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "\n\n"
+    assert [line.rsplit("/", 1)[-1] for line in err.splitlines()] == [
+        "a.png: No such file or directory",
+        "b.png: No such file or directory",
+    ]
+    assert fake.built == []
+
+
+def test_a_picture_that_does_not_fit_costs_no_other(
+    fake: type[FakeLlava], pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(self: Any, images: Any, prompt: str, **options: Any) -> Stream:
+        if images[0].getpixel((0, 0)) == GREEN:
+            raise pyllava.ContextOverflowError("too large")
+        return FakeLlava.ask(self, images, prompt, **options)
+
+    fake.ask = ask  # type: ignore[method-assign]
+    assert cli.main(["--image", pictures["red"], pictures["green"], pictures["blue"]]) == 1
+    out, err = capsys.readouterr()
+    assert out == "It is a red square.\n\nIt is a red square.\n"
+    assert "pyllava-cli: error: too large\n" in err
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "album"
+    (folder / "deeper").mkdir(parents=True)
+    for name in (
+        "b10.png",
+        "b9.PNG",
+        "A.jpg",
+        "c.webp",
+        ".hidden.png",
+        "notes.txt",
+        "deeper/d.png",
+        "x[1].png",
+    ):
+        (folder / name).touch()
+    (folder / "one,two.png").touch()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["*.png"], ["b10.png", "one,two.png", "x[1].png"]),
+        (["b*"], ["b9.PNG", "b10.png"]),
+        (["b?.PNG", "[Ac].*"], ["b9.PNG", "A.jpg", "c.webp"]),
+        (["**/d.png"], ["deeper/d.png"]),
+        (["x[1].png"], ["x[1].png"]),
+        (["deeper"], ["deeper/d.png"]),
+        (["~/deeper/"], ["{folder}/deeper/d.png"]),
+        (["b10.png", "b9.PNG"], ["b10.png", "b9.PNG"]),
+        (["b10.png,A.jpg"], ["b10.png", "A.jpg"]),
+        (["one,two.png"], ["one,two.png"]),
+        (["b10.png,no.png"], ["b10.png,no.png"]),
+        (["zz*", "A.jpg"], ["zz*", "A.jpg"]),
+        (["data:image/png;base64,[*]"], ["data:image/png;base64,[*]"]),
+        (["-"], ["-"]),
+    ],
+)
+def test_names_of_pictures(album: Path, names: list[str], expected: list[str]) -> None:
+    assert expanded(names) == [name.format(folder=album) for name in expected]
+
+
+def test_a_folder_of_pictures(album: Path) -> None:
+    found = [os.path.basename(path) for path in expanded([str(album)])]
+    assert found == ["A.jpg", "b9.PNG", "b10.png", "c.webp", "one,two.png", "x[1].png"]
+
+
+def test_a_pattern_that_a_shell_expanded() -> None:
+    for argv in (
+        ["--image", "a", "b", "-p", "Q"],
+        ["-p", "Q", "--image", "a", "b"],
+        ["--image=a", "b", "-p", "Q"],
+    ):
+        assert options_of(*argv).image == ["a", "b"]
+    assert options_of("--image", "a", "b", "--image", "c", "d", "-n", "5").image == ["a", "b", "c", "d"]
+    assert options_of("--image", "-x", "b").image == ["-x", "b"]
+
+
 def test_raw_prompt(fake: type[FakeLlava], pictures: dict[str, str]) -> None:
     both = ["--image", pictures["red"], "--image", pictures["blue"]]
     assert cli.main([*both, "-p", r"<image>\nUSER:\nHi\nASSISTANT:\n"]) == 0
@@ -498,8 +613,10 @@ def test_image_in_the_prompt(fake: type[FakeLlava], capsys: pytest.CaptureFixtur
         ([], "no image: need --image FILE"),
         (["-p", "What is in <image>?"], "no image: need --image FILE"),
         (["--image", "MISSING"], "missing.png: No such file or directory"),
-        (["--image", "RED", "--image", "MISSING"], "missing.png: No such file or directory"),
-        (["--image", "FOLDER"], "a folder, not an image file"),
+        (["--image", "NOTHING"], "nothing: a folder without pictures (.jpg"),
+        (["--image", "NOTHING", "-p", "<image>"], "nothing: a folder without pictures (.jpg"),
+        (["--image", "no*.jpg"], "no*.jpg: no file fits this pattern"),
+        (["--image", "RED", "--image", "MISSING", "-p", "<image><image>"], "missing.png: No such file"),
         (["--image", "TEXT"], "text.png: not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
         (["--image", "EMPTY"], "empty.png: empty"),
         (["--image", "RED", "-p", "<image><image>"], "the prompt has 2 <image> marks, images given: 1"),
@@ -523,7 +640,8 @@ def test_bad_pictures_and_prompts(
 ) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").touch()
-    paths = {"MISSING": "missing.png", "TEXT": "text.png", "EMPTY": "empty.png", "FOLDER": ""}
+    paths = {"MISSING": "missing.png", "TEXT": "text.png", "EMPTY": "empty.png", "NOTHING": "nothing"}
+    (tmp_path / "nothing").mkdir()
     words = {"RED": red, **{word: str(tmp_path / name) for word, name in paths.items()}}
     assert cli.main([words.get(word, word) for word in argv]) == 1
     out, err = capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -60,9 +61,13 @@ class Parser(_terminal.Parser):
             for name in action.option_strings
             if action.nargs is None
         }
+        several = {
+            name for action in self._actions if action.dest == "image" for name in action.option_strings
+        }
         arguments: list[str] = []
-        words = iter(argv)
-        for word in words:
+        words = collections.deque(argv)
+        while words:
+            word = words.popleft()
             name, equals, value = word.partition("=")
             if name.startswith("--"):
                 name = name.replace("_", "-")
@@ -71,10 +76,13 @@ class Parser(_terminal.Parser):
             if name not in takes_value:
                 arguments.append(name + equals + value)
                 continue
-            following = value if equals else next(words, None)
-            if following is None:
+            if not (equals or words):
                 self.error(f"argument {name}: needs a value")
-            arguments.append(f"{takes_value[name]}={following}")
+            arguments.append(f"{takes_value[name]}={value if equals else words.popleft()}")
+            while (
+                name in several and words and not words[0].startswith("-")
+            ):  # a pattern that a shell expanded
+                arguments.append(f"{takes_value[name]}={words.popleft()}")
         return self.parse_args(arguments)
 
 
@@ -129,7 +137,7 @@ examples:
   pyllava-cli --image cat.jpg -p "What is this?"                 the small demo model of the package
   pyllava-cli -m llava-v1.5-7b/ --image cat.jpg --temp 0.1       a folder with the model and its projector
   pyllava-cli -m ggml-model-q4_k.gguf --mmproj mmproj-model-f16.gguf --image cat.jpg
-  pyllava-cli -m DIR --image a.jpg --image b.jpg                 one answer for each, the model loaded once
+  pyllava-cli -m DIR --image *.jpg --no-perf                     one answer for each, the model loaded once
   pyllava-cli -m DIR --image a.jpg --image b.jpg -p "USER: <image> <image>\\nCompare.\\nASSISTANT:"
 
 commands (each with --help):
@@ -270,7 +278,13 @@ def add_devices(options: Parser) -> None:
 def _add_prompt(options: Parser, *, question: bool = True) -> None:
     add = _adder(options, "pictures and prompt")
     prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
-    add("--image", "FILE", "JPEG, PNG, WebP, GIF, BMP or TIFF; repeatable", action="append", default=[])
+    add(
+        "--image",
+        "FILE",
+        "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
+        action="append",
+        default=[],
+    )
     add(
         "--image-max-tiles",
         "N",
