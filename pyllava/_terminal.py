@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from ._plain import plain
 from .errors import PyllavaError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def printable(path: Any) -> str:
-    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+    return plain(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path))
 
 
 def one_line(error: BaseException) -> str:
@@ -127,7 +128,7 @@ def one_line(error: BaseException) -> str:
         return f"{printable(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return plain(" ".join(str(error).split())) or type(error).__name__
 
 
 # --- notes, log lines and bars ---

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from . import _lib, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine, Stats
+from ._lib.values import is_false, number_text
 from ._prompt import Prompt, Prompts, stretches_of
 from ._request import Answering, Call, Score, Written
 from ._script import Script
@@ -123,12 +124,12 @@ class Llava:
         if image_merge not in ("unpad", "flat"):
             raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
         if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
-            raise ValueError(f"image_max_tiles: found {image_max_tiles}, need 0 or more")
+            raise ValueError(f"image_max_tiles: found {number_text(image_max_tiles)}, need 0 or more")
         if not 1 <= operator.index(n_parallel) <= _MOST_PARALLEL:
-            raise ValueError(f"n_parallel: found {n_parallel}, need 1..{_MOST_PARALLEL}")
+            raise ValueError(f"n_parallel: found {number_text(n_parallel)}, need 1..{_MOST_PARALLEL}")
         started = time.perf_counter()
         files = models.find(model, mmproj)
-        self._progress = progress
+        self._progress = None if progress is None else _clear(progress)
         session: dict[str, Any] = {
             "n_batch": n_batch,
             "n_threads": n_threads or 0,
@@ -464,6 +465,11 @@ class Llava:
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
         return Chat(self, system)
+
+
+def _clear(progress: Progress) -> Progress:
+    """`progress`, whose False may be NumPy's."""
+    return lambda stage, fraction: not is_false(progress(stage, fraction))
 
 
 def _check_order(images: Images, prompt: object) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
+from ._plain import plain
+
 IMAGE_MARK = "<image>"
 
 RAW_STOP = ("###", "<|im_end|>", "<|im_start|>", "USER:", "</s>")
@@ -230,13 +232,13 @@ def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str
     names = list(names)
     for name in names:
         if found := _hint(_TRAINED_OTHERWISE, name):
-            return Choice(found, f"the name {name}")
+            return Choice(found, f"the name {plain(name)[:80]}")
     if chat_template and (known := recognised(chat_template)):
         return known
     doubt = "its chat template is none of those known here" if chat_template else ""
     for name in names:
         if found := _hint(_NAME_HINTS, name):
-            return Choice(found, f"the name {name}", doubt)
+            return Choice(found, f"the name {plain(name)[:80]}", doubt)
     if "<|im_start|>" in tokens:
         return Choice("chatml_direct", "its vocabulary", doubt)
     return Choice(_USUAL, "nothing else said", doubt or "nothing in it tells its prompt template")

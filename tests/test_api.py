@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny import TinySpec
 from tiny_gguf import Files
 
 import pyllava
 from pyllava import _embeddings, _lib, models, templates
+from pyllava._terminal import one_line
 from pyllava.answer import Transcript
 
 ROOT = Path(__file__).parent.parent
@@ -430,6 +433,65 @@ def test_a_word_in_a_question_is_no_mark(m: pyllava.Llava) -> None:
     assert chat.messages[0].text == question
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000], ids=["large", "negative", "unwritable"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repeat_penalty", "top_k"])
+def test_a_number_that_c_cannot_hold(m: pyllava.Llava, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}: found -?10\\*\\*20 or more, need a"):
+        m.ask(None, "x", max_tokens=1, **{name: value})
+
+
+def test_other_numbers_that_c_cannot_hold(files: Files) -> None:
+    with pytest.raises(ValueError, match=r"tensor_split: found 10\*\*20 or more"):
+        pyllava.Llava(files.model, tensor_split=[10**400])
+    for name in ("n_ctx", "n_batch", "n_threads", "main_gpu", "n_gpu_layers", "kv_cells", "n_parallel"):
+        with pytest.raises(ValueError, match=rf"{name}: found 10\*\*20 or more, need"):
+            pyllava.Llava(files.model, **{name: 10**400})
+    with pytest.raises(ValueError, match=r"max_tokens: found -10\*\*20 or more"):
+        pyllava.Sampling(max_tokens=-(10**5000))
+
+
+@pytest.mark.parametrize("no", [False, np.False_, np.float32(1) > 2])
+def test_false_of_numpy_cancels_too(files: Files, no: object) -> None:
+    with pytest.raises(pyllava.GenerationCancelled):
+        pyllava.Llava(files.model, progress=lambda stage, fraction: no)
+    for yes in (None, 0, True, np.True_):
+        pyllava.Llava(files.model, progress=lambda stage, fraction, yes=yes: yes).close()
+
+
+@pytest.mark.parametrize("bad", ["\x9b31m", "\x1b[31m", "\u202egnp.exe", "\u2066", "\u2028", "\x85"])
+def test_what_a_terminal_obeys_does_not_reach_it(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    file = tiny_gguf.read(files.model)
+    architecture = (f"a{bad}b", tiny_gguf.gguf.GGUFValueType.STRING, None)
+    path = tmp_path / "model.gguf"
+    tiny_gguf.write(path, dataclasses.replace(file, keys=file.keys | {"general.architecture": architecture}))
+    with pytest.raises(pyllava.PyllavaError) as caught:
+        pyllava.Llava(path)
+    assert bad[0] not in str(caught.value)
+    named = {"general.name": (f"mistral{bad}", tiny_gguf.gguf.GGUFValueType.STRING, None)}
+    tiny_gguf.write(path, dataclasses.replace(file, keys=file.keys | named))
+    with caplog.at_level("DEBUG"), pyllava.Llava(path):
+        assert "mistral" in caplog.text
+        assert all(bad[0] not in record.getMessage() for record in caplog.records)
+    assert one_line(ValueError(f"a{bad}b")) in (f"a?{bad[1:]}b", f"a {bad[1:]}b")  # a space for a line's end
+
+
+def test_a_stop_string_of_a_million_characters() -> None:
+    for stop in ("a" * 1_000_000, "ab" * 500_000, "ba" + "a" * 1_000_000):
+        transcript, started = Transcript([stop, "###"]), time.perf_counter()
+        shown = "".join(transcript.push(b"aa") for _ in range(2000)) + transcript.finish()
+        assert shown == "a" * 4000
+        assert time.perf_counter() - started < 1
+
+
+@given(st.text("ab#", max_size=12), st.lists(st.text("ab#", min_size=1, max_size=5), max_size=3))
+def test_what_may_be_the_start_of_a_stop_string(text: str, stops: list[str]) -> None:
+    """Held back is the longest end that begins a stop string, as an example in one line finds it."""
+    held = max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    assert Transcript(stops)._uncertain(text) == held
+
+
 def test_long_prompts_are_refused_before_they_are_tokenised(m: pyllava.Llava) -> None:
     started = time.perf_counter()
     with pytest.raises(pyllava.ContextOverflowError, match="bytes cannot fit"):
@@ -607,8 +669,8 @@ def test_names_in_capitals(files: Files, tmp_path: Path, names: tuple[str, str])
     model, mmproj = (tmp_path / name for name in names)
     shutil.copy(files.model, model)
     shutil.copy(files.mmproj, mmproj)
-    for given in (model, tmp_path):
-        found = models.find(given, None)
+    for named in (model, tmp_path):
+        found = models.find(named, None)
         assert (found.model, found.mmproj) == (model, mmproj)
     (tmp_path / "MODEL-00002-OF-00002.GGUF").touch()
     assert models.find(tmp_path, None).model == model
