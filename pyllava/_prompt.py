@@ -100,7 +100,7 @@ class Prompts:
             raise ValueError(f"{len(images)} images for {len(marks)} places in the prompt: {marks}")
         n_text = sum(len(item) for item in texts if isinstance(item, list))
         pictures = [self._pictures.look_at(image) for image in images]
-        self._check_room(n_text, sum(map(len, pictures)), most)
+        self._check_room(n_text, [len(picture) for picture in pictures], most)
         started = time.perf_counter()
         seen = [self._pictures.encode(picture, epoch) for picture in pictures]
         seconds = time.perf_counter() - started
@@ -113,7 +113,8 @@ class Prompts:
                 stretches.append(Stretch(_lib.Tokens(item)))
         return Prompt(Script(stretches), seen, seconds)
 
-    def _check_room(self, n_text: int, n_image: int, most: int) -> None:
+    def _check_room(self, n_text: int, rows: Sequence[int], most: int) -> None:
+        n_image = sum(rows)
         need = n_text + n_image
         if need <= most:
             return
@@ -123,7 +124,11 @@ class Prompts:
             ways.append(f"raise n_ctx (-c) to {need + 1} or more, {trained} at most")
         if n_image and self._pictures.most_views > 1:
             ways.append("show fewer tiles of an image (image_max_tiles, --image-max-tiles)")
-        ways.append("shorten the prompt" if n_text > n_image or not ways else "give fewer images")
+        if len(rows) > 1 and (n_image >= n_text or n_image > most):
+            n_fit = max(most - n_text, 0) // max(rows)
+            ways.append(f"give fewer images ({len(rows)} given" + (f", {n_fit} fit)" if n_fit else ")"))
+        if n_text > n_image or n_text > most or not ways:
+            ways.append("shorten the prompt")
         raise ContextOverflowError(
             f"prompt of {need} positions ({n_image} of images, {n_text} of text) does not fit in "
             f"n_ctx={self._n_ctx} with room for an answer: {', or '.join(ways)}"

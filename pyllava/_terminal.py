@@ -9,11 +9,14 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from ._plain import plain
 from .errors import PyllavaError
 
 if TYPE_CHECKING:
@@ -26,11 +29,45 @@ DEMO_NOTE = "this is the demo model of pyllava: it knows drawn scenes and nothin
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose usage errors are one line."""
+    """An argument parser whose usage errors are one line, and to which a word with one dash is one option.
+
+    argparse takes ``-hf`` for ``-h -f``, or for -h with the value "f": help on stdout, for a script an answer.
+    """
+
+    advice: Mapping[str, str] = MappingProxyType({})
+    """What to say of options of other programs that are none here."""
 
     def error(self, message: str) -> NoReturn:
         program = self.prog.split(" ")[0]
         self.exit(2, f"{program}: error: {message} ({self.prog} --help shows the options)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        n_options = words.index("--") if "--" in words else len(words)
+        words[:n_options] = map(self._known, words[:n_options])
+        return super().parse_known_args(words, namespace)
+
+    def _known(self, word: str) -> str:
+        """A word that is no option, or an option that there is; else the end, before --help is obeyed."""
+        name = word.partition("=")[0]
+        known = self._option_string_actions
+        if name in known or not _OPTION.match(word) or (word.startswith("--") and self.allow_abbrev):
+            return word
+        if word in ("-help", "-version") and f"-{word}" in known:
+            return f"-{word}"
+        advice = self.advice.get(name) or _similar(name, known)
+        self.error(f"unrecognized arguments: {printable(name)}{advice and f': {advice}'}")
+
+
+_OPTION = re.compile(r"-(?!\d+$|\d*\.\d+$)[^ ]+$")  # as argparse sees it: no number, no text with spaces
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    names = {option.lstrip("-"): option for option in known}
+    found = get_close_matches(name.lstrip("-").replace("_", "-"), names, n=1, cutoff=0.75)
+    return f"did you mean {names[found[0]]}?" if found else ""
 
 
 def run(program: str, body: Callable[[], object], *, interrupted: str = "") -> int:
@@ -83,7 +120,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def printable(path: Any) -> str:
-    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+    return plain(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path))
 
 
 def one_line(error: BaseException) -> str:
@@ -91,7 +128,7 @@ def one_line(error: BaseException) -> str:
         return f"{printable(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return plain(" ".join(str(error).split())) or type(error).__name__
 
 
 # --- notes, log lines and bars ---

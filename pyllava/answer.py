@@ -169,7 +169,12 @@ class Transcript:
 
     def _uncertain(self, held: str) -> int:
         """Length of the longest end of `held` that begins a stop string."""
-        return max(
-            (n for s in self._stop for n in range(1, len(s)) if held.endswith(s[:n])),
-            default=0,
-        )
+        return max((_overlap(held, stop) for stop in self._stop), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` and is not all of it: no more is looked at than `text`."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0 and not stop.startswith(text[at:]):
+        at = text.find(stop[0], at + 1)
+    return len(text) - at if at >= 0 else 0

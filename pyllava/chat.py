@@ -56,7 +56,7 @@ class Chat:
         stream: bool = False,
         **options: Unpack[Options],
     ) -> Answer | Stream:
-        """The next question, with or without new images; options as in ``Llava.ask``.
+        """The next question, with or without new images; options, and where images go, as in ``Llava.ask``.
 
         The question and its answer become part of the conversation when the answer is complete. Later
         questions are computed after them. An answer's positions stay as they were computed, token by token,
@@ -82,7 +82,7 @@ class Chat:
         """Adds a question and its answer without asking: an example, an earlier or a stopped answer."""
         given = listed(images)
         question = question_of(prompt, len(given))
-        self._parts(question)  # ValueError where marks and images do not fit
+        self._parts(question)  # ValueError for what is no question
         self._remember(question, answer, [self._llava.encode_image(image) for image in given])
 
     def _parts(self, question: Message) -> list[Part]:

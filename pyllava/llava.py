@@ -16,6 +16,7 @@ import numpy.typing as npt
 from . import _lib, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
+from ._lib.values import is_false, number_text
 from ._prompt import Prompt, Prompts, stretches_of
 from ._request import Answering, Call, Score, Written
 from ._scheduler import Stats
@@ -48,7 +49,8 @@ class Llava:
     - `model`: a GGUF file, a folder with one, or None for the small demo model in the package.
     - `mmproj`: the projector's file; by default the one beside the model.
     - `use_mmap`: False reads the files into memory.
-    - `template`: a name in ``pyllava.templates.TEMPLATES``, or "auto": by the model's metadata and name.
+    - `template`: a name in ``pyllava.templates.TEMPLATES``, or "auto" for what the model's metadata and names tell
+      (where they tell nothing, "vicuna_v1" with a warning).
 
     How it is computed:
 
@@ -125,12 +127,12 @@ class Llava:
         if image_merge not in ("unpad", "flat"):
             raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
         if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
-            raise ValueError(f"image_max_tiles: found {image_max_tiles}, need 0 or more")
+            raise ValueError(f"image_max_tiles: found {number_text(image_max_tiles)}, need 0 or more")
         if not 1 <= operator.index(n_parallel) <= _MOST_PARALLEL:
-            raise ValueError(f"n_parallel: found {n_parallel}, need 1..{_MOST_PARALLEL}")
+            raise ValueError(f"n_parallel: found {number_text(n_parallel)}, need 1..{_MOST_PARALLEL}")
         started = time.perf_counter()
         files = models.find(model, mmproj)
-        self._progress = progress
+        self._progress = None if progress is None else _clear(progress)
         session: dict[str, Any] = {
             "n_batch": n_batch,
             "n_threads": n_threads or 0,
@@ -156,16 +158,17 @@ class Llava:
         )
         self._engine = Engine(self, operator.attrgetter("_progress"))
         try:
-            self._engine.load(
-                lambda report: _lib.ModelHandle(
-                    files.model,
-                    files.mmproj,
-                    use_mmap=use_mmap,
-                    placement=placement,
-                    progress=report,
-                    log=_log.log,
+            with models.explained(files):
+                self._engine.load(
+                    lambda report: _lib.ModelHandle(
+                        files.model,
+                        files.mmproj,
+                        use_mmap=use_mmap,
+                        placement=placement,
+                        progress=report,
+                        log=_log.log,
+                    )
                 )
-            )
             self._set_up(files, n_ctx, template, rounded, image_merge, image_max_tiles)
             self._open(session, n_parallel, kv_cells)
         except BaseException:
@@ -220,16 +223,24 @@ class Llava:
         self._session = self._engine.session
 
     def _choose_template(self, template: str, files: models.ModelFiles) -> Template:
-        metadata = self._model.metadata()
         if template != "auto":
             return templates.by_name(template)
-        known = metadata.get("pyllava.template")
-        general = metadata.get("general.name")
-        return templates.guess(
-            str(known) if known is not None else None,
-            str(general) if general is not None else None,
-            files.model.name,
-        )
+        metadata = self._model.metadata()
+        told = metadata.get("pyllava.template")
+        if told is not None:
+            return templates.by_name(str(told))
+        chat_template = metadata.get("tokenizer.chat_template")
+        names = models.names_in(files.model, metadata)
+        tokens: Any = metadata.get("tokenizer.ggml.tokens", ())
+        found = templates.choose(names, str(chat_template) if chat_template else None, tokens)
+        if found.doubt:
+            _log.warning(
+                "%s: %s; %s is used (%s): template= or --template names another of %s",
+                *(files.model, found.doubt, found.name, found.why, ", ".join(templates.TEMPLATES)),
+            )
+        else:
+            _log.info("%s: prompt template %s (%s)", files.model, found.name, found.why)
+        return templates.TEMPLATES[found.name]
 
     def close(self) -> None:
         """Frees the model; calls that run in other threads are ended first. A second call does nothing.
@@ -346,8 +357,10 @@ class Llava:
         """Asks about one image, several in one prompt, or none (None: text only).
 
         - `images`: each is a path, the bytes of a file, a PIL image or an array.
-        - `raw`: the prompt is used as it stands, with an ``<image>`` mark for each image and special tokens
-          in it, instead of through the model's template.
+        - `prompt`: the question. The images come before it, or at its ``<image>`` marks on lines of their own where there
+          are as many of those as images; any other ``<image>`` is a word.
+        - `raw`: the prompt is used as it stands, with an ``<image>`` mark for each image and special tokens in it,
+          instead of through the model's template.
         - `system` replaces the template's system message.
         - `stream`: True gives a Stream of pieces instead of the whole Answer.
 
@@ -456,6 +469,11 @@ class Llava:
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
         return Chat(self, system)
+
+
+def _clear(progress: Progress) -> Progress:
+    """`progress`, whose False may be NumPy's."""
+    return lambda stage, fraction: not is_false(progress(stage, fraction))
 
 
 def _check_order(images: Images, prompt: object) -> None:

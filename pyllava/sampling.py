@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from . import _lib
+from ._lib.values import number_text
 
 
 class Options(TypedDict, total=False):
@@ -46,7 +47,7 @@ class Sampling:
             raise TypeError("stop: found a text, need a list of texts")
         operator.index(self.max_tokens)  # TypeError for anything but an integer
         if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: found {self.max_tokens}, need 1 or more")
+            raise ValueError(f"max_tokens: found {number_text(self.max_tokens)}, need 1 or more")
 
     def sampler(self, model: _lib.ModelHandle, n_ctx: int) -> _lib.SamplerHandle:
         """The sampler of one answer, from the fields of the same names."""

@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
+
+from ._plain import plain
 
 IMAGE_MARK = "<image>"
 
@@ -168,10 +170,9 @@ def render(template: Template, messages: Sequence[Message], *, system: str | Non
     """The prompt of a conversation up to where the next answer starts.
 
     `messages` begin and end with the user and alternate. `system` replaces the template's system message (""
-    for none). The images of a message stand before its text; if the text itself holds as many ``<image>``
-    marks as the message has images, they stand there instead. In a message without images ``<image>`` is
-    plain text. Neighbouring texts are joined unless `special` differs. Raises ValueError for another order of
-    roles or another number of marks.
+    for none). The images of a message stand before its text, or at the ``<image>`` marks on lines of their own
+    where there are as many of those as images; any other ``<image>`` is a word. Neighbouring texts are joined
+    unless `special` differs. Raises ValueError for another order of roles.
     """
     _check_roles(messages)
     parts: list[Part] = []
@@ -201,9 +202,11 @@ def raw(text: str, n_images: int) -> list[Part]:
     """
     if n_images == 0:
         return _joined([Text(text)])
-    if text.count(IMAGE_MARK) != n_images:
-        raise ValueError(_miscount(text, n_images))
-    return _joined(_split_at_marks(text, 0, special=True))
+    places = [mark.start() for mark in re.finditer(IMAGE_MARK, text)]
+    if len(places) != n_images:
+        n_marks = f"{len(places)} {IMAGE_MARK} mark{'s' * (len(places) != 1)}"
+        raise ValueError(f"the prompt has {n_marks}, images given: {n_images}")
+    return _joined(_split(text, places, 0, special=True))
 
 
 def prompt_text(parts: Sequence[Part]) -> str:
@@ -211,49 +214,93 @@ def prompt_text(parts: Sequence[Part]) -> str:
     return "".join(IMAGE_MARK if isinstance(part, ImageMark) else part.text for part in parts)
 
 
-def guess(name: str | None, general_name: str | None, file_name: str | None) -> Template:
-    """The template of a model: `name` as its metadata gives it, else what its names tell, else ``vicuna_v1``.
+class Choice(NamedTuple):
+    """The template of a model, and what told it."""
 
-    Raises ValueError if `name` is not the name of a template.
+    name: str
+    why: str
+    doubt: str = ""
+    """What is to be said to the user, who may know better; "" where the model tells its template."""
+
+
+def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str]) -> Choice:
+    """The template of a model or a checkpoint that is not told by the name of one.
+
+    Told by the Jinja template that it brings, which is looked at and never run; else by the names that it has, then by
+    its vocabulary; else ``vicuna_v1``, with `doubt`.
     """
-    if name is not None:
-        return by_name(name)
-    hints = (_hint(_NAME_HINTS, known.lower()) for known in (general_name, file_name) if known)
-    return TEMPLATES[next(filter(None, hints), _USUAL)]
-
-
-def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str]) -> tuple[str, str]:
-    """The template's name for a checkpoint, and why.
-
-    Told by the names of the model, then the Jinja template that it brings, then its vocabulary.
-    """
+    names = list(names)
     for name in names:
-        if found := _hint(_NAME_HINTS, name.lower()):
-            return found, f"the name {name}"
-    if found := _hint(_SIGNS, chat_template or ""):
-        return found, "the checkpoint's chat template"
+        if found := _hint(_TRAINED_OTHERWISE, name):
+            return Choice(found, f"the name {plain(name)[:80]}")
+    if chat_template and (known := recognised(chat_template)):
+        return known
+    doubt = "its chat template is none of those known here" if chat_template else ""
+    for name in names:
+        if found := _hint(_NAME_HINTS, name):
+            return Choice(found, f"the name {plain(name)[:80]}", doubt)
     if "<|im_start|>" in tokens:
-        return "chatml_direct", "its vocabulary"
-    return _USUAL, "nothing else said"
+        return Choice("chatml_direct", "its vocabulary", doubt)
+    return Choice(_USUAL, "nothing else said", doubt or "nothing in it tells its prompt template")
 
 
-def _hint(hints: Sequence[tuple[str, str]], text: str) -> str | None:
-    return next((template for part, template in hints if part in text), None)
+def recognised(chat_template: str) -> Choice | None:
+    """The template whose turn marks stand in a Jinja template, or None.
+
+    ChatML with a newline after each turn is the base model's; a LLaVA model on it was trained without.
+    """
+    text = _literals(chat_template)
+    bare = "".join(text.split())
+    for marks, name, other_space in _SIGNS:
+        if all("".join(mark.split()) in bare for mark in marks):
+            but = ", but for white space" if re.search(other_space, text) else ""
+            return Choice(name, f"its chat template{but}")
+    return None
+
+
+def _literals(jinja: str) -> str:
+    """A Jinja template without its comments, and with texts that it joins in one piece."""
+    parts, at = [], 0
+    while (start := jinja.find("{#", at)) >= 0 and (end := jinja.find("#}", start + 2)) >= 0:
+        parts.append(jinja[at:start])
+        at = end + 2
+    text = "".join([*parts, jinja[at:]])
+    return re.sub(r"['\"]\s*\+\s*['\"]", "", text.replace("\\n", "\n"))
+
+
+def _hint(hints: Sequence[tuple[str, str]], name: str) -> str | None:
+    name = name.lower().replace("_", "-")
+    return next((template for part, template in hints if re.search(part, name)), None)
 
 
 _USUAL = "vicuna_v1"
-_NAME_HINTS = (  # parts of a model's name, in the order in which they are looked for
-    ("bakllava", "vicuna_v1"),  # on Mistral, but trained so
+_TRAINED_OTHERWISE = (
+    ("bakllava", "vicuna_v1"),
+)  # than the model they were made from, whose marks they may bring
+_NAME_HINTS = (  # patterns in a model's name, in the order in which they are looked for
+    *_TRAINED_OTHERWISE,
     ("vicuna", "vicuna_v1"),
-    ("34b", "chatml_direct"),
+    (r"(?<![0-9a-z])34b(?![0-9a-z])", "chatml_direct"),  # not in a hash
     ("mistral", "mistral_instruct"),
     ("llama-2", "llava_llama_2"),
-    ("v1.5", "vicuna_v1"),
+    (r"v1\.5|llava-?1\.5", "vicuna_v1"),
+    ("mobilevlm|pyllava-demo", "vicuna_v1"),
 )
-_SIGNS = (  # parts of a template's own text
-    ("<|im_start|>", "chatml_direct"),
-    ("ASSISTANT:", "vicuna_v1"),
-    ("[INST]", "mistral_instruct"),
+_OTHER_CHATML = r"<\|im_end\|>\n"
+_OTHER_INST = r"\[INST\](?! )|(?<! )\[/INST\]"
+_SIGNS = (  # turn marks that stand together in a Jinja template, first match; white space that is not the template's
+    (("<|im_start|>", TEMPLATES["mpt"].system), "mpt", _OTHER_CHATML),
+    (("<|im_start|>",), "chatml_direct", _OTHER_CHATML),
+    (
+        ("[INST]", "<<SYS>>", 'namespace(system="",'),
+        "mistral_instruct",
+        _OTHER_INST,
+    ),  # as our converter writes it
+    (("[INST]", "<<SYS>>"), "llava_llama_2", _OTHER_INST),
+    (("[INST]",), "mistral_instruct", _OTHER_INST),
+    (("###Human:",), "llava_v0", r"### "),
+    (("ASSISTANT:", _chat_between("human")), "llava_v1", r"(USER|ASSISTANT):\n"),
+    (("ASSISTANT:",), "vicuna_v1", r"(USER|ASSISTANT):\n"),
 )
 
 
@@ -307,23 +354,33 @@ def _system_parts(template: Template, system: str | None) -> list[Part]:
 
 
 def _message_parts(template: Template, message: Message, first: int) -> list[Part]:
-    n_marks = message.text.count(IMAGE_MARK)
-    if message.images and n_marks == message.images:
-        return _split_at_marks(message.text, first, special=False)
-    if message.images and n_marks:
-        raise ValueError(_miscount(message.text, message.images))
+    places = _places(message.text)
+    if len(places) == message.images:
+        return _split(message.text, places, first, special=False)
     parts: list[Part] = []
     for index in range(first, first + message.images):
         parts += [ImageMark(index), Text(template.image_suffix)]
     return [*parts, Text(message.text, special=False)]
 
 
-def _split_at_marks(text: str, first: int, *, special: bool) -> list[Part]:
-    before, *rest = text.split(IMAGE_MARK)
-    parts: list[Part] = [Text(before, special)]
-    for index, after in enumerate(rest, first):
-        parts += [ImageMark(index), Text(after, special)]
-    return parts
+def _places(text: str) -> list[int]:
+    """Where marks stand on lines that hold nothing else."""
+    found, at = [], 0
+    for line in text.splitlines(keepends=True):
+        if not line.replace(IMAGE_MARK, "").strip():
+            found += [at + mark.start() for mark in re.finditer(IMAGE_MARK, line)]
+        at += len(line)
+    return found
+
+
+def _split(text: str, places: Sequence[int], first: int, *, special: bool) -> list[Part]:
+    """The text with images `first` and on in the place of the marks that stand there."""
+    parts: list[Part] = []
+    at = 0
+    for index, place in enumerate(places, first):
+        parts += [Text(text[at:place], special), ImageMark(index)]
+        at = place + len(IMAGE_MARK)
+    return [*parts, Text(text[at:], special)]
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:
@@ -337,8 +394,3 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
         else:
             joined.append(part)
     return joined
-
-
-def _miscount(text: str, n_images: int) -> str:
-    n_marks = text.count(IMAGE_MARK)
-    return f"the prompt has {n_marks} {IMAGE_MARK} mark{'s' * (n_marks != 1)}, images given: {n_images}"

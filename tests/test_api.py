@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny import TinySpec
 from tiny_gguf import Files
 
 import pyllava
-from pyllava import _embeddings, _lib, templates
+from pyllava import _embeddings, _lib, models, templates
+from pyllava._terminal import one_line
 from pyllava.answer import Transcript
 
 ROOT = Path(__file__).parent.parent
@@ -455,6 +460,84 @@ def test_a_forked_child_is_refused_at_once(files: Files) -> None:
         model.ask(None, "x", max_tokens=1)
 
 
+def test_a_word_in_a_question_is_no_mark(m: pyllava.Llava) -> None:
+    """The picture stays where it was, and the word is read letter by letter."""
+    question = "What does the tag <image> mean?"
+    usual = m.prompt_tokens(picture(1), QUESTION)
+    place = usual.index(templates.ImageMark(0))
+    for images, text in ((picture(1), question), ([picture(1)], f"{question} And <image>?")):
+        ids = m.prompt_tokens(images, text)
+        assert ids[: place + 1] == usual[: place + 1]
+        assert ids.count(templates.ImageMark(0)) == 1
+        tail = [token for token in ids[place + 1 :] if not isinstance(token, templates.ImageMark)]
+        assert text in m.detokenize(tail)
+        assert m.ask(images, text, max_tokens=1).usage.image_tokens_each == (16,)
+    placed = m.prompt_tokens(picture(1), "This one:\n<image>\nWhat is it?")
+    assert placed.index(templates.ImageMark(0)) > place
+    chat = m.chat()
+    chat.ask(question, images=[picture(1), picture(2)], max_tokens=1)
+    assert chat.messages[0].text == question
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000], ids=["large", "negative", "unwritable"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repeat_penalty", "top_k"])
+def test_a_number_that_c_cannot_hold(m: pyllava.Llava, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}: found -?10\\*\\*20 or more, need a"):
+        m.ask(None, "x", max_tokens=1, **{name: value})
+
+
+def test_other_numbers_that_c_cannot_hold(files: Files) -> None:
+    with pytest.raises(ValueError, match=r"tensor_split: found 10\*\*20 or more"):
+        pyllava.Llava(files.model, tensor_split=[10**400])
+    for name in ("n_ctx", "n_batch", "n_threads", "main_gpu", "n_gpu_layers", "kv_cells", "n_parallel"):
+        with pytest.raises(ValueError, match=rf"{name}: found 10\*\*20 or more, need"):
+            pyllava.Llava(files.model, **{name: 10**400})
+    with pytest.raises(ValueError, match=r"max_tokens: found -10\*\*20 or more"):
+        pyllava.Sampling(max_tokens=-(10**5000))
+
+
+@pytest.mark.parametrize("no", [False, np.False_, np.float32(1) > 2])
+def test_false_of_numpy_cancels_too(files: Files, no: object) -> None:
+    with pytest.raises(pyllava.GenerationCancelled):
+        pyllava.Llava(files.model, progress=lambda stage, fraction: no)
+    for yes in (None, 0, True, np.True_):
+        pyllava.Llava(files.model, progress=lambda stage, fraction, yes=yes: yes).close()
+
+
+@pytest.mark.parametrize("bad", ["\x9b31m", "\x1b[31m", "\u202egnp.exe", "\u2066", "\u2028", "\x85"])
+def test_what_a_terminal_obeys_does_not_reach_it(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    file = tiny_gguf.read(files.model)
+    architecture = (f"a{bad}b", tiny_gguf.gguf.GGUFValueType.STRING, None)
+    path = tmp_path / "model.gguf"
+    tiny_gguf.write(path, dataclasses.replace(file, keys=file.keys | {"general.architecture": architecture}))
+    with pytest.raises(pyllava.PyllavaError) as caught:
+        pyllava.Llava(path)
+    assert bad[0] not in str(caught.value)
+    named = {"general.name": (f"mistral{bad}", tiny_gguf.gguf.GGUFValueType.STRING, None)}
+    tiny_gguf.write(path, dataclasses.replace(file, keys=file.keys | named))
+    with caplog.at_level("DEBUG"), pyllava.Llava(path):
+        assert "mistral" in caplog.text
+        assert all(bad[0] not in record.getMessage() for record in caplog.records)
+    assert one_line(ValueError(f"a{bad}b")) in (f"a?{bad[1:]}b", f"a {bad[1:]}b")  # a space for a line's end
+
+
+def test_a_stop_string_of_a_million_characters() -> None:
+    for stop in ("a" * 1_000_000, "ab" * 500_000, "ba" + "a" * 1_000_000):
+        transcript, started = Transcript([stop, "###"]), time.perf_counter()
+        shown = "".join(transcript.push(b"aa") for _ in range(2000)) + transcript.finish()
+        assert shown == "a" * 4000
+        assert time.perf_counter() - started < 1
+
+
+@given(st.text("ab#", max_size=12), st.lists(st.text("ab#", min_size=1, max_size=5), max_size=3))
+def test_what_may_be_the_start_of_a_stop_string(text: str, stops: list[str]) -> None:
+    """Held back is the longest end that begins a stop string, as an example in one line finds it."""
+    held = max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    assert Transcript(stops)._uncertain(text) == held
+
+
 def test_long_prompts_are_refused_before_they_are_tokenised(m: pyllava.Llava) -> None:
     started = time.perf_counter()
     with pytest.raises(pyllava.ContextOverflowError, match="bytes cannot fit"):
@@ -469,6 +552,191 @@ def test_templates_are_chosen(files: Files) -> None:
         assert model.template.name == "mistral_instruct"
     with pytest.raises(ValueError, match="need one of"):
         pyllava.Llava(files.model, template="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("keys", "folder", "expected", "warning"),
+    [
+        ({}, "neutral", "vicuna_v1", "nothing in it tells its prompt template; vicuna_v1 is used"),
+        ({}, "llava-1.6-mistral-7b-gguf", "mistral_instruct", None),
+        ({"general.basename": "llava-v1.6-34b"}, "neutral", "chatml_direct", None),
+        (
+            {"tokenizer.chat_template": "{{ '[INST] ' + m + ' [/INST]' }}"},
+            "llava-v1.5-7b",
+            "mistral_instruct",
+            None,
+        ),
+        ({"tokenizer.chat_template": "{{ '<|im_start|>' + m + '<|im_end|>' }}"}, "x", "chatml_direct", None),
+        (
+            {"tokenizer.chat_template": "{{ 1 / 0 }}"},
+            "x",
+            "vicuna_v1",
+            "is none of those known here; vicuna_v1",
+        ),
+        ({"tokenizer.chat_template": "[INST]", "pyllava.template": "llava_v0"}, "x", "llava_v0", None),
+    ],
+)
+def test_a_model_tells_its_template(
+    files: Files,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    keys: dict[str, str],
+    folder: str,
+    expected: str,
+    warning: str | None,
+) -> None:
+    neutral = tiny_gguf.read(files.model).without_keys(
+        "general.name", "pyllava.template", "tokenizer.chat_template"
+    )
+    told = {name: (value, tiny_gguf.gguf.GGUFValueType.STRING, None) for name, value in keys.items()}
+    (tmp_path / folder).mkdir()
+    path = tiny_gguf.write(
+        tmp_path / folder / "ggml-model-q4_k.gguf", dataclasses.replace(neutral, keys=neutral.keys | told)
+    )
+    with pyllava.Llava(path) as model:
+        assert model.template.name == expected
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (warning is not None)
+    if warning is not None:
+        assert warning in warnings[0]
+        assert "template= or --template names another of vicuna_v1, " in warnings[0]
+    caplog.clear()
+    with pyllava.Llava(path, template="plain") as model:
+        assert model.template.name == "plain"
+    assert not caplog.records
+
+
+def lora(path: Path) -> Path:
+    """An adapter as llama.cpp's converter writes it."""
+    writer = tiny_gguf.gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((32, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "error", "message"),
+    [
+        (
+            ["config.json", "model.safetensors"],
+            "",
+            pyllava.ModelMismatchError,
+            "a checkpoint, not GGUF files: `pyl",
+        ),
+        (
+            ["pytorch_model-00001-of-00002.bin"],
+            "",
+            pyllava.ModelMismatchError,
+            "`pyllava-cli convert {folder}`",
+        ),
+        (
+            ["config.json", "model.safetensors"],
+            "config.json",
+            pyllava.ModelFileError,
+            "a file of a checkpoint, not",
+        ),
+        (
+            ["config.json", "model.safetensors"],
+            "model.safetensors",
+            pyllava.ModelFileError,
+            "convert {folder}`",
+        ),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "",
+            pyllava.ModelMismatchError,
+            "a LoRA adapter, not",
+        ),
+        (
+            ["adapter_model.safetensors"],
+            "adapter_model.safetensors",
+            pyllava.ModelFileError,
+            "a LoRA adapter, not",
+        ),
+        (
+            ["lora.gguf"],
+            "lora.gguf",
+            pyllava.ModelMismatchError,
+            "a LoRA adapter, not a model: merge it into",
+        ),
+        (
+            ["lora.gguf"],
+            "",
+            pyllava.ModelMismatchError,
+            "no language model in it; lora.gguf is a LoRA adapter",
+        ),
+        (
+            ["mmproj.gguf"],
+            "",
+            pyllava.ModelMismatchError,
+            "no language model in it; mmproj.gguf is a projector",
+        ),
+        (["notes.txt"], "", pyllava.ModelMismatchError, "no GGUF file in it$"),
+        (
+            ["q4/model.gguf"],
+            "",
+            pyllava.ModelMismatchError,
+            "no GGUF file in it; q4 in it has some: name that",
+        ),
+    ],
+)
+def test_what_is_no_model_is_named(
+    files: Files, tmp_path: Path, names: list[str], given: str, error: type[Exception], message: str
+) -> None:
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if name == "lora.gguf":
+            lora(path)
+        elif name == "mmproj.gguf":
+            shutil.copy(files.mmproj, path)
+        else:
+            path.write_text("{}          ")
+    with pytest.raises(error, match=message.format(folder=re.escape(str(tmp_path)))):
+        pyllava.Llava(tmp_path / given)
+
+
+def test_an_adapter_beside_a_model_or_in_its_place(files: Files, tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "a-lora.gguf")
+    shutil.copy(files.model, tmp_path / "model.gguf")
+    with pyllava.Llava(tmp_path) as model:
+        assert model.files.model.name == "model.gguf"
+    with pytest.raises(pyllava.ModelMismatchError, match=r"a-lora\.gguf: a LoRA adapter, not a model"):
+        pyllava.Llava(files.model, adapter)
+
+
+@pytest.mark.parametrize("names", [("MODEL.GGUF", "MMPROJ-MODEL-F16.GGUF"), ("model.gguf", "mmproj.Gguf")])
+def test_names_in_capitals(files: Files, tmp_path: Path, names: tuple[str, str]) -> None:
+    model, mmproj = (tmp_path / name for name in names)
+    shutil.copy(files.model, model)
+    shutil.copy(files.mmproj, mmproj)
+    for named in (model, tmp_path):
+        found = models.find(named, None)
+        assert (found.model, found.mmproj) == (model, mmproj)
+    (tmp_path / "MODEL-00002-OF-00002.GGUF").touch()
+    assert models.find(tmp_path, None).model == model
+
+
+@pytest.mark.parametrize(
+    ("n_images", "prompt", "ways"),
+    [
+        (100, "Hi", r"give fewer images \(100 given, \d+ fit\)$"),
+        (100, "Hi " * 1000, r"give fewer images \(100 given\), or shorten the prompt$"),
+        (3, "Hi " * 1000, "room for an answer: shorten the prompt$"),
+        (1, "Hi " * 1000, "room for an answer: shorten the prompt$"),
+        (0, "Hi " * 1000, "room for an answer: shorten the prompt$"),
+    ],
+)
+def test_what_would_make_room(m: pyllava.Llava, n_images: int, prompt: str, ways: str) -> None:
+    with pytest.raises(pyllava.ContextOverflowError, match=ways) as caught:
+        m.ask([picture(0)] * n_images, prompt)
+    if fits := re.search(r"(\d+) fit", str(caught.value)):
+        m.ask([picture(0)] * int(fits[1]), prompt, max_tokens=1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -232,8 +233,8 @@ def test_added_turns_are_as_good_as_asked_ones(demo: pyllava.Llava) -> None:
     added.add(DESCRIBE, answer.text, SCENE)
     assert added.messages == asked.messages
     assert added.ask(COUNT).tokens == asked.ask(COUNT).tokens
-    with pytest.raises(ValueError, match="2 <image> marks, images given: 1"):
-        added.add("<image><image>", "x", SCENE)
+    with pytest.raises(FileNotFoundError):
+        added.add(DESCRIBE, "x", "missing.png")
     with pytest.raises(TypeError, match="prompt: found int"):
         added.add(1, "x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="prompt: found NoneType"):
@@ -249,8 +250,6 @@ def test_a_failing_question_changes_nothing(demo: pyllava.Llava, tmp_path: Path)
         chat.ask("why " * 2000, images=DUCK)
     with pytest.raises(FileNotFoundError):
         chat.ask(COUNT, images=str(tmp_path / "missing.png"))
-    with pytest.raises(ValueError, match="<image> marks"):
-        chat.ask("<image><image>", images=DUCK)
     with pytest.raises(ValueError, match="max_tokens"):
         chat.ask(COUNT, images=DUCK, max_tokens=0)
     next(chat.ask(DESCRIBE, images=DUCK, stream=True))  # given up half-way
@@ -375,7 +374,6 @@ def test_a_name_for_a_file_without_one(say: Any, folder: Path) -> None:
         ("/foo\nHi\n", (), "/foo: no such command"),
         ("/save a.md\n", (), "/save: no answer yet"),
         ("a" * 3000, (), "does not fit in n_ctx=1024"),
-        ("Look at <image><image>\n", ("--image", SCENE), "2 <image> marks, images given: 1"),
         ("caf\udce9\n", (), "the question is not UTF-8"),
         ("Hi\n", ("--image", "no.png"), "no.png: No such file or directory"),
         ("Hi\n", ("-m", "missing.gguf"), "missing.gguf: No such file or directory"),
@@ -428,6 +426,37 @@ def test_options_mean_the_same(demo: pyllava.Llava, say: Any) -> None:
     assert "--top-k: no effect without --temp above 0" in err
     _, _, err = say(f"{DESCRIBE}\n", "--image", SCENE, "-c", "112")
     assert "the context is full: /clear forgets the conversation, -c N has more room\n" in err
+
+
+def test_text_from_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mark in front of a file hides no command, and a line that ends in CRLF is one that ends in LF."""
+    written = f"/image {SCENE}\n{DESCRIBE}\nA question \\\nof two lines\n"
+    windows = codecs.BOM_UTF8 + written.replace("\n", "\r\n").encode()
+    outs = []
+    for data, encoding in ((written.encode(), "utf-8"), (windows, "utf-8"), (windows, "cp1252")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding, newline="\n"))
+        assert cli.main(["chat", "-t", "1", "-n", "12", "--no-perf"]) == 0
+        outs.append(capsys.readouterr())
+    assert outs[0] == outs[1] == outs[2]
+    assert outs[0].err.count("image embedding created") == 1
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff/help\r\n/quit\r\n"))
+    assert cli.main(["chat", "-t", "1"]) == 0
+    assert "/image FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_script_in_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    script = tmp_path / "talk.txt"
+    script.write_bytes(f"/image {SCENE}\r\n".encode(encoding))
+    command = [sys.executable, "-m", "pyllava", "chat", "-t", "1"]
+    with script.open("rb") as stdin:
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    name = str(script) if sys.platform == "linux" else "stdin"
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"pyllava-cli: error: {name}: ")
+    assert "UTF-16 text, need UTF-8" in last
 
 
 def test_no_stdin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from pyllava.answer import Answer, Stream, Timings, Usage
 from pyllava.cli.info import _layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
+from pyllava.cli.pictures import expanded
 from pyllava.errors import ModelMismatchError
 from pyllava.templates import TEMPLATES, ImageMark
 
@@ -305,6 +306,57 @@ def test_usage_errors(
     assert fake.built == []
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-hf", "a/b"], "unrecognized arguments: -hf: nothing is downloaded here"),
+        (["-hffoo"], "unrecognized arguments: -hffoo ("),
+        (["-vh"], "unrecognized arguments: -vh ("),
+        (["-hv"], "unrecognized arguments: -hv ("),
+        (["-n5"], "unrecognized arguments: -n5 ("),
+        (["-image", "cat.jpg"], "unrecognized arguments: -image: did you mean --image?"),
+        (["--bad", "--help"], "unrecognized arguments: --bad ("),
+        (["--help", "--bad"], "unrecognized arguments: --bad ("),
+        (["--version", "-x"], "unrecognized arguments: -x ("),
+        (["--promt=hello", "-h"], "unrecognized arguments: --promt: did you mean --prompt?"),
+        (["-i"], "unrecognized arguments: -i: pyllava-cli chat has a conversation"),
+        (["chat", "-hf", "a/b"], "unrecognized arguments: -hf: nothing"),
+        (["info", "-hf", "a/b"], "unrecognized arguments: -hf: nothing"),
+        (["info", "-help=1"], "unrecognized arguments: -help"),
+        (["quantize", "-th"], "unrecognized arguments: -th"),
+        (["bench", "-hm"], "unrecognized arguments: -hm"),
+        (["convert", "-hf", "a/b"], "unrecognized arguments: -hf"),
+        (["convert", "dir", "-oh"], "unrecognized arguments: -oh"),
+    ],
+)
+def test_a_word_with_one_dash_is_one_option(
+    fake: type[FakeLlava], capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pyllava-cli: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "same"),
+    [
+        (["-mm", "p.gguf"], ["--mmproj", "p.gguf"]),
+        (["-sys", "-h or not"], ["--system", "-h or not"]),
+        (["--system-prompt", "x"], ["--system", "x"]),
+        (["--system_prompt=x"], ["--system", "x"]),
+        (["--temperature", "0.5"], ["--temp", "0.5"]),
+        (["--chat-template", "vicuna"], ["--template", "vicuna_v1"]),
+        (["--chat-template", "mistral-v7"], ["--template", "mistral_instruct"]),
+        (["--log-verbose"], ["-v"]),
+    ],
+)
+def test_aliases_of_llama_cpp(argv: list[str], same: list[str]) -> None:
+    assert options_of(*argv) == options_of(*same) != options_of()
+
+
 def test_inert_sampling_options_are_named(
     fake: type[FakeLlava], red: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,15 +367,19 @@ def test_inert_sampling_options_are_named(
 
 
 def test_help_and_version(fake: type[FakeLlava], capsys: pytest.CaptureFixture[str]) -> None:
-    for flag in ("-h", "--help", "--usage"):
+    for flag in ("-h", "--help", "--usage", "-help"):
         assert cli.main([flag]) == 0
         out = capsys.readouterr().out
         for word in ("--image", "--mmproj", "-ngl", "examples:", "chatml_direct", "info FILE"):
             assert word in out
     assert cli.main(["info", "-h"]) == 0
     assert "--tensors" in capsys.readouterr().out
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"pyllava {pyllava.__version__}\n"
+    for flag in ("--version", "-version"):
+        assert cli.main([flag]) == 0
+        assert capsys.readouterr().out == f"pyllava {pyllava.__version__}\n"
+    for command in COMMANDS:
+        assert cli.main([command, "-help"]) == 0
+        assert capsys.readouterr().out.startswith("usage: ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -355,11 +411,47 @@ def test_escapes(fake: type[FakeLlava], red: str, argv: list[str], expected: str
     assert fake.built[0].asked[0]["prompt"] == expected
 
 
-def test_prompt_file(fake: type[FakeLlava], red: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "prompt"),
+    [
+        ("Was ist\\tdäs?\n\n".encode(), "Was ist\tdäs?\n"),
+        ("Was ist\\tdäs?\r\n\r\n".encode(), "Was ist\tdäs?\n"),
+        (b"\xef\xbb\xbfa\r\nb\rc\r\n", "a\nb\rc"),
+        (b"\xef\xbb\xbf", "Provide a full description."),
+        ("\ufeffa\ufeffb".encode(), "a\ufeffb"),
+        (b"USER:\r\n<image>\r\nASSISTANT:\r\n", "USER:\n<image>\nASSISTANT:"),
+    ],
+)
+def test_prompt_file(fake: type[FakeLlava], red: str, tmp_path: Path, data: bytes, prompt: str) -> None:
     path = tmp_path / "prompt.txt"
-    path.write_bytes("Was ist\\tdäs?\r\n\n".encode())
+    path.write_bytes(data)
     assert cli.main(["--image", red, "-f", str(path)]) == 0
-    assert fake.built[0].asked[0]["prompt"] == "Was ist\tdäs?\r\n"
+    assert fake.built[0].asked[0]["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("What?".encode("utf-16"), "prompt.txt: UTF-16 text, need UTF-8"),
+        (b"\xfe\xff" + "What?".encode("utf-16-be"), "prompt.txt: UTF-16 text, need UTF-8"),
+        ("What?".encode("utf-16-le"), "prompt.txt: zero bytes, as in UTF-16 text, need UTF-8"),
+        ("What?".encode("utf-32"), "prompt.txt: UTF-16 text, need UTF-8"),
+        (b"caf\xe9", "prompt.txt: not UTF-8 text (byte 0xe9 at offset 3)"),
+    ],
+)
+def test_prompt_file_of_another_encoding(
+    fake: type[FakeLlava],
+    red: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: bytes,
+    message: str,
+) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(data)
+    assert cli.main(["--image", red, "-f", str(path)]) == 1
+    assert message in capsys.readouterr().err
+    assert fake.built == []
 
 
 def test_several_images_several_answers(
@@ -373,6 +465,120 @@ def test_several_images_several_answers(
     assert err.index(pictures["red"]) < err.index(pictures["blue"])
     assert err.count(ENCODED) == 2
     assert err.count("total") == 1
+
+
+@pytest.mark.parametrize("bad", ["missing.png", "text.png", "empty.png", "nothing", "no*.jpg", "nul\0.png"])
+def test_one_bad_picture_of_several(
+    fake: type[FakeLlava],
+    pictures: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bad: str,
+) -> None:
+    """The others are answered, each at its place, whichever place the bad one has."""
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "nothing").mkdir()
+    good = [pictures["red"], pictures["blue"]]
+    for place in range(3):
+        several = [*good[:place], str(tmp_path / bad), *good[place:]]
+        assert cli.main([*(word for name in several for word in ("--image", name)), "--no-perf"]) == 1
+        assert [asked["images"] for asked in fake.built[-1].asked] == [[RED], [BLUE]]
+        out, err = capsys.readouterr()
+        lines = ["It is a red square.\n"] * 2
+        assert out == "".join([*lines[:place], "\n", *lines[place:]])
+        before, error, after = err.partition("pyllava-cli: error: ")
+        assert error
+        assert (before.count(ENCODED), after.count(ENCODED)) == (place, 2 - place)
+        assert bad.partition("\0")[0] in after.partition("\n")[0]
+
+
+def test_no_model_for_bad_pictures(
+    fake: type[FakeLlava], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--image", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--log-disable"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "\n\n"
+    assert [line.rsplit("/", 1)[-1] for line in err.splitlines()] == [
+        "a.png: No such file or directory",
+        "b.png: No such file or directory",
+    ]
+    assert fake.built == []
+
+
+def test_a_picture_that_does_not_fit_costs_no_other(
+    fake: type[FakeLlava], pictures: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(self: Any, images: Any, prompt: str, **options: Any) -> Stream:
+        if images[0].getpixel((0, 0)) == GREEN:
+            raise pyllava.ContextOverflowError("too large")
+        return FakeLlava.ask(self, images, prompt, **options)
+
+    fake.ask = ask  # type: ignore[method-assign]
+    assert cli.main(["--image", pictures["red"], pictures["green"], pictures["blue"]]) == 1
+    out, err = capsys.readouterr()
+    assert out == "It is a red square.\n\nIt is a red square.\n"
+    assert "pyllava-cli: error: too large\n" in err
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "album"
+    (folder / "deeper").mkdir(parents=True)
+    for name in (
+        "b10.png",
+        "b9.PNG",
+        "A.jpg",
+        "c.webp",
+        ".hidden.png",
+        "notes.txt",
+        "deeper/d.png",
+        "x[1].png",
+    ):
+        (folder / name).touch()
+    (folder / "one,two.png").touch()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["*.png"], ["b10.png", "one,two.png", "x[1].png"]),
+        (["b*"], ["b9.PNG", "b10.png"]),
+        (["b?.PNG", "[Ac].*"], ["b9.PNG", "A.jpg", "c.webp"]),
+        (["**/d.png"], ["deeper/d.png"]),
+        (["x[1].png"], ["x[1].png"]),
+        (["deeper"], ["deeper/d.png"]),
+        (["~/deeper/"], ["{folder}/deeper/d.png"]),
+        (["b10.png", "b9.PNG"], ["b10.png", "b9.PNG"]),
+        (["b10.png,A.jpg"], ["b10.png", "A.jpg"]),
+        (["one,two.png"], ["one,two.png"]),
+        (["b10.png,no.png"], ["b10.png,no.png"]),
+        (["zz*", "A.jpg"], ["zz*", "A.jpg"]),
+        (["data:image/png;base64,[*]"], ["data:image/png;base64,[*]"]),
+        (["-"], ["-"]),
+    ],
+)
+def test_names_of_pictures(album: Path, names: list[str], expected: list[str]) -> None:
+    assert expanded(names) == [name.format(folder=album) for name in expected]
+
+
+def test_a_folder_of_pictures(album: Path) -> None:
+    found = [os.path.basename(path) for path in expanded([str(album)])]
+    assert found == ["A.jpg", "b9.PNG", "b10.png", "c.webp", "one,two.png", "x[1].png"]
+
+
+def test_a_pattern_that_a_shell_expanded() -> None:
+    for argv in (
+        ["--image", "a", "b", "-p", "Q"],
+        ["-p", "Q", "--image", "a", "b"],
+        ["--image=a", "b", "-p", "Q"],
+    ):
+        assert options_of(*argv).image == ["a", "b"]
+    assert options_of("--image", "a", "b", "--image", "c", "d", "-n", "5").image == ["a", "b", "c", "d"]
+    assert options_of("--image", "-x", "b").image == ["-x", "b"]
 
 
 def test_raw_prompt(fake: type[FakeLlava], pictures: dict[str, str]) -> None:
@@ -407,8 +613,10 @@ def test_image_in_the_prompt(fake: type[FakeLlava], capsys: pytest.CaptureFixtur
         ([], "no image: need --image FILE"),
         (["-p", "What is in <image>?"], "no image: need --image FILE"),
         (["--image", "MISSING"], "missing.png: No such file or directory"),
-        (["--image", "RED", "--image", "MISSING"], "missing.png: No such file or directory"),
-        (["--image", "FOLDER"], "a folder, not an image file"),
+        (["--image", "NOTHING"], "nothing: a folder without pictures (.jpg"),
+        (["--image", "NOTHING", "-p", "<image>"], "nothing: a folder without pictures (.jpg"),
+        (["--image", "no*.jpg"], "no*.jpg: no file fits this pattern"),
+        (["--image", "RED", "--image", "MISSING", "-p", "<image><image>"], "missing.png: No such file"),
         (["--image", "TEXT"], "text.png: not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
         (["--image", "EMPTY"], "empty.png: empty"),
         (["--image", "RED", "-p", "<image><image>"], "the prompt has 2 <image> marks, images given: 1"),
@@ -432,7 +640,8 @@ def test_bad_pictures_and_prompts(
 ) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").touch()
-    paths = {"MISSING": "missing.png", "TEXT": "text.png", "EMPTY": "empty.png", "FOLDER": ""}
+    paths = {"MISSING": "missing.png", "TEXT": "text.png", "EMPTY": "empty.png", "NOTHING": "nothing"}
+    (tmp_path / "nothing").mkdir()
     words = {"RED": red, **{word: str(tmp_path / name) for word, name in paths.items()}}
     assert cli.main([words.get(word, word) for word in argv]) == 1
     out, err = capsys.readouterr()
@@ -614,8 +823,9 @@ def test_real_missing_projector(tiny: dict[str, str], red: str, tmp_path: Path) 
     lonely.write_bytes(Path(tiny["model"]).read_bytes())
     done = run("-m", str(lonely), "--image", red)
     assert done.returncode == 1
-    assert "projector" in done.stderr
-    assert done.stderr.startswith("pyllava-cli: error: ")
+    *_, error = done.stderr.splitlines()
+    assert error.startswith("pyllava-cli: error: ")
+    assert "projector" in error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and signals of POSIX")

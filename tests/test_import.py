@@ -49,6 +49,15 @@ def test_a_missing_library_is_named_where_it_is_first_needed(use: str) -> None:
     assert last == f"ImportError: {wanted}"
 
 
+def test_a_missing_library_in_a_frozen_program() -> None:
+    last = run(
+        "import sys; sys.frozen = True; import pyllava; pyllava.Llava", code_wanted=1
+    ).stderr.splitlines()[-1]
+    assert last.startswith(
+        "ImportError: libpyllava is not in this program: looked in /nowhere. Freeze it with PyInst"
+    )
+
+
 HEAVY = {"pyllava._lib", "ctypes", "numpy", "PIL", "tqdm"}
 HELP = """
 import sys

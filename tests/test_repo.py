@@ -89,7 +89,7 @@ PACKAGE = {
 BINDING, COMMANDS, CONVERTERS = "pyllava._lib", "pyllava.cli", "pyllava.convert"
 TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates"}
 MAY_IMPORT = {
-    BINDING: {"pyllava._plugins", "pyllava.errors"},
+    BINDING: {"pyllava._plain", "pyllava._plugins", "pyllava.errors"},
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},
     CONVERTERS: {f"pyllava.{name}" for name in TABLES},
 }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyllava.convert.chat_template import NAMES, jinja
+from pyllava.models import names_in
 from pyllava.templates import (
     TEMPLATES,
     ImageMark,
@@ -16,9 +20,9 @@ from pyllava.templates import (
     Text,
     by_name,
     choose,
-    guess,
     prompt_text,
     raw,
+    recognised,
     render,
     unescape,
 )
@@ -164,31 +168,60 @@ def turn(text: str, images: int) -> str:
 
 def test_where_images_go() -> None:
     assert turn("Compare.", 3) == "<image>\n<image>\n<image>\nCompare."
-    assert turn("Is <image> like <image>?", 2) == "Is <image> like <image>?"
-    assert render(TEMPLATES["plain"], [Message("user", "Is <image> like <image>?", 2)]) == [
-        Text("Is ", special=False),
+    assert turn("<image>\nCompare.", 1) == "<image>\nCompare."
+    assert turn("<image> \n<image>\nCompare.", 2) == "<image> \n<image>\nCompare."
+    assert turn("<image><image>\nCompare.", 2) == "<image><image>\nCompare."
+    assert turn("This:\n<image>\r\nand this:\n<image>", 2) == "This:\n<image>\r\nand this:\n<image>"
+    assert render(TEMPLATES["plain"], [Message("user", "Is\n <image>\nlike\n<image>", 2)]) == [
+        Text("Is\n ", special=False),
         ImageMark(0),
-        Text(" like ", special=False),
+        Text("\nlike\n", special=False),
         ImageMark(1),
-        Text("?", special=False),
     ]
-    later = [Message("user", "a", 2), Message("assistant", "b"), Message("user", "<image>c", 1)]
+    later = [Message("user", "a", 2), Message("assistant", "b"), Message("user", "<image>\nc", 1)]
     marks = [part.index for part in render(vicuna, later) if isinstance(part, ImageMark)]
     assert marks == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [
+        ("What does the tag <image> mean?", 1),
+        ("<image> is which tag?", 1),
+        ("Is <image> like <image>?", 2),
+        ("Is <image> like <image>?", 1),
+        ("Write <image> or\n<image>\nor\n<image>", 1),
+        ("<image> <image>", 1),
+        ("<image>", 2),
+        ("<image>\n<image><image>\n", 2),
+        ("<Image>", 1),
+    ],
+)
+def test_any_other_mark_is_a_word(text: str, images: int) -> None:
+    """The pictures stand in front, and what the question says stays what it says."""
+    parts = render(TEMPLATES["plain"], [Message("user", text, images)])
+    assert parts == [*map(ImageMark, range(images)), Text(text, special=False)]
+
+
+def test_a_mark_and_a_word() -> None:
+    assert render(TEMPLATES["plain"], [Message("user", "<image>\nWhat does <image> mean?", 1)]) == [
+        ImageMark(0),
+        Text("\nWhat does <image> mean?", special=False),
+    ]
+
+
 def test_a_mark_without_an_image_is_text() -> None:
-    parts = render(vicuna, [Message("user", "What does <image> mean?")])
-    assert Text("What does <image> mean?", special=False) in parts
-    assert not any(isinstance(part, ImageMark) for part in parts)
+    for text in ("What does <image> mean?", "<image>", "a\n<image>\nb"):
+        parts = render(vicuna, [Message("user", text)])
+        assert Text(text, special=False) in parts
+        assert not any(isinstance(part, ImageMark) for part in parts)
 
 
 @pytest.mark.parametrize(("text", "images"), [("<image> <image>", 1), ("<image>", 2)])
-def test_marks_and_images_must_agree(text: str, images: int) -> None:
+def test_marks_and_images_must_agree_where_every_mark_counts(text: str, images: int) -> None:
     n_marks = text.count("<image>")
-    for make in (lambda: render(vicuna, [Message("user", text, images)]), lambda: raw(text, images)):
-        with pytest.raises(ValueError, match=rf"has {n_marks} <image> marks?, images given: {images}"):
-            make()
+    with pytest.raises(ValueError, match=rf"has {n_marks} <image> marks?, images given: {images}"):
+        raw(text, images)
 
 
 @pytest.mark.parametrize(
@@ -250,10 +283,6 @@ def conversations(draw: st.DrawFn) -> list[Message]:
 
 @given(st.sampled_from(sorted(TEMPLATES)), conversations(), st.none() | words)
 def test_words_never_become_special(name: str, messages: list[Message], system: str | None) -> None:
-    if any(m.images and m.text.count("<image>") not in (0, m.images) for m in messages):
-        with pytest.raises(ValueError, match="images given"):
-            render(TEMPLATES[name], messages, system=system)
-        return
     parts = render(TEMPLATES[name], messages, system=system)
     spaced = render(TEMPLATES[name], [Message(m.role, "", m.images) for m in messages], system=system and "-")
     assert special_text(parts, "<image>\n") == special_text(spaced, "<image>\n")
@@ -286,55 +315,128 @@ def test_raw_keeps_every_character(text: str, n_images: int) -> None:
 
 # --- choosing a template ---
 
+MISTRAL = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+CHATML = "{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n'}}"
+VICUNA_HF = "{{ m['role'].upper() + ': ' }}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+LLAMA_2_CHAT = "{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{{ bos_token + '[INST] ' + c + ' [/INST]' }}"
+LLAMA_3 = "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] + '<|eot_id|>' }}"
+
 
 @pytest.mark.parametrize(
-    ("general_name", "file_name", "expected"),
+    ("chat_template", "expected", "why"),
     [
-        (None, None, "vicuna_v1"),
-        ("llava-v1.5-7b", "ggml-model-q4_k.gguf", "vicuna_v1"),
-        ("llava-v1.5-7b", "mistral.gguf", "vicuna_v1"),
-        ("LLaMA v2", "ggml-model-f16.gguf", "vicuna_v1"),
-        ("llava-v1.6-vicuna-13b", "llava-v1.6-vicuna-13b.Q4_K_M.gguf", "vicuna_v1"),
-        ("llava-v1.6-mistral-7b", None, "mistral_instruct"),
-        (None, "BakLLaVA-1-Mistral-7B.gguf", "vicuna_v1"),
-        ("some-vicuna-34b", None, "vicuna_v1"),
-        (None, "LLaVA-v1.6-Mistral-7b.Q3_K_XS.gguf", "mistral_instruct"),
-        ("models", "llava-v1.6-34b.Q4_K_M.gguf", "chatml_direct"),
-        ("llava-llama-2-13b-chat-lightning-preview", None, "llava_llama_2"),
-        ("BakLLaVA-1", "ggml-model-f16.gguf", "vicuna_v1"),
+        (MISTRAL, "mistral_instruct", "its chat template"),
+        (
+            MISTRAL.replace(" [/INST]", "[/INST]"),
+            "mistral_instruct",
+            "its chat template, but for white space",
+        ),
+        ("{{ '[INST]' + m + '[/INST]' }}", "mistral_instruct", "its chat template, but for white space"),
+        ("{#- ASSISTANT: and <|im_start|> -#}" + MISTRAL, "mistral_instruct", "its chat template"),
+        (CHATML, "chatml_direct", "its chat template, but for white space"),
+        (CHATML.replace(" + '\\n'}}", "}}"), "chatml_direct", "its chat template"),
+        (MPT + CHATML, "mpt", "its chat template, but for white space"),
+        (VICUNA_HF, "vicuna_v1", "its chat template"),
+        (VICUNA + " {{ 'USER: ' + m }} {{ 'ASSISTANT: ' }}", "vicuna_v1", "its chat template"),
+        (LLAVA + " {{ 'USER: ' + m }} {{ 'ASSISTANT: ' }}", "llava_v1", "its chat template"),
+        ("USER:\n{{ m }}\nASSISTANT:\n", "vicuna_v1", "its chat template, but for white space"),
+        ("{{ '###Human: ' + m + '###Assistant:' }}", "llava_v0", "its chat template"),
+        ("{{ '### Human: ' + m + '### Assistant:' }}", "llava_v0", "its chat template, but for white space"),
+        (LLAMA_2_CHAT, "llava_llama_2", "its chat template"),
     ],
 )
-def test_guess_by_names(general_name: str | None, file_name: str | None, expected: str) -> None:
-    assert guess(None, general_name, file_name).name == expected
+def test_a_chat_template_is_recognised_by_its_marks(chat_template: str, expected: str, why: str) -> None:
+    assert choose(["ggml-model-q4_k.gguf"], chat_template, ()) == (expected, why, "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_own_chat_templates_are_recognised(name: str) -> None:
+    assert recognised(jinja(name)) == (name, "its chat template", "")
+
+
+@pytest.mark.parametrize(
+    "chat_template", [LLAMA_3, "{{ '<start_of_turn>' }}", "{# [INST] #}{{ m }}", "{{ own }}"]
+)
+def test_an_unknown_chat_template(chat_template: str) -> None:
+    assert recognised(chat_template) is None
+    found = choose(["my-model"], chat_template, ())
+    assert found.name == "vicuna_v1"
+    assert found.doubt == "its chat template is none of those known here"
+    assert choose(["llava-v1.6-mistral-7b"], chat_template, ()).name == "mistral_instruct"
+    assert choose(["llava-v1.6-mistral-7b"], chat_template, ()).doubt
+
+
+def test_a_hostile_chat_template_is_only_looked_at() -> None:
+    for text in (
+        "{#" * (1 << 19),
+        "'+" * (1 << 19),
+        "' " * (1 << 19),
+        "{{ 1/0 }}{% raise %}",
+        "'" + " " * (1 << 20),
+    ):
+        started = time.perf_counter()
+        assert recognised(text) is None
+        assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], None),
+        (["llava-v1.5-7b", "ggml-model-q4_k.gguf"], "vicuna_v1"),
+        (["llava-v1.5-7b", "mistral.gguf"], "vicuna_v1"),
+        (["LLaMA v2", "ggml-model-f16.gguf"], None),
+        (["llava-v1.6-vicuna-13b", "llava-v1.6-vicuna-13b.Q4_K_M.gguf"], "vicuna_v1"),
+        (["llava-v1.6-mistral-7b"], "mistral_instruct"),
+        (["ggml-model-q4_k.gguf", "llava-1.6-mistral-7b-gguf"], "mistral_instruct"),
+        (["ggml-model-q4_k.gguf", "llava_1.5_7b"], "vicuna_v1"),
+        (["BakLLaVA-1-Mistral-7B.gguf"], "vicuna_v1"),
+        (["some-vicuna-34b"], "vicuna_v1"),
+        (["LLaVA-v1.6-Mistral-7b.Q3_K_XS.gguf"], "mistral_instruct"),
+        (["models", "llava-v1.6-34b.Q4_K_M.gguf"], "chatml_direct"),
+        (["model.gguf", "9f34b07c1"], None),
+        (["llava-llama-2-13b-chat-lightning-preview"], "llava_llama_2"),
+        (["BakLLaVA-1", "ggml-model-f16.gguf"], "vicuna_v1"),
+        (["BakLLaVA-1", "Mistral-7B-v0.1"], "vicuna_v1"),
+        (["my-model", "Mistral-7B-Instruct-v0.2"], "mistral_instruct"),
+        (["pyllava-demo"], "vicuna_v1"),
+    ],
+)
+def test_choice_by_names(names: list[str], expected: str | None) -> None:
+    found = choose(names, None, ())
+    assert found.name == (expected or "vicuna_v1")
+    assert bool(found.doubt) == (expected is None)
 
 
 @pytest.mark.parametrize(
     ("names", "template", "tokens", "wanted"),
     [
-        (["llava-v1.6-mistral-7b"], None, (), "mistral_instruct"),
-        (["llava-v1.6-34b-hf"], "ASSISTANT:", (), "chatml_direct"),
-        (["llava-v1.6-vicuna-13b"], None, (), "vicuna_v1"),
-        (["llava-llama-2-13b-chat-lightning-preview"], None, (), "llava_llama_2"),
-        (["BakLLaVA-1"], "[INST]", (), "vicuna_v1"),
-        (["BakLLaVA-1", "Mistral-7B-v0.1"], None, (), "vicuna_v1"),
-        (["my-model", "Mistral-7B-Instruct-v0.2"], None, (), "mistral_instruct"),
-        (["my-model"], "{{ '[INST] ' + x }}", (), "mistral_instruct"),
-        (["my-model"], "{{ '<|im_start|>' + x }}", (), "chatml_direct"),
+        (["llava-v1.6-34b-hf"], MISTRAL, (), "mistral_instruct"),
+        (["BakLLaVA-1"], MISTRAL, (), "vicuna_v1"),  # on Mistral, trained as Vicuna
         (["my-model"], None, ("<|im_start|>",), "chatml_direct"),
-        (["llava-v1.5-7b"], "[INST]", (), "vicuna_v1"),
-        (["my-model"], None, (), "vicuna_v1"),
+        (["llava-v1.5-7b"], None, ("<|im_start|>",), "vicuna_v1"),
     ],
 )
-def test_choice_for_a_checkpoint(
+def test_what_tells_most(
     names: list[str], template: str | None, tokens: tuple[str, ...], wanted: str
 ) -> None:
-    assert choose(names, template, tokens)[0] == wanted
+    assert choose(names, template, tokens).name == wanted
 
 
-def test_guess_by_metadata() -> None:
-    assert guess("plain", "llava-v1.6-34b", "mistral.gguf").name == "plain"
-    with pytest.raises(ValueError, match="template 'gpt9': need one of vicuna_v1, "):
-        guess("gpt9", None, None)
+def test_names_of_a_model(tmp_path: Path) -> None:
+    metadata = {
+        "general.base_model.0.name": "Mistral 7B",
+        "general.name": "my-llava",
+        "general.description": "as good as a 34b",
+        "general.finetune": 3,
+    }
+    path = tmp_path / "llava-1.5" / "model.gguf"
+    assert names_in(path, metadata) == ["my-llava", "model.gguf", "llava-1.5", "Mistral 7B"]
+    cached = tmp_path / "models--me--llava-v1.6-34b" / "snapshots" / "0123abc" / "model.gguf"
+    assert names_in(cached, {}) == ["model.gguf", "models--me--llava-v1.6-34b"]
+
+
+def test_no_such_template() -> None:
     with pytest.raises(ValueError, match="'auto'"):
         by_name("auto")
 

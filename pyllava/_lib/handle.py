@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import errors
+from .._plain import plain
 from .functions import _LOG_FN, _PROGRESS_FN
 from .load import lib
+from .values import is_false
 
 if TYPE_CHECKING:
     from .session import SessionHandle
@@ -127,7 +129,7 @@ class _Callback:
 
         def call(stage: bytes, fraction: float, _user: object) -> bool:
             try:
-                return fn(stage.decode(), fraction) is not False
+                return not is_false(fn(stage.decode(), fraction))
             except BaseException as error:
                 self.error = error
                 return False
@@ -140,7 +142,7 @@ class _Callback:
 
         def call(level: int, text: bytes, _user: object) -> None:
             try:
-                fn(level, text.decode(errors="replace"))
+                fn(level, "\n".join(map(plain, text.decode(errors="replace").split("\n"))))
             except BaseException as error:
                 self.error = error
 

@@ -7,13 +7,13 @@ import errno
 import importlib.metadata
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import _plugins, errors
+from .._plain import plain
 from .functions import _TEXT, FUNCTIONS, QUICK
 
 ABI = 5
@@ -47,15 +47,23 @@ def _candidates() -> list[Path]:
     return [folder / name for folder in folders for name in names]
 
 
+def _missing(looked: str) -> str:
+    """What is said where there is no library, and what to do."""
+    if getattr(sys, "frozen", False):
+        return (
+            f"libpyllava is not in this program: looked in {looked}. Freeze it with PyInstaller, which finds pyllava's own "
+            "hook, or have the files of the package (pyllava/lib, pyllava/models) included"
+        )
+    return f"libpyllava is not built: looked in {looked}. Run `pip install .` in the source tree"
+
+
 def _load() -> c.CDLL:
     override = os.environ.get("PYLLAVA_LIBRARY")
     paths = [Path(override)] if override else _candidates()
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         looked = ", ".join(dict.fromkeys(str(path.parent) for path in paths))
-        raise ImportError(
-            f"libpyllava is not built: looked in {looked}. Run `pip install .` in the source tree"
-        )
+        raise ImportError(_missing(looked))
     try:
         library = c.CDLL(str(found))
     except OSError as error:
@@ -84,13 +92,10 @@ def engine_version() -> str:
     return str(lib.pyllava_engine_version().decode())
 
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
-
-
 def _check(status: int) -> None:
     if not status:
         return
-    text = _UNPRINTABLE.sub("?", os.fsdecode(lib.pyllava_last_error()))
+    text = plain(os.fsdecode(lib.pyllava_last_error()))
     if status in (2, 3):
         for code in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
             path = text.removesuffix(f": {os.strerror(code)}")
@@ -133,5 +138,5 @@ def _load_plugin(paths: Sequence[str]) -> int:
 def _plugin_error(paths: Sequence[str]) -> str:
     if not _load_plugin(paths):
         return ""
-    text = _UNPRINTABLE.sub("?", os.fsdecode(lib.pyllava_last_error()))
+    text = plain(os.fsdecode(lib.pyllava_last_error()))
     return f"{text}{_plugins.advice(text)}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .functions import _Layout, _SessionParams
-from .values import _i32, _text
+from .values import _i32, _real, _text
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ class Placement:
 
     def packed(self) -> dict[str, Any]:
         """Fields of ``_ModelParams``. "auto" becomes $PYLLAVA_DEVICE, if that is set."""
-        shares = () if self.tensor_split is None else tuple(map(float, self.tensor_split))
+        shares = (
+            ()
+            if self.tensor_split is None
+            else tuple(float(_real("tensor_split", share)) for share in self.tensor_split)
+        )
         device = os.environ.get("PYLLAVA_DEVICE") or "auto" if self.device == "auto" else self.device
         return {
             "device": _text("device", device),

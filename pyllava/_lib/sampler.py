@@ -14,7 +14,7 @@ from .functions import _I32, _NEUTRAL, _P, _U64, _Choice, _Run, _SamplerParams
 from .handle import _Handle
 from .load import _check, lib
 from .model import ModelHandle
-from .values import FloatArray, _i32, _pointer
+from .values import FloatArray, _i32, _pointer, _real
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _number(name: str, value: Any) -> float:
     """A field of ``pyllava_sampler_params``; a seed is cut to 64 bits."""
     if _KINDS[name] is _U64:
         return operator.index(value) & (2**64 - 1)
-    return _i32(name, value) if _KINDS[name] is _I32 else value
+    return _i32(name, value) if _KINDS[name] is _I32 else _real(name, value)
 
 
 class SamplerHandle:

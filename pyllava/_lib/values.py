@@ -16,8 +16,26 @@ def _i32(name: str, value: int) -> int:
     """`value`, if C's 32 bits hold it: ctypes would cut it silently."""
     number = operator.index(value)
     if not -(2**31) <= number < 2**31:
-        raise ValueError(f"{name}: found {number}, need a number of 32 bits")
+        raise ValueError(f"{name}: found {number_text(number)}, need a number of 32 bits")
     return number
+
+
+def _real(name: str, value: float) -> float:
+    """`value`, if C's numbers can hold it; an integer of Python's may be too large even to be written down."""
+    try:
+        return float(value) if isinstance(value, int) else value
+    except OverflowError:
+        raise ValueError(f"{name}: found {number_text(value)}, need a finite number") from None
+
+
+def number_text(number: float) -> str:
+    """A number as a message shows it: of 400 digits, none."""
+    return str(number) if abs(number) < 10**20 else f"{'-' if number < 0 else ''}10**20 or more"
+
+
+def is_false(answer: object) -> bool:
+    """Whether a callback has said False, be it NumPy's."""
+    return answer is False or (isinstance(answer, np.bool_) and not answer)
 
 
 def _pointer(array: npt.NDArray[Any]) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._terminal import DEMO_NOTE, Console, library_log, printable
+from .._terminal import DEMO_NOTE, Console, library_log, one_line, printable
+from .._text_file import text_of
+from ..errors import ContextOverflowError, ImageError, PyllavaError
 from ..templates import IMAGE_MARK, ImageMark, unescape
-from .options import DEFAULT_PROMPT, ask_parser, model_arguments, sampling_arguments
+from .options import DEFAULT_PROMPT, PROGRAM, ask_parser, model_arguments, sampling_arguments
+from .pictures import expanded, found
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,27 +49,69 @@ def ask(argv: list[str]) -> None:
     if request.raw and (options.template or options.system is not None):
         parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
     console.note_inert(options)
-    from ..images import load_image
+    answers = _Answers(request, options, console)
+    with library_log(options):
+        answers.run()
+    if answers.done and not options.no_perf:
+        console.note(_timings(answers.done))
+    if answers.n_failed:
+        sys.stdout.flush()
+        raise SystemExit(1)
 
-    pictures = ([load_image(image) for image in run] for run in request.runs)
-    first = next(pictures)  # before the model: a bad picture must not cost the time to load it
-    from ..llava import Llava
 
-    with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
-        if model.is_demo:
-            console.note(DEMO_NOTE)
-        answers = []
-        for images, shown in zip(request.runs, itertools.chain([first], pictures), strict=True):
-            if len(request.runs) > 1:
-                console.note(f"\n{printable(images[0])}:")
-            answers.append(_run(model, shown, request, options, console))
-    if not options.no_perf:
-        console.note(_timings(answers))
+class _Answers:
+    """The runs of a request, one after the other. Of several, one that fails leaves an empty line in its place."""
+
+    def __init__(self, request: Request, options: argparse.Namespace, console: Console) -> None:
+        self.request, self.options, self.console = request, options, console
+        self.done: list[Answer] = []
+        self.n_failed = 0
+
+    def run(self) -> None:
+        """Answers what can be. Before the model is loaded there is a picture to show to it."""
+        shown = ((run, self._pictures(run)) for run in self.request.runs)
+        first = next(((run, pictures) for run, pictures in shown if pictures is not None), None)
+        if first is None:
+            return
+        from ..llava import Llava
+
+        with Llava(**model_arguments(self.options), progress=self.console.bars) as model:
+            if model.is_demo:
+                self.console.note(DEMO_NOTE)
+            for run, pictures in itertools.chain([first], shown):
+                if pictures is not None:
+                    self._answer(model, run, pictures)
+
+    def _pictures(self, run: list[ImageSource]) -> list[Image.Image] | None:
+        """The pictures of a run, decoded; None where that fails and there are other runs."""
+        from ..images import load_image
+
+        try:
+            return [load_image(found(image)) for image in run]
+        except (PyllavaError, OSError, ValueError) as error:
+            self._failed(error)
+            return None
+
+    def _answer(self, model: Llava, run: list[ImageSource], pictures: list[Image.Image]) -> None:
+        if len(self.request.runs) > 1:
+            self.console.note(f"\n{printable(run[0])}:")
+        try:
+            self.done.append(_run(model, pictures, self.request, self.options, self.console))
+        except (ContextOverflowError, ImageError) as error:  # before its first piece: of this picture alone
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if len(self.request.runs) == 1:
+            raise error
+        self.n_failed += 1
+        self.console.tell(f"{PROGRAM}: error: {one_line(error)}")
+        sys.stdout.write("\n")
+        sys.stdout.flush()
 
 
 def _request(options: argparse.Namespace, console: Console) -> Request:
     prompt, tagged = _take_image_tag(_prompt(options))
-    images: list[ImageSource] = list(options.image)
+    images: list[ImageSource] = [*expanded(options.image)]
     if tagged is not None:
         if images:  # an image given is an image seen
             raise ValueError("an image in the prompt and --image: need one of them")
@@ -76,9 +120,6 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
         raise ValueError(
             'no image: need --image FILE, or <img src="data:image/jpeg;base64,..."> in the prompt'
         )
-    for image in images:
-        if isinstance(image, str):
-            os.stat(image)  # a typing error in the last path must not cost the answers before it
     if not prompt.strip():
         prompt = DEFAULT_PROMPT
     n_marks = prompt.count(IMAGE_MARK)
@@ -91,8 +132,8 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
 def _prompt(options: argparse.Namespace) -> str:
     text: str = options.prompt or ""
     if options.file is not None:
-        with open(options.file, encoding="utf-8", newline="") as file:
-            text = file.read().removesuffix("\n")
+        with open(options.file, "rb") as file:
+            text = text_of(file.read(), options.file).removesuffix("\n")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -38,7 +38,7 @@ def _parser() -> Parser:
     parser = Parser(prog=f"{PROGRAM} bench", description=_DESCRIPTION)
     add = parser.add_argument
     add("-m", "--model", metavar="FILE", help="GGUF file or folder (default: the demo model)")
-    add("--mmproj", metavar="FILE", help="projector file (default: the one beside the model)")
+    add("-mm", "--mmproj", metavar="FILE", help="projector file (default: the one beside the model)")
     add(
         "-p",
         "--prompt-tokens",

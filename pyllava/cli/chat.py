@@ -23,6 +23,7 @@ from ..images import load_image
 from .chat_file import Record, Turn, write
 from .lines import Lines
 from .options import chat_parser, model_arguments, sampling_arguments
+from .pictures import SUFFIXES, expanded, found
 
 if TYPE_CHECKING:
     from ..answer import Answer
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _WELCOME = "type a question; /image FILE shows a picture with it, /help lists the commands, Ctrl-D ends"
 _PROMPT, _MORE = "> ", "... "
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _FAILURES = (PyllavaError, ValueError, MemoryError)
 
 
@@ -46,7 +46,9 @@ def chat(argv: list[str]) -> None:
         parser.error("--mmproj: needs -m, the model it belongs to")
     console = Console(options.log_disable)
     console.note_inert(options)
-    pictures = [Picture.load(path) for path in options.image]  # before the model, which takes longer
+    pictures = [
+        Picture.load(found(path)) for path in expanded(options.image)
+    ]  # before the model, which takes longer
     from ..llava import Llava
 
     with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
@@ -274,7 +276,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "/image": Command(
-        Conversation.image, "FILE", "show a picture with the next question; repeatable", _PICTURES
+        Conversation.image, "FILE", "show a picture with the next question; repeatable", SUFFIXES
     ),
     "/drop": Command(Conversation.drop, "", "take the pictures for the next question back"),
     "/clear": Command(Conversation.clear, "", "forget the conversation and all pictures"),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._plain import plain
 from .options import PROGRAM, Parser
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _output_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
     model = summary["model"]
-    facts = ", ".join(f"{name} {_plain_text(value)}" for name, value in model.items() if name != "kind")
+    facts = ", ".join(f"{name} {plain(str(value))}" for name, value in model.items() if name != "kind")
     lines = [
         summary["file"],
         f"GGUF version {summary['version']}, {_size(summary['bytes'])}, alignment {summary['alignment']}",
@@ -161,11 +162,6 @@ def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str
     lines += [""] if listed else []
     lines += [f"  {t['name']:<{width}}  {t['type']:<6} {t['shape']} at {t['offset']:,}" for t in listed]
     return lines
-
-
-def _plain_text(value: Any) -> str:
-    """`value` without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _short(value: Any) -> str:

@@ -5,14 +5,17 @@ The prompt is for people only, and never on a stdout that is a file or a pipe.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TextIO
 
 from .._terminal import say
+from .._text_file import check_start
 
 _KEPT_LINES = 1000
 _BETWEEN_WORDS = " \t\n/"
@@ -26,6 +29,7 @@ class Lines:
         if hasattr(sys.stdin, "reconfigure"):
             with contextlib.suppress(OSError):  # somebody has read from it
                 sys.stdin.reconfigure(errors="surrogateescape")  # names of files may be any bytes
+        self._has_begun = self._is_marked = False
         self._complete = complete
         self._candidates: list[str] = []
         self._readline = _readline() if self.interactive else None
@@ -54,8 +58,7 @@ class Lines:
 
     def _line(self, prompt: str) -> str | None:
         if not self.interactive:
-            line = "" if sys.stdin is None else sys.stdin.readline()
-            return line.removesuffix("\n") if line else None
+            return self._piped() if sys.stdin is not None else None
         try:
             line = self._ask(prompt)
         except EOFError:
@@ -64,6 +67,18 @@ class Lines:
         if self._readline is not None:
             self._history.keep()
         return line
+
+    def _piped(self) -> str | None:
+        """A line of a pipe or a file, which another system may have written."""
+        line = sys.stdin.readline()
+        if not self._has_begun:
+            self._has_begun = True
+            data = _bytes(line)
+            check_start(data, _name_of_stdin())
+            self._is_marked = data.startswith(codecs.BOM_UTF8)
+        if self._is_marked:  # UTF-8 whatever the locale
+            line = _bytes(line).decode("utf-8-sig", "surrogateescape")
+        return line.removesuffix("\n").removesuffix("\r") if line else None
 
     def _ask(self, prompt: str) -> str:
         """input(), which edits only if it finds a terminal at stdout; with another stdout, that of stderr is lent to it."""
@@ -147,6 +162,21 @@ def _stderr_as_stdout() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def _bytes(line: str) -> bytes:
+    """What a line of stdin was before it was decoded."""
+    return line.encode(getattr(sys.stdin, "encoding", None) or "utf-8", "surrogateescape")
+
+
+def _name_of_stdin() -> str:
+    """The file's name, where stdin is one and the system tells."""
+    try:
+        if stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode):
+            return os.readlink(f"/proc/self/fd/{sys.stdin.fileno()}")
+    except (OSError, ValueError):
+        pass
+    return "stdin"
 
 
 def _is_terminal(stream: TextIO | None, descriptor: int) -> bool:

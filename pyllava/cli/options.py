@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -18,8 +19,36 @@ _RANDOM_SEEDS = (-1, 0xFFFFFFFF)
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
+_SYNONYMS = {  # of llama.cpp's tools
+    "--chat-template": "--template",
+    "--log-verbose": "--verbose",
+    "--system-prompt": "--system",
+    "--temperature": "--temp",
+}
+_TEMPLATES = {  # what they call those that are here
+    "vicuna": "vicuna_v1",
+    "chatml": "chatml_direct",
+    **dict.fromkeys(("llama2", "llama2-sys"), "llava_llama_2"),
+    **dict.fromkeys(("mistral-v1", "mistral-v3", "mistral-v7"), "mistral_instruct"),
+}
+_ADVICE = {  # on what they have and this one has not
+    **dict.fromkeys(
+        ("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-mu", "--model-url", "-mmu", "--mmproj-url"),
+        "nothing is downloaded here, fetch the files and name them with -m and --mmproj",
+    ),
+    **dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive"), f"{PROGRAM} chat has a conversation"),
+    **dict.fromkeys(("-sysf", "--system-prompt-file"), "--system takes the text itself"),
+    **dict.fromkeys(
+        ("--jinja", "--chat-template-file"), "--template names one of the templates that are here"
+    ),
+    **dict.fromkeys(("--audio", "--video"), "only pictures are seen, with --image"),
+}
+
+
 class Parser(_terminal.Parser):
     """argparse as llama.cpp's tools read: ``_`` for ``-`` in long names, values may start with a dash."""
+
+    advice = _ADVICE
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -32,19 +61,28 @@ class Parser(_terminal.Parser):
             for name in action.option_strings
             if action.nargs is None
         }
+        several = {
+            name for action in self._actions if action.dest == "image" for name in action.option_strings
+        }
         arguments: list[str] = []
-        words = iter(argv)
-        for word in words:
+        words = collections.deque(argv)
+        while words:
+            word = words.popleft()
             name, equals, value = word.partition("=")
             if name.startswith("--"):
                 name = name.replace("_", "-")
+            if name not in self._option_string_actions:
+                name = _SYNONYMS.get(name, name)
             if name not in takes_value:
                 arguments.append(name + equals + value)
                 continue
-            following = value if equals else next(words, None)
-            if following is None:
+            if not (equals or words):
                 self.error(f"argument {name}: needs a value")
-            arguments.append(f"{takes_value[name]}={following}")
+            arguments.append(f"{takes_value[name]}={value if equals else words.popleft()}")
+            while (
+                name in several and words and not words[0].startswith("-")
+            ):  # a pattern that a shell expanded
+                arguments.append(f"{takes_value[name]}={words.popleft()}")
         return self.parse_args(arguments)
 
 
@@ -99,7 +137,7 @@ examples:
   pyllava-cli --image cat.jpg -p "What is this?"                 the small demo model of the package
   pyllava-cli -m llava-v1.5-7b/ --image cat.jpg --temp 0.1       a folder with the model and its projector
   pyllava-cli -m ggml-model-q4_k.gguf --mmproj mmproj-model-f16.gguf --image cat.jpg
-  pyllava-cli -m DIR --image a.jpg --image b.jpg                 one answer for each, the model loaded once
+  pyllava-cli -m DIR --image *.jpg --no-perf                     one answer for each, the model loaded once
   pyllava-cli -m DIR --image a.jpg --image b.jpg -p "USER: <image> <image>\\nCompare.\\nASSISTANT:"
 
 commands (each with --help):
@@ -173,7 +211,7 @@ def _add_model(options: Parser) -> None:
         "FILE",
         "GGUF file or folder (default: demo, a small model in the package; also demo-1.6)",
     )
-    add("--mmproj", "FILE", "projector file (default: the one beside the model)")
+    add("-mm --mmproj", "FILE", "projector file (default: the one beside the model)")
     add(
         "-c --ctx-size",
         "N",
@@ -240,7 +278,13 @@ def add_devices(options: Parser) -> None:
 def _add_prompt(options: Parser, *, question: bool = True) -> None:
     add = _adder(options, "pictures and prompt")
     prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
-    add("--image", "FILE", "JPEG, PNG, WebP, GIF, BMP or TIFF; repeatable", action="append", default=[])
+    add(
+        "--image",
+        "FILE",
+        "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
+        action="append",
+        default=[],
+    )
     add(
         "--image-max-tiles",
         "N",
@@ -259,8 +303,14 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
         add("-f --file", "FILE", "read the prompt from a file")
         add("-e --escape", None, r"decode \n \r \t \' \" \\ \xHH in the prompt (default)", default=True)
         add("--no-escape", None, "take the prompt as it is", dest="escape", action="store_false")
-    add("--template", "NAME", f"auto (default), {', '.join(TEMPLATES)}", choices=("auto", *TEMPLATES))
-    add("--system", "TEXT", "system message instead of the template's")
+    add(
+        "--template",
+        "NAME",
+        f"auto (default), {', '.join(TEMPLATES)}",
+        type=lambda name: _TEMPLATES.get(name, name),
+        choices=("auto", *TEMPLATES),
+    )
+    add("-sys --system", "TEXT", "system message instead of the template's")
 
 
 def _add_answer(options: Parser) -> None:

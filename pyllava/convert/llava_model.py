@@ -176,16 +176,21 @@ def _language_model(
     found = read_vocabulary(folder, ("spm", "hfft"), ids)
     vocabulary = _fitted(found, n_vocab, options.pad_vocab)
     names = [name, *_names_in(config), *_names_in(own)]
-    template, why = choose(names, vocabulary.chat_template, [token.text for token in vocabulary.tokens])
-    if options.template is not None:
-        template, why = options.template, "--template"
-    log.info("prompt template: %s (%s)", template, why)
+    template = options.template or _told_template(names, vocabulary)
     if vocabulary.chat_template is None:
         vocabulary = replace(vocabulary, chat_template=jinja(template))
     metadata = language_metadata(name, params, n_vocab, plan.mix)
     metadata.text("pyllava.template", template)
     vocabulary.describe(metadata)
     return _Plan(output_folder / f"{name}-{plan.mix.name}.gguf", metadata, tensors), template
+
+
+def _told_template(names: list[str], vocabulary: Vocabulary) -> str:
+    found = choose(names, vocabulary.chat_template, [token.text for token in vocabulary.tokens])
+    log.info("prompt template: %s (%s)", found.name, found.why)
+    if found.doubt:
+        log.warning("prompt template: %s; --template NAME chooses another than %s", found.doubt, found.name)
+    return found.name
 
 
 def _names_in(config: Config) -> list[str]:

@@ -95,7 +95,7 @@ def chat_template_of(folder: Path, settings: Mapping[str, Any]) -> str | None:
         value = entries.get("default")
     path = folder / "chat_template.jinja"
     if value is None and path.exists() and path.stat().st_size <= MAX_TEMPLATE:
-        value = path.read_text(encoding="utf-8", errors="replace")
+        value = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
     if not isinstance(value, str) or not value:
         return None
     if len(value.encode("utf-8", "replace")) > MAX_TEMPLATE or "\0" in value:

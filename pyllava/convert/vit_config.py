@@ -11,6 +11,7 @@ from .._part_file import replacing
 from ..formats import F16
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.json_file import Config, read_json
+from .checkpoints.unsuitable import adapter_advice, adapter_in
 from .errors import CheckpointError, shown
 from .families import CLIP
 from .llava_config import (
@@ -31,6 +32,8 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
     if not model.is_dir():
         raise CheckpointError(f"{model}: not a folder")
     path = model / "config.json"
+    if not path.exists() and adapter_in(model):
+        raise CheckpointError(f"{model}: {adapter_advice(model)}")
     if not path.exists():
         raise CheckpointError(f"{model}: no config.json; need the folder of a LLaVA model")
     table = read_json(path)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from tiny import write_shards, write_tensors
 
+from pyllava.convert import language_model, llava_model
 from pyllava.convert.checkpoints.checkpoint import checkpoint_files, open_checkpoint, open_file, summary
+from pyllava.convert.checkpoints.dtypes import STORED
 from pyllava.convert.checkpoints.json_file import read_json
+from pyllava.convert.checkpoints.safetensors_file import DTYPES
 from pyllava.convert.errors import CheckpointError, NoCheckpoint
 
 TENSORS = {f"t{i}": np.full((2, 3), i, dtype=np.float32) for i in range(6)}
@@ -154,3 +157,78 @@ def test_summary() -> None:
     many = [f"model.layers.{i}.x.weight" for i in range(12)] + ["lm_head.weight"]
     assert summary(many) == "lm_head.weight, model.layers.* (12)"
     assert summary([]) == "nothing"
+
+
+# Adapters and quantised weights
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}')
+    write_tensors(tmp_path / "adapter_model.safetensors", TENSORS, "f32")
+    with pytest.raises(
+        NoCheckpoint, match=r"a LoRA adapter of 'lmsys/vicuna-7b-v1.5' .*merge it into its base"
+    ):
+        open_checkpoint(tmp_path)
+    for convert in (convert_llava, convert_language):
+        with pytest.raises(CheckpointError, match=r"a LoRA adapter of 'lmsys/vicuna-7b-v1\.5'"):
+            convert(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("no JSON")
+    with pytest.raises(NoCheckpoint, match=r"a LoRA adapter \(adapter_config.json\)"):
+        open_checkpoint(tmp_path)
+
+
+def convert_llava(folder: Path) -> None:
+    llava_model.convert(folder, folder, llava_model.Options())
+
+
+def convert_language(folder: Path) -> None:
+    language_model.convert(folder, language_model.Options())
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin"])
+def test_an_adapter_that_is_not_merged_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    write_shards(tmp_path, TENSORS, "f32")
+    open_checkpoint(tmp_path).close()
+    assert not caplog.records
+    (tmp_path / name).write_text("{}")
+    open_checkpoint(tmp_path).close()
+    assert f"{name} is not merged: what is written is the model without it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "config", "method"),
+    [
+        ("q_proj.qweight", "i32", {}, "GPTQ or AWQ"),
+        ("q_proj.qweight", "i32", {"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ("q_proj.qzeros", "i32", {"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "gptq"),
+        ("q_proj.SCB", "f32", {}, "bitsandbytes"),
+        ("q_proj.weight", "u8", {"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
+        ("q_proj.weight.absmax", "f32", {}, "bitsandbytes"),
+        ("q_proj.weight", "i8", {}, "i8"),
+        ("q_proj.weight", "f8_e4m3", {}, "fp8"),
+        ("q_proj.weight_scale_inv", "f32", {"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ("q_proj.weight_packed", "i32", {"quantization_config": 3}, "compressed-tensors"),
+    ],
+)
+def test_quantised_weights_are_named(
+    tmp_path: Path, name: str, dtype: str, config: dict[str, object], method: str
+) -> None:
+    kind = {value: key for key, value in DTYPES.items()}[dtype]
+    size = STORED[dtype].itemsize
+    header = json.dumps({name: {"dtype": kind, "shape": [8], "data_offsets": [0, 8 * size]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(8 * size)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=rf"quantised weights \({method}; '{name}'\): need the checkpoint"
+    ):
+        open_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_that_was_quantised_once_and_is_not_now(tmp_path: Path) -> None:
+    """Merged and saved in 16 bits, with the config of its training."""
+    write_tensors(tmp_path / "model.safetensors", {"q_proj.weight": TENSORS["t0"]}, "f16")
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    open_checkpoint(tmp_path).close()

@@ -433,6 +433,12 @@ def test_chat_template(tmp_path: Path, settings: dict[str, Any], wanted: str | N
     assert kv.get("tokenizer.chat_template") == wanted
 
 
+def test_a_chat_template_from_windows(tmp_path: Path) -> None:
+    write_llava_checkpoint(tmp_path / "m", TinySpec())
+    (tmp_path / "m" / "chat_template.jinja").write_bytes(b"\xef\xbb\xbf{{ x }}\r\n{{ y }}")
+    assert read_vocabulary(tmp_path / "m", ("spm",), {}).chat_template == "{{ x }}\n{{ y }}"
+
+
 @pytest.mark.parametrize("name", ["chat_template.json", "chat_template.jinja"])
 def test_chat_template_files(tmp_path: Path, name: str) -> None:
     write_llava_checkpoint(tmp_path, SPEC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ from .json_file import read_json
 from .safetensors_file import read_safetensors
 from .tensor import InputFile, Tensor
 from .torch_zip import read_torch_zip
+from .unsuitable import adapter_advice, adapter_in, check_numbers
 
+_log = logging.getLogger("pyllava.convert")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # In order of preference; safetensors come first. Within a row: a glob of shard names, then whole files.
@@ -32,6 +35,20 @@ def checkpoint_files(model: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
+    files = _weights_in(folder)
+    adapter = adapter_in(folder)
+    if files and adapter:
+        _log.warning("%s: %s is not merged: what is written is the model without it", folder, adapter)
+    if files:
+        return files
+    if adapter:
+        raise NoCheckpoint(f"{folder}: {adapter_advice(folder)}")
+    raise NoCheckpoint(
+        f"{folder}: no checkpoint: need model*.safetensors or pytorch_model*.bin, found {_listing(folder)}"
+    )
+
+
+def _weights_in(folder: Path) -> list[Path]:
     if (folder / "consolidated.01.pth").exists():
         raise CheckpointError(
             f"{folder}: consolidated.*.pth in several slices; convert the Hugging Face layout instead"
@@ -49,9 +66,7 @@ def _in_folder(folder: Path) -> list[Path]:
                     f"{folder}: more than one checkpoint: {found[0].name} and {found[-1].name}"
                 )
             return files
-    raise NoCheckpoint(
-        f"{folder}: no checkpoint: need model*.safetensors or pytorch_model*.bin, found {_listing(folder)}"
-    )
+    return []
 
 
 def _listing(folder: Path) -> str:
@@ -154,6 +169,8 @@ class Checkpoint(Mapping[str, Tensor]):
                         raise CheckpointError(f"{shown(name)} is both in {first} and in {path.name}")
                     self._tensors[name] = tensor
             self._check_indexes()
+            if self.files:
+                check_numbers(self.files[0].parent, self._tensors)
         except BaseException:
             self.close()
             raise
