@@ -222,6 +222,7 @@ def test_eight_threads_and_each_alone(files: Files, precision: str, monkeypatch:
         logits = model.logits(picture(1), "Count.", answer=[7, 8, 9]).tobytes()
 
     Slow(monkeypatch, generate=0.001)  # so that they are under way at the same time
+    monkeypatch.setattr(_scheduler, "_MARGIN", 0)  # and more of them than there is room for
     with pyllava.Llava(files.model, files.mmproj, n_parallel=6, kv_cells=400, **options) as model:
 
         def some(thread: int) -> list[tuple[int, object]]:
