@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import hashlib
 import io
 import os
 import re
@@ -17,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
+from ._pixels import MAX_PIXELS as MAX_PIXELS
+from ._pixels import MAX_SIDE as MAX_SIDE
+from ._pixels import Clear, from_array, to_rgb, with_clear
+from ._pixels import Color as Color
+from ._pixels import check_size as check_size
+from ._pixels import content_hash as content_hash
 from .errors import ImageError
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]"
-Color: TypeAlias = tuple[int, int, int]
-
-MAX_PIXELS = 178_956_970
-"""The largest picture accepted, in pixels: where Pillow, too, starts to refuse (512 MiB as RGB)."""
-MAX_SIDE = 65_535
-"""The longest side accepted, in pixels: the longest that JPEG can hold."""
 
 WHITE: Color = (255, 255, 255)
 MAX_SCANS = 100
@@ -62,7 +61,7 @@ def load_image(source: ImageSource, *, background: Color = WHITE) -> Image.Image
     another type.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, background)
+        return from_array(source, background)
     if isinstance(source, Image.Image):
         check_size(source.size, "PIL image")
         return _decode("PIL image", lambda: _upright_rgb(source, background))
@@ -87,13 +86,6 @@ def decode_data_url(text: str) -> bytes:
         return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"data: URL: invalid base64 ({error})") from None
-
-
-def content_hash(image: Image.Image) -> bytes:
-    """16 bytes (BLAKE2b) that name the content of an RGB picture: its size and its pixels."""
-    digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
-    digest.update(image.tobytes())
-    return digest.digest()
 
 
 def _open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -214,67 +206,43 @@ def _decode(what: str, decode: Callable[[], Image.Image]) -> Image.Image:
         raise ImageError(f"{what}: {reason}") from error
 
 
-def check_size(size: tuple[int, int], name: str) -> None:
-    """Raises ImageError for a picture without pixels, and one of more than are accepted."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(f"{name}: no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width} x {height} is {width * height:,} pixels, at most {MAX_PIXELS:,}")
-    if max(size) > MAX_SIDE:
-        raise ImageError(f"{name}: {width} x {height}, sides of at most {MAX_SIDE:,} pixels")
-
-
 def _upright_rgb(image: Image.Image, background: Color) -> Image.Image:
+    clear = _clear(image)
+    low = _low_bytes(image)
     image.load()  # first: Pillow turns a TIFF upright while loading it, and takes its orientation away
     turn = None
     # EXIF is a nest of optional parsers; none of them may cost the picture.
     with contextlib.suppress(Exception):
         turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    return _to_rgb(image if turn is None else image.transpose(turn), background)
+    if low is not None:
+        return to_rgb(with_clear(image, low, image.info["transparency"]), background, turn)
+    return to_rgb(image, background, turn, image.info.get("transparency") if clear is None else clear)
 
 
-def _to_rgb(image: Image.Image, background: Color) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scaled_grey(image)
-    if image.mode == "La":
-        image = image.convert("LA")
-    if "A" in image.getbands() or image.mode == "RGBa" or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    rgb = image.copy() if image.mode == "RGB" else image.convert("RGB")
-    rgb.info = {}  # an orientation left behind would be applied again
-    return rgb
+def _low_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of a PNG of 16-bit colours, one of them transparent: Pillow decodes the upper ones only."""
+    tiles, file = getattr(image, "tile", None), getattr(image, "fp", None)
+    if not tiles or tiles[0][3] != "RGB;16B" or "transparency" not in image.info or file is None:
+        return None
+    from PIL.PngImagePlugin import PngImageFile
+
+    with _position_kept(file):
+        file.seek(0)
+        with PngImageFile(file) as low:
+            low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+            low.load()
+            copy: Image.Image = low.copy()
+            return copy
 
 
-def _scaled_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
-        raise ValueError(f"grey values {low:g}..{high:g}, need finite ones from 0 up")
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
-    white = next((w for w in whites if high <= w), high)
-    grey = np.empty(values.shape, np.uint8)
-    for row, out in zip(values, grey, strict=True):  # by row: a float copy of a whole scan would be large
-        out[:] = np.rint(row.astype(np.float64) * 255 / white)
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _from_array(array: npt.NDArray[Any], background: Color) -> Image.Image:
-    shape = list(array.shape)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(f"array of shape {shape}: need [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]")
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise TypeError(f"array of {array.dtype}: need uint8, or floats in 0..1")
-    check_size((shape[1], shape[0]), "image array")
-    if array.dtype != np.uint8:
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):  # NaN, too, ends here
-            raise ImageError(f"float array with values {low:g}..{high:g}: need 0..1 (or uint8 for 0..255)")
-        array = np.rint(array * 255.0).astype(np.uint8)
-    if array.ndim == 3 and shape[2] == 1:
-        array = array[:, :, 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), background)
+def _clear(image: Image.Image) -> Clear:
+    """The transparent grey of a PNG of 2 or 4 bits, as deep as the pixels that Pillow gives; else None."""
+    tiles = getattr(image, "tile", None)  # of a file that is not loaded yet
+    n_bits = {"L;2": 2, "L;4": 4}.get(str(tiles[0][3])) if tiles else None
+    grey = image.info.get("transparency")
+    if n_bits is None or not isinstance(grey, int):
+        return None
+    return grey * 255 // ((1 << n_bits) - 1)
 
 
 _OF_VIEWS = ("ImageSpec", "Views", "anyres", "best_resolution", "pad", "preprocess", "tile_grid")
