@@ -9,7 +9,10 @@ import json
 import os
 import runpy
 import struct
+import subprocess
+import sys
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -301,6 +304,8 @@ def test_broken_exif_is_ignored(exif: bytes) -> None:
 
 # --- what is refused ---
 
+NONE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"
+
 
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -308,9 +313,20 @@ def test_broken_exif_is_ignored(exif: bytes) -> None:
         (b"", "empty"),
         (b"x", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
         (b"just some text, long enough", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
-        (b"<!doctype html><html></html>", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
-        (b"%PDF-1.7\n", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
+        (b"<!doctype html><html></html>", f"{NONE} but a web page: give the picture that it shows"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", f"{NONE} but a PostScript document: give a picture of the page"),
+        (b"%PDF-1.7\n", f"{NONE} but a PDF document: give a picture of the page"),
+        (b" \n<svg xmlns='x'/>", f"{NONE} but an SVG drawing: render it to a PNG first"),
+        (
+            b"<?xml version='1.0'?>\n<!-- by hand -->\n<svg/>",
+            f"{NONE} but an SVG drawing: render it to a PNG first",
+        ),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0isom", f"{NONE} but a video: give one of its frames"),
+        (b"\xff\x0a\xfa\x1f", f"{NONE} but a JPEG XL picture: convert it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            f"{NONE} but a Git LFS pointer: `git lfs pull` fetches the picture",
+        ),
     ],
 )
 def test_not_an_image(tmp_path: Path, data: bytes, message: str) -> None:
@@ -347,11 +363,84 @@ def test_formats_that_are_not_offered(format: str) -> None:
     ],
 )
 def test_cut_at_every_byte(format: str, options: dict[str, Any]) -> None:
+    """A cut picture is refused, or has lost nothing that is seen."""
     data = saved(drawn(20, 19), format, **options)
-    enough = len(data) - 2 if format == "GIF" else len(data)  # a GIF is whole without its last two bytes
-    for n_bytes in range(enough):
-        with pytest.raises(ImageError):
-            load_image(data[:n_bytes])
+    whole = load_image(data)
+    marks = {"JPEG": 2, "GIF": 2, "PNG": 12}.get(format, 0)  # bytes behind the pixels
+    sums = 12 if format == "PNG" else 0  # of which the last bits of the stream may say nothing
+    for n_bytes in range(len(data)):
+        if n_bytes < len(data) - marks - sums:
+            with pytest.raises(ImageError):
+                load_image(data[:n_bytes])
+        else:
+            with (
+                contextlib.nullcontext() if n_bytes >= len(data) - marks else contextlib.suppress(ImageError)
+            ):
+                assert load_image(data[:n_bytes]) == whole
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (16, 16), (17, 33), (64, 40)])
+@pytest.mark.parametrize("kind", ["drawn", "flat", "noise", "grey"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"quality": 100, "subsampling": 0},
+        {"restart_marker_blocks": 1},
+        {"quality": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_cut_jpeg_is_whole_or_refused(size: tuple[int, int], kind: str, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = {"drawn": drawn(*size), "flat": Image.new("RGB", size, RED), "noise": Image.fromarray(noise)}
+    data = saved(picture.get(kind, drawn(*size).convert("L")), "JPEG", **options)
+    whole = load_image(data)
+    for n_bytes in range(max(0, len(data) - 60), len(data)):
+        for cut in (data[:n_bytes], data[:n_bytes] + b"\xff"):
+            try:
+                shown = load_image(cut)
+            except ImageError:
+                assert n_bytes < len(data) - 2
+            else:
+                assert shown == whole
+    for junk in (b"\0\0", b"\r\n", b"<html>"):
+        assert load_image(data[:-2] + junk) == whole
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
+    data = saved(drawn(64, 48), "JPEG", progressive=True)
+    scan = data.index(b"\xff\xda")
+    while (scan := data.find(b"\xff\xda", scan + 1)) > 0:
+        with pytest.raises(ImageError, match="before its last pixel"):
+            load_image(data[:scan])
+        assert load_image(data[:scan], on_truncated="pad").size == (64, 48)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_missing_pixels_are_filled_on_demand(format: str) -> None:
+    picture = drawn(300, 200)
+    data = saved(picture, format)
+    cut = data[: len(data) * 3 // 4]
+    if format == "TIFF":
+        assert data.index(b"\x00\x01", 8) < 300  # the directory comes before the pixels
+    with pytest.raises(ImageError):
+        load_image(cut)
+    whole, shown = pixels(load_image(data)), pixels(load_image(cut, on_truncated="pad"))
+    known = slice(-40, None) if format == "BMP" else slice(40)  # a BMP begins at the bottom
+    assert shown.shape == whole.shape
+    assert np.array_equal(shown[known], whole[known])
+    assert not np.array_equal(shown, whole)
+    with pytest.raises(ImageError):
+        load_image(data[:12], on_truncated="pad")
+
+
+def test_on_truncated_is_one_of_two() -> None:
+    with pytest.raises(ValueError, match="on_truncated='fill': need 'error' or 'pad'"):
+        load_image(saved(drawn(3, 3)), on_truncated="fill")  # type: ignore[arg-type]
 
 
 @settings(max_examples=150, deadline=None)
@@ -404,6 +493,45 @@ def test_ten_thousand_scans() -> None:
         load_image(bomb)
     noise = b"\xff\xe5\x10\x02" + b"\xff\xda" * 0x800  # the same bytes, but only metadata
     assert load_image(data[:2] + noise + data[2:]) == load_image(data)
+
+
+@pytest.mark.parametrize(
+    ("marker", "head"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE1, b"Exif\0\0"),
+        (0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xED, b"Photoshop 3.0\0"),
+        (0xFE, b""),
+    ],
+)
+def test_a_hundred_megabytes_of_metadata(marker: int, head: bytes) -> None:
+    """Pillow joins EXIF segments in quadratic time: it is given a million bytes of them."""
+    data = saved(drawn(37, 53), "JPEG")
+    segment = bytes([0xFF, marker]) + struct.pack(">H", 65535) + head.ljust(65533, b"\0")
+    began = time.monotonic()
+    assert load_image(data[:2] + segment * 1600 + data[2:]) == load_image(data)
+    assert time.monotonic() - began < 5  # 0.3 s; it took more than a minute
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_metadata_beyond_the_limit_change_no_pixel(mode: str) -> None:
+    """Colours and orientation are told by segments, too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(drawn(24, 16).convert(mode), "JPEG", exif=exif)
+    comment = b"\xff\xfe" + struct.pack(">H", 65535) + bytes(65533)
+    behind = data.index(b"\xff\xdb")  # the tables, which follow the metadata
+    assert load_image(data[:behind] + comment * 20 + data[behind:]) == load_image(data)
+    filled = data[:behind] + b"\xff" * 2_000_000 + data[behind:]
+    assert load_image(filled) == load_image(data)
+
+
+def test_too_many_segments() -> None:
+    data = saved(drawn(24, 16), "JPEG")
+    with pytest.raises(ImageError, match="JPEG of more than 65,536 segments before its pixels"):
+        load_image(data[:2] + b"\xff\xfe\0\2" * 1_000_000 + data[2:])
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
@@ -460,7 +588,7 @@ def test_no_data_url(url: str) -> None:
         decode_data_url(url)
 
 
-@pytest.mark.parametrize("body", ["QUJ", "QU=D", "Q\u00e9==", "####"])
+@pytest.mark.parametrize("body", ["QUJDR", "QU=D", "Q\u00e9==", "####"])
 def test_bad_base64(body: str) -> None:
     with pytest.raises(ImageError, match="invalid base64"):
         decode_data_url(f"data:image/png;base64,{body}")
@@ -468,8 +596,22 @@ def test_bad_base64(body: str) -> None:
 
 def test_data_url() -> None:
     assert decode_data_url("data:image/jpeg;base64,QUJD\n REVG") == b"ABCDEF"
+    for body in ("+/9BQg==", "+/9BQg", "-_9BQg", "%2B%2F9BQg%3D%3D", "+/\r\n9B Qg", "%2b_9BQg%0A"):
+        assert decode_data_url(f"data:text/plain;charset=utf-8;BASE64,{body}") == b"\xfb\xffAB"
     with pytest.raises(ImageError, match="image in a data: URL: empty"):
         load_image("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    "head", ["data:;base64", "data:base64", "data:", "DATA:video/mp4;x=y", "data:image/png; base64 "]
+)
+def test_data_url_with_a_wrong_head(head: str) -> None:
+    data = saved(drawn(5, 4))
+    for body in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode().rstrip("=")):
+        assert load_image(f"{head},{body}") == drawn(5, 4)
+    if "base64" not in head:
+        escaped = "".join(f"%{byte:02X}" for byte in data)
+        assert load_image(f"{head},{escaped}") == drawn(5, 4)
 
 
 # --- arrays ---
@@ -522,10 +664,44 @@ def test_float_array_range(value: float) -> None:
         load_image(array)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_a_rounding_error_outside(dtype: Any) -> None:
+    array = np.array([[-9e-4, -1e-9, 0.5, 1 + 1e-7, 1.0009]], dtype)
+    assert pixels(load_image(array))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    for value in (-0.002, 1.002):
+        with pytest.raises(ImageError, match=r"need 0\.\.1"):
+            load_image(np.array([[0.5, value]], dtype))
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0)])
 def test_empty_array(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match="no pixels"):
         load_image(np.zeros(shape, np.uint8))
+
+
+BROADCAST = """
+import resource, sys
+import numpy as np
+from pyllava.images import load_image
+array = np.broadcast_to(np.{dtype}({value}), (6000, 6000, 3))
+load_image(array[:8, :8])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = load_image(array)
+assert image.getpixel((5999, 5999)) == (128, 128, 128), image.getpixel((5999, 5999))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float64", 0.5), ("float16", 0.5), ("uint8", 128), ("uint16", 32896)]
+)
+def test_an_array_without_memory_behind_it(dtype: str, value: float) -> None:
+    """36 megapixels take what their picture takes, 4 bytes a pixel, and a band."""
+    code = BROADCAST.format(dtype=dtype, value=value)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) / 1024 < 144 + 110
 
 
 # --- content hash ---
