@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import io
 import os
-import re
-import stat
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
-from urllib.parse import unquote, unquote_to_bytes
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ._picture_files import OnTruncated, decoded, is_picture, read, upright_rgb
+from ._picture_files import OnTruncated, decoded, read, upright_rgb
 from ._pixels import MAX_PIXELS as MAX_PIXELS
 from ._pixels import MAX_SIDE as MAX_SIDE
 from ._pixels import Color as Color
 from ._pixels import check_size as check_size
 from ._pixels import content_hash as content_hash
 from ._pixels import from_array
-from .errors import ImageError
+from ._sources import Readable, is_data_url, local_path, open_path, open_stdin, open_stream, shown
+from ._sources import decode_data_url as decode_data_url
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]"
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | HasArray | Readable"
+"""What a picture may be given as: see `load_image`."""
+
+
+class HasArray(Protocol):
+    """A tensor: what NumPy can read as an array."""
+
+    def __array__(self) -> npt.NDArray[Any]: ...
+
 
 WHITE: Color = (255, 255, 255)
 
@@ -34,15 +38,32 @@ def load_image(
 ) -> Image.Image:
     """Decode `source` into a new upright RGB picture.
 
-    `source` is a path, a ``data:`` URL, the bytes of a file (JPEG, PNG, WebP, GIF, BMP, TIFF; of an animation
-    the first frame), a ``PIL.Image.Image``, or an array: uint8, or floats in 0..1, shaped [H, W], [H, W, 1],
-    [H, W, 3] or [H, W, 4] (RGBA).
+    ======================  =====================================================================================
+    source                  what is taken
+    ======================  =====================================================================================
+    path                    str or PathLike, ``~`` expanded; a pipe or device is read to its end, of 1 GiB at most
+    ``file:`` URL           as a path
+    ``data:`` URL           base64 of any alphabet, with or without padding, or percent-escaped
+    bytes-like              the bytes of a file: bytes, bytearray, memoryview, mmap
+    file object             what has `read()` and gives bytes; from its beginning where it can seek
+    ``PIL.Image.Image``     any mode; it is not changed
+    NumPy array             uint8, uint16 (white is 65535), bool, floats in 0..1, clipped up to 0.001 beyond;
+                            [H, W], [H, W, 1], [H, W, 3], [H, W, 4] (RGBA), and any with axes of 1 before them
+    tensor                  what has `__array__` or `__array_interface__`; [3, H, W], too
+    ======================  =====================================================================================
+
+    Files are JPEG, PNG, WebP, GIF, BMP or TIFF; AVIF where the installed Pillow reads it, HEIC where pillow-heif
+    (extra ``[heif]``) is installed. Of an animation the first frame is taken. Nothing is fetched from the web.
 
     - The EXIF orientation is applied, broken EXIF is ignored; so are colour profiles, as the reference does.
     - Transparent parts show `background`.
     - 16-bit, 32-bit and float greys are scaled, not clipped: white is 65535 for 16-bit pictures; for 32-bit
       integers the same, and for floats the smallest of 1, 255 and 65535 that no pixel exceeds; beyond 65535,
       the brightest pixel.
+    - A file that was cut is used if all pixels are there, and refused otherwise; ``on_truncated="pad"`` shows what
+      there is of a JPEG, PNG, GIF, BMP or TIFF, and grey (JPEG) or nothing, black or transparent, for the rest.
+    - Opening never hangs: a named pipe without a writer is refused after 5 seconds. The end of a pipe that has one
+      is waited for; Ctrl-C ends that.
 
     Raises ImageError for everything that is not a sound picture of at most 178,956,970 pixels and 65,535 a
     side, OSError (FileNotFoundError, PermissionError, ...) for a path that cannot be read, TypeError for
@@ -55,56 +76,69 @@ def load_image(
     if isinstance(source, Image.Image):
         check_size(source.size, "PIL image")
         return decoded("PIL image", lambda: upright_rgb(source, background, on_truncated))
-    if isinstance(source, bytes | bytearray | memoryview):
-        return read(io.BytesIO(source), "image bytes", background, on_truncated)
-    if isinstance(source, str) and source[:5].lower() == "data:":
+    if any(hasattr(source, name) for name in ("__array__", "__array_interface__")):
+        return from_array(_as_array(source), background, channels_first=True)
+    if isinstance(source, str) and is_data_url(source):
         return read(io.BytesIO(decode_data_url(source)), "image in a data: URL", background, on_truncated)
     if isinstance(source, str | os.PathLike):
-        with _open_regular_file(source) as file:
-            return read(file, os.fsdecode(source), background, on_truncated)
+        path = local_path(source)
+        with open_path(path) as file:
+            return read(file, shown(path), background, on_truncated)
+    if (held := _bytes_of(source)) is not None:
+        return read(held, "image bytes", background, on_truncated)
+    if callable(getattr(source, "read", None)):
+        stream = open_stream(source)
+        return read(stream, stream.name, background, on_truncated)
     raise TypeError(
-        f"image of type {type(source).__name__}: need a path, bytes, a PIL image or a NumPy array"
+        f"image of type {type(source).__name__[:100]}: need a path, bytes, a PIL image or a NumPy array "
+        "(or a data: URL, a file object, a tensor)"
     )
 
 
-def decode_data_url(text: str) -> bytes:
-    """The bytes in a ``data:`` URL of any media type, or none. Raises ImageError if it is no such URL.
+def open_source(text: str) -> ImageSource:
+    """The picture that a word of a command line names, for `load_image`: "-" is standard input, read now.
 
-    The base64 may lack its padding, use the URL-safe alphabet and be percent-escaped. Where the URL does not
-    say that it is base64, its bytes are taken if they begin as a picture does.
+    Everything else is what `load_image` takes as a text. What cannot be found is an error here already: a typing
+    error in the last name must not cost the answers before it.
     """
-    head, comma, body = text.partition(",")
-    is_url = bool(comma and re.match("data:", head, re.IGNORECASE))
-    if is_url and re.search(r";\s*base64\s*$", head, re.IGNORECASE):
+    if text == "-":
+        return open_stdin()
+    if not is_data_url(text):
         try:
-            return _base64(body)
-        except ValueError as error:  # binascii.Error is one
-            raise ImageError(f"data: URL: invalid base64 ({error})") from None
-    if is_url:
-        for decode in (unquote_to_bytes, _base64):
-            with contextlib.suppress(ValueError):
-                if is_picture(data := decode(body)):
-                    return data
-    raise ImageError(f"not a base64 data: URL: starts with {text[:32]!r}, need 'data:image/...;base64,'")
+            os.stat(local_path(text))
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, shown(text)) from None
+    return text
 
 
-def _base64(text: str) -> bytes:
-    if "%" in text:
-        text = unquote(text, errors="strict")
-    text = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
-    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+def source_name(source: object) -> str:
+    """What messages call a source, in at most 200 characters."""
+    if isinstance(source, str | os.PathLike):
+        return "image in a data: URL" if is_data_url(source) else shown(os.fsdecode(source))
+    name = getattr(source, "name", None)
+    return shown(name) if isinstance(name, str) else "image"
 
 
-def _open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
-    name = os.fsdecode(path)
-    if os.path.isdir(path):
-        raise ImageError(f"{name}: a folder, not an image file")
-    nonblocking = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO must not wait for a writer
-    descriptor = os.open(path, os.O_RDONLY | nonblocking | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ImageError(f"{name}: not a regular file (for a pipe or a device, read it and pass the bytes)")
-    return os.fdopen(descriptor, "rb")
+def _as_array(source: Any) -> npt.NDArray[Any]:
+    """A tensor as an array; PyTorch's leave their graph and their device for it."""
+    try:
+        for step in ("detach", "cpu"):
+            source = getattr(source, step, lambda same=source: same)()
+        return np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:  # bfloat16, say
+        reason = shown(" ".join(str(error).split()))
+        raise TypeError(
+            f"{type(source).__name__[:60]}: {reason}: need one of uint8, or of floats in 0..1"
+        ) from error
+
+
+def _bytes_of(source: Any) -> io.BytesIO | None:
+    """What lies behind a bytes-like object; None for another."""
+    try:
+        view = memoryview(source)
+    except (TypeError, BufferError):
+        return None
+    return io.BytesIO(source if isinstance(source, bytes) else view.tobytes())
 
 
 _OF_VIEWS = ("ImageSpec", "Views", "anyres", "best_resolution", "pad", "preprocess", "tile_grid")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import array as machine_arrays
 import base64
 import contextlib
 import io
 import json
+import mmap
 import os
 import runpy
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -24,8 +27,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from pyllava import _sources
 from pyllava.errors import ImageError, PyllavaError
-from pyllava.images import content_hash, decode_data_url, load_image
+from pyllava.images import content_hash, decode_data_url, load_image, open_source
 from pyllava.views import ImageSpec, pad, preprocess
 
 GOLDEN_SCRIPT = Path(__file__).parent / "data/images/make_goldens.py"
@@ -96,7 +100,7 @@ def test_first_frame_of_an_animation(format: str) -> None:
 
 
 def test_wrong_type() -> None:
-    for source in (None, 7, [1, 2], io.BytesIO(saved(drawn(2, 2)))):
+    for source in (None, 7, [1, 2], object()):
         with pytest.raises(TypeError, match="need a path, bytes, a PIL image or a NumPy array"):
             load_image(source)  # type: ignore[arg-type]
 
@@ -544,12 +548,287 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_fifo_and_device_do_not_hang(tmp_path: Path) -> None:
+def test_fifo_and_device_do_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sources, "WAIT_FOR_WRITER", 0.1)
     fifo = tmp_path / "fifo.png"
     os.mkfifo(fifo)
-    for path in (fifo, "/dev/zero"):
-        with pytest.raises(ImageError, match="not a regular file"):
-            load_image(path)
+    with pytest.raises(ImageError, match="a pipe into which nobody writes"):
+        load_image(fifo)
+    with pytest.raises(ImageError, match="/dev/zero: not a JPEG"):
+        load_image("/dev/zero")
+    with pytest.raises(ImageError, match="/dev/null: empty"):
+        load_image("/dev/null")
+    master, terminal = os.openpty()
+    with pytest.raises(ImageError, match="a terminal, not an image file"):
+        load_image(os.ttyname(terminal))
+    os.close(master)
+    os.close(terminal)
+
+
+# --- sources ---
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_named_pipe(tmp_path: Path) -> None:
+    """Written late, slowly, and by a writer that is gone before the pipe is read."""
+    data = saved(drawn(200, 100), "BMP")  # more than a pipe holds
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def write() -> None:
+        time.sleep(0.1)
+        with open(fifo, "wb", buffering=0) as file:
+            file.write(data[:10])
+            time.sleep(0.1)
+            for at in range(10, len(data), 9999):
+                file.write(data[at : at + 9999])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert load_image(fifo) == drawn(200, 100)
+    thread.join()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs /dev/fd")
+def test_process_substitution() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, saved(drawn(9, 5)))
+    os.close(writing)
+    assert load_image(f"/dev/fd/{reading}") == drawn(9, 5)
+    os.close(reading)
+
+
+def test_endless_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sources, "MAX_BYTES", 5_000_000)
+
+    class Endless:
+        def read(self, n_bytes: int = -1) -> bytes:
+            return saved(drawn(3, 3)).ljust(n_bytes, b"\0")
+
+    with pytest.raises(ImageError, match="image file: more than 5,000,000 bytes"):
+        load_image(Endless())
+
+
+def test_home_and_file_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    path = tmp_path / "a b#1?%41 é.png"
+    drawn(4, 3).save(path)
+    urls = [
+        path.as_uri(),
+        path.as_uri().replace("file:///", "FILE://localhost/"),
+        path.as_uri().replace(":///", ":/"),
+    ]
+    for source in (f"~/{path.name}", Path("~") / path.name, *urls):
+        assert load_image(source) == drawn(4, 3)
+        if isinstance(source, str):
+            assert load_image(open_source(source)) == drawn(4, 3)
+    monkeypatch.chdir(tmp_path)
+    os.rename(path, "~")  # a file of that name goes first
+    assert load_image("~") == drawn(4, 3)
+    with pytest.raises(ImageError, match="on another computer"):
+        load_image("file://server/share/a.png")
+
+
+class Upload:
+    """As web frameworks give one: it can read, and that is all."""
+
+    filename = "cat.png"
+
+    def __init__(self, data: bytes, piece: int = 1 << 30) -> None:
+        self.data, self.piece = io.BytesIO(data), piece
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        return self.data.read(min(n_bytes, self.piece))
+
+
+def test_file_objects(tmp_path: Path) -> None:
+    picture = drawn(40, 30)
+    data = saved(picture)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    written = io.BytesIO()
+    picture.save(written, "PNG")  # and left at its end
+    with (
+        open(path, "rb") as file,
+        open(path, "rb", buffering=0) as raw,
+        tempfile.SpooledTemporaryFile() as spooled,
+    ):
+        spooled.write(data)
+        for source in (file, raw, written, spooled, Upload(data), Upload(data, 7), io.BufferedReader(raw)):
+            assert load_image(source) == picture
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert load_image(mapped) == picture
+    assert load_image(machine_arrays.array("B", data)) == picture
+    assert load_image(memoryview(data + data)[: len(data)]) == picture
+    assert load_image(memoryview(data[::-1])[::-1]) == picture
+    with (
+        open(path, encoding="latin-1") as text,
+        pytest.raises(TypeError, match=r"gives str, need bytes.*'rb'"),
+    ):
+        load_image(text)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match=r"a.png: .*closed file"):
+        load_image(file)
+    with pytest.raises(ImageError, match=r"cat.png: not a JPEG"):
+        load_image(Upload(b"x" * 1000))
+    with pytest.raises(ImageError, match=r"cat.png: empty"):
+        load_image(Upload(b""))
+
+
+def test_asynchronous_upload() -> None:
+    class Later:
+        async def read(self, n_bytes: int = -1) -> bytes:
+            return b""
+
+    with pytest.raises(TypeError, match="asynchronous: give the bytes"):
+        load_image(Later())  # type: ignore[arg-type]
+
+
+class Tensor:
+    """What torch.Tensor is to NumPy: on a device and in a graph it gives no array."""
+
+    def __init__(self, array: np.ndarray, where: str = "graph") -> None:
+        self.array, self.where = array, where
+
+    def detach(self) -> Tensor:
+        return Tensor(self.array, "device")
+
+    def cpu(self) -> Tensor:
+        assert self.where == "device"
+        return Tensor(self.array, "memory")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        if self.where != "memory":
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        if self.array.dtype == np.complex64:
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self.array
+
+
+def test_tensors() -> None:
+    rgb = np.asarray(drawn(7, 5))
+    floats = (rgb / 255).astype(np.float32)
+    first = rgb.transpose(2, 0, 1)
+    for array in (rgb, floats, rgb[None], first, first[None], floats.transpose(2, 0, 1)[None]):
+        assert np.array_equal(pixels(load_image(Tensor(array))), rgb)
+
+    class Interface:
+        __array_interface__ = np.ascontiguousarray(rgb).__array_interface__
+
+    assert np.array_equal(pixels(load_image(Interface())), rgb)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Tensor: Got unsupported ScalarType BFloat16: need one of uint8"):
+        load_image(Tensor(np.zeros((2, 2), np.complex64)))
+    with pytest.raises(ImageError, match=r"array of shape \[2, 5, 7, 3\].*give each by itself"):
+        load_image(Tensor(np.stack([rgb, rgb])))
+
+
+def test_torch_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    rgb = np.asarray(drawn(7, 5))
+    tensor = torch.from_numpy(rgb.copy())
+    for source in (tensor, tensor.permute(2, 0, 1)[None], (tensor / 255).requires_grad_()):
+        assert np.array_equal(pixels(load_image(source)), rgb)
+
+
+def test_other_arrays() -> None:
+    rgb = np.asarray(drawn(7, 5))
+    grey = rgb[:, :, 0]
+    three = np.repeat(grey[:, :, None], 3, axis=2)
+    wide = rgb.astype(np.uint16) * 257
+    cases = [
+        (rgb[None], rgb),
+        (rgb[None, None], rgb),
+        (grey[None], three),
+        (grey[None, :, :, None], three),
+        (grey[None, None], three),
+        (wide, rgb),
+        (wide.astype(">u2"), rgb),
+        (wide[:, :, 0], three),
+        (wide + np.uint16(0) - (wide > 0) * np.uint16(100), rgb),
+        (grey > 99, (three > 99) * np.uint8(255)),
+        (rgb > 99, (rgb > 99) * np.uint8(255)),
+        ((rgb / 255).astype(">f4"), rgb),
+    ]
+    for array, expected in cases:
+        assert np.array_equal(pixels(load_image(array)), expected)
+    with_alpha = np.dstack([wide, np.zeros((5, 7), np.uint16)])
+    assert (pixels(load_image(with_alpha)) == 255).all()
+    with pytest.raises(ImageError, match=r"transpose\(1, 2, 0\) puts the channels last"):
+        load_image(rgb.transpose(2, 0, 1))
+
+
+NOISE = np.random.default_rng(1).bytes(3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://example.org/cat.png", "a web address: fetch it first"),
+        ("HTTP://example.org/cat.png?" + "x" * 5000, "a web address: fetch it first"),
+        ("s3://bucket/cat.png", "an address of 's3': fetch it first"),
+        ("<svg xmlns='http://www.w3.org/2000/svg'></svg>", "SVG or HTML: give a picture"),
+        (base64.b64encode(saved(drawn(4, 3))).decode(), "looks like base64"),
+        (base64.urlsafe_b64encode(saved(drawn(4, 3), "JPEG")).decode(), "looks like base64"),
+        (
+            base64.b64encode(NOISE).decode(),
+            "a text of 4,000,000 characters that looks like base64",
+        ),
+        ("data:image/png;base64," + "#" * 3_000_000, "invalid base64"),
+        ("data:" + "x" * 3_000_000, "not a base64 data: URL"),
+    ],
+    ids=range(9),
+)
+def test_texts_that_are_no_path(text: str, message: str) -> None:
+    for door in (load_image, lambda text: load_image(open_source(text))):
+        with pytest.raises(ImageError, match=message) as caught:
+            door(text)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["long/" * 1000 + "cat.png", "word " * 100_000, "x" * 250, "é" * 5000])
+def test_errors_show_no_more_than_200_characters(text: str) -> None:
+    for source in (text, Path(text)):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            load_image(source)
+        assert len(str(caught.value)) < 400
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        open_source(text)
+    assert len(str(caught.value)) < 400
+
+
+def test_avif_where_pillow_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = pytest.importorskip("PIL.AvifImagePlugin")
+    if not plugin.SUPPORTED:
+        pytest.skip("this Pillow reads no AVIF")
+    data = saved(drawn(24, 16), "AVIF", quality=100)
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(pixels(load_image(data)), np.asarray(image.convert("RGB")))
+    for n_bytes in range(0, len(data), 7):
+        with pytest.raises(ImageError):
+            load_image(data[:n_bytes])
+    monkeypatch.setattr(plugin, "SUPPORTED", False)
+    with pytest.raises(
+        ImageError, match=r"an AVIF picture, which this Pillow cannot read: install Pillow 11\.3"
+    ):
+        load_image(data)
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"msf1\0\0\0\0hevc"])
+def test_heic_without_its_reader(monkeypatch: pytest.MonkeyPatch, brands: bytes) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r'a HEIC picture: pip install "pyllava\[heif\]", or convert it'):
+        load_image(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(99))
+
+
+def test_heic() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), RED)).save(file, quality=90)
+    loaded = load_image(file)
+    assert loaded.size == (64, 48)
+    assert np.abs(pixels(loaded).astype(int) - RED).max() < 12
+    with pytest.raises(ImageError):
+        load_image(file.getvalue()[: len(file.getvalue()) // 2])
 
 
 def test_closed_pil_image(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._terminal import DEMO_NOTE, Console, library_log, printable
+from .._terminal import DEMO_NOTE, Console, library_log
 from ..templates import IMAGE_MARK, ImageMark, unescape
 from .options import DEFAULT_PROMPT, ask_parser, model_arguments, sampling_arguments
 
@@ -47,7 +46,7 @@ def ask(argv: list[str]) -> None:
     if request.raw and (options.template or options.system is not None):
         parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
     console.note_inert(options)
-    from ..images import load_image
+    from ..images import load_image, source_name
 
     pictures = ([load_image(image) for image in run] for run in request.runs)
     first = next(pictures)  # before the model: a bad picture must not cost the time to load it
@@ -59,7 +58,7 @@ def ask(argv: list[str]) -> None:
         answers = []
         for images, shown in zip(request.runs, itertools.chain([first], pictures), strict=True):
             if len(request.runs) > 1:
-                console.note(f"\n{printable(images[0])}:")
+                console.note(f"\n{source_name(images[0])}:")
             answers.append(_run(model, shown, request, options, console))
     if not options.no_perf:
         console.note(_timings(answers))
@@ -67,7 +66,9 @@ def ask(argv: list[str]) -> None:
 
 def _request(options: argparse.Namespace, console: Console) -> Request:
     prompt, tagged = _take_image_tag(_prompt(options))
-    images: list[ImageSource] = list(options.image)
+    from ..images import open_source
+
+    images: list[ImageSource] = [open_source(text) for text in options.image]
     if tagged is not None:
         if images:  # an image given is an image seen
             raise ValueError("an image in the prompt and --image: need one of them")
@@ -76,9 +77,6 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
         raise ValueError(
             'no image: need --image FILE, or <img src="data:image/jpeg;base64,..."> in the prompt'
         )
-    for image in images:
-        if isinstance(image, str):
-            os.stat(image)  # a typing error in the last path must not cost the answers before it
     if not prompt.strip():
         prompt = DEFAULT_PROMPT
     n_marks = prompt.count(IMAGE_MARK)
