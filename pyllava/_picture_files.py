@@ -19,6 +19,10 @@ OnTruncated: TypeAlias = Literal["error", "pad"]
 MAX_BYTES = 1 << 30
 """The largest file read into memory, in bytes: more than the largest picture takes without compression."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+_LARGE = 1 << 24
+_SMALL_BLOCK = (
+    4096  # bytes decoded at a time, of a large picture: they may hold a thousand times as many pixels
+)
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -186,6 +190,8 @@ def _whole(file: BinaryIO, name: str) -> bytes:
 
 def _load(image: Image.Image, on_truncated: OnTruncated) -> None:
     """Decode; what is missing at the end stays as Pillow leaves it, if that is wanted."""
+    if isinstance(image, ImageFile.ImageFile) and image.width * image.height > _LARGE:
+        image.decodermaxblock = _SMALL_BLOCK
     try:
         image.load()
     except OSError as error:

@@ -84,7 +84,8 @@ def _in_bands(
 ) -> Image.Image:
     """The RGB picture of the parts that `band` makes of the rows from .. to of a picture of `size`."""
     width, height = size
-    picture = Image.new("RGB", (height, width) if turn in _SIDEWAYS else size)
+    whole = (height, width) if turn in _SIDEWAYS else size
+    picture = Image.new("RGB", whole, None)  # not filled: that would be a long step of its own
     for top, bottom in bands(width, height):
         place = height - bottom if turn in _FROM_THE_END else top
         picture.paste(band(top, bottom), (place, 0) if turn in _SIDEWAYS else (0, place))

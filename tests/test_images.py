@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import runpy
+import signal
 import struct
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pyllava import _sources
+from pyllava import _pixels, _sources
+from pyllava import views as views_module
 from pyllava.errors import ImageError, PyllavaError
 from pyllava.images import content_hash, decode_data_url, load_image, open_source
 from pyllava.views import ImageSpec, pad, preprocess
@@ -992,6 +994,77 @@ def test_content_hash() -> None:
     assert len(content_hash(picture)) == 16
     assert content_hash(picture) == content_hash(load_image(saved(picture)))
     assert content_hash(picture) != content_hash(same_bytes)
+
+
+# --- in bands ---
+
+
+def test_bands_are_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[Any] = [np.asarray(drawn(37, 53)) / 255, np.asarray(drawn(37, 53)).astype(np.uint16) * 200]
+    modes = ["1", "L", "P", "RGB", "RGBA", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+    by_way_of = {"I;16": "L", "RGBa": "RGBA", "PA": "RGBA", "La": "LA"}
+    sources += [drawn(37, 53).convert(by_way_of.get(mode, "RGB")).convert(mode) for mode in modes]
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        sources.append(saved(drawn(37, 53), "PNG", exif=exif))
+    wholes = [load_image(source) for source in sources]
+    specs = [ImageSpec(28), ImageSpec(28, aspect="anyres", pinpoints=((56, 28), (28, 56)))]
+    views = [preprocess(whole, spec).pixels for whole in wholes for spec in specs]
+    hashes = [content_hash(whole) for whole in wholes]
+    for n_pixels in (1, 100, 400):
+        monkeypatch.setattr(_pixels, "_BAND_PIXELS", n_pixels)
+        monkeypatch.setattr(views_module, "_BAND_PIXELS", n_pixels)
+        banded = [load_image(source) for source in sources]
+        assert banded == wholes
+        assert [content_hash(whole) for whole in banded] == hashes
+        now = [preprocess(whole, spec).pixels for whole in banded for spec in specs]
+        assert all(map(np.array_equal, now, views))
+
+
+class Clock:
+    """The longest time between two signals that Python got to see: what Ctrl-C would have waited."""
+
+    def __enter__(self) -> Clock:
+        self.longest, self.last = 0.0, time.monotonic()
+        self.before = signal.signal(signal.SIGALRM, self.tick)
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+        return self
+
+    def tick(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        self.longest, self.last = max(self.longest, now - self.last), now
+
+    def __exit__(self, *failure: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.tick(0, None)
+        signal.signal(signal.SIGALRM, self.before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
+@pytest.mark.parametrize("kind", ["PIL", "RGBA", "array", "float64", "JPEG", "PNG", "turned"])
+def test_ctrl_c_in_a_picture_of_170_megapixels(kind: str) -> None:
+    size = (13_300, 12_800)
+    flat = Image.new(
+        "RGBA" if kind == "RGBA" else "RGB", size, (9, 99, 200, 77)[: 4 if kind == "RGBA" else 3]
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source: Any = {"array": lambda: np.asarray(flat), "JPEG": lambda: saved(flat, "JPEG")}.get(
+        kind, lambda: flat
+    )()
+    if kind == "float64":
+        source = np.broadcast_to(0.5, (*size[::-1], 3))
+    elif kind in ("PNG", "turned"):
+        source = saved(flat, "PNG", **({"exif": exif} if kind == "turned" else {}))
+    with Clock() as clock:
+        picture = load_image(source)
+    assert clock.longest < 0.25
+    with Clock() as clock:
+        content_hash(picture)
+        preprocess(picture, ImageSpec(336))
+    assert clock.longest < 0.25
 
 
 # --- preprocessing ---
