@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal, TypeAlias
 
@@ -36,6 +37,7 @@ _UPRIGHT = {
 
 
 HEAD_BYTES = 256
+MAX_CHUNKS = 65_536
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
 _NAMED: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
@@ -157,6 +159,8 @@ def read(file: BinaryIO, name: str, background: Color, on_truncated: OnTruncated
     def decode() -> Image.Image:
         if kind == "JPEG":
             return _read_jpeg(_whole(file, name), name, picture, on_truncated)
+        if kind == "PNG":
+            _check_png(file, name)
         return picture(file)
 
     return decoded(f"{name}: damaged or unusable {kind} image", decode)
@@ -179,6 +183,18 @@ def _read_jpeg(
     ):
         raise ValueError('the file ends before its last pixel (on_truncated="pad" shows what there is)')
     return shown
+
+
+def _check_png(file: BinaryIO, name: str) -> None:
+    """Refuse a picture of more chunks than any has: Pillow looks at each in Python."""
+    n_chunks = 0
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        n_chunks += head[4:] != b"IDAT"
+        if n_chunks > MAX_CHUNKS:
+            raise ImageError(f"{name}: PNG of more than {MAX_CHUNKS:,} chunks besides its pixels")
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(0)
 
 
 def _whole(file: BinaryIO, name: str) -> bytes:
@@ -223,7 +239,7 @@ def decoded(what: str, decode: Callable[[], Image.Image]) -> Image.Image:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(f"{what}: {reason}") from error
 
 

@@ -540,6 +540,14 @@ def test_too_many_segments() -> None:
         load_image(data[:2] + b"\xff\xfe\0\2" * 1_000_000 + data[2:])
 
 
+def test_too_many_chunks() -> None:
+    data = saved(drawn(24, 16))
+    chunk = b"\0\0\0\0prVt" + struct.pack(">I", zlib.crc32(b"prVt"))
+    assert load_image(data[:33] + chunk * 1000 + data[33:]) == drawn(24, 16)
+    with pytest.raises(ImageError, match="PNG of more than 65,536 chunks besides its pixels"):
+        load_image(data[:33] + chunk * 2_000_000 + data[33:])
+
+
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         load_image(tmp_path / "missing.png")
