@@ -21,9 +21,7 @@ MAX_BYTES = 1 << 30
 """The largest file read into memory, in bytes: more than the largest picture takes without compression."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 _LARGE = 1 << 24
-_SMALL_BLOCK = (
-    4096  # bytes decoded at a time, of a large picture: they may hold a thousand times as many pixels
-)
+_SMALL_BLOCK = 1 << 14  # bytes of a large picture decoded at a time: they may hold a thousand times as many
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
