@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .images import Color, check_size
+from ._pixels import Color, bands, check_size
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,14 @@ _FIXED_POINT = 22  # Pillow's weights for 8-bit pictures are integers of 1 / 2^2
 
 
 def _narrowed(rows: Image.Image, size: int) -> Image.Image:
-    return rows.resize((size, rows.height), Image.Resampling.BICUBIC)
+    """The first pass, of which each row is by itself: of a large picture in bands, so that Ctrl-C works between."""
+    if rows.width * rows.height <= _BAND_PIXELS:
+        return rows.resize((size, rows.height), Image.Resampling.BICUBIC)
+    narrow = Image.new("RGB", (size, rows.height))
+    for top, bottom in bands(*rows.size):
+        part = rows.crop((0, top, rows.width, bottom))
+        narrow.paste(part.resize((size, bottom - top), Image.Resampling.BICUBIC), (0, top))
+    return narrow
 
 
 def _narrowed_slender(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]:

@@ -369,6 +369,8 @@ def test_a_name_for_a_file_without_one(say: Any, folder: Path) -> None:
     [
         ("/image no such.png\n", (), "no such.png: No such file or directory"),
         ("/image notes.md\n", (), "notes.md: not a JPEG"),
+        ("/image https://example.org/a.png\n", (), "a web address: fetch it first"),
+        ("/image -\n", (), "-: standard input brings the messages; name a file"),
         ("/image red.png no.png\nHi\n", (), "no.png: No such file or directory"),
         ("/image\n", (), "/image: need a FILE"),
         ("/foo\nHi\n", (), "/foo: no such command"),

@@ -607,10 +607,37 @@ def test_image_in_the_prompt(fake: type[FakeLlava], capsys: pytest.CaptureFixtur
     assert fake.built[2].asked[0]["prompt"] == "Provide a full description."
 
 
+def test_an_image_from_everywhere(
+    fake: type[FakeLlava],
+    red: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """--image takes what `load_image` takes as a text, and "-"."""
+    data = Path(red).read_bytes()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "home.png").write_bytes(data)
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    words = ["-", url, Path(red).as_uri(), "~/home.png"]
+    stdin = io.TextIOWrapper(io.BytesIO(data))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert cli.main([argument for word in words for argument in ("--image", word)]) == 0
+    assert [asked["images"] for asked in fake.built[0].asked] == [[RED]] * 4
+    err = capsys.readouterr().err
+    assert "standard input:" in err
+    assert "image in a data: URL:" in err
+    assert url not in err
+    assert cli.main(["--image", "-"]) == 1  # it was read
+    assert "standard input: empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "no image: need --image FILE"),
+        (["--image", "https://example.org/a.png"], "a web address: fetch it first"),
         (["-p", "What is in <image>?"], "no image: need --image FILE"),
         (["--image", "MISSING"], "missing.png: No such file or directory"),
         (["--image", "NOTHING"], "nothing: a folder without pictures (.jpg"),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import array as machine_arrays
 import base64
 import contextlib
 import io
 import json
+import mmap
 import os
 import runpy
+import signal
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -21,8 +28,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from pyllava import _pixels, _sources
+from pyllava import views as views_module
 from pyllava.errors import ImageError, PyllavaError
-from pyllava.images import content_hash, decode_data_url, load_image
+from pyllava.images import content_hash, decode_data_url, load_image, open_source
 from pyllava.views import ImageSpec, pad, preprocess
 
 GOLDEN_SCRIPT = Path(__file__).parent / "data/images/make_goldens.py"
@@ -93,7 +102,7 @@ def test_first_frame_of_an_animation(format: str) -> None:
 
 
 def test_wrong_type() -> None:
-    for source in (None, 7, [1, 2], io.BytesIO(saved(drawn(2, 2)))):
+    for source in (None, 7, [1, 2], object()):
         with pytest.raises(TypeError, match="need a path, bytes, a PIL image or a NumPy array"):
             load_image(source)  # type: ignore[arg-type]
 
@@ -146,6 +155,59 @@ def test_palette_with_transparency() -> None:
 def test_one_transparent_colour() -> None:
     rgb = png(2, 1, 8, 2, b"\0" + bytes([1, 2, 3, 4, 5, 6]), (b"tRNS", bytes([0, 1, 0, 2, 0, 3])))
     assert pixels(load_image(rgb)).tolist() == [[[255, 255, 255], [4, 5, 6]]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("bright", [False, True])
+def test_one_transparent_grey_of_any_depth(depth: int, bright: bool) -> None:
+    """Black, or white, is transparent; the other one stays, on a background that is neither."""
+    black_white = {1: b"\x40", 2: b"\x30", 4: b"\x0f", 8: b"\0\xff", 16: b"\0\0\xff\xff"}[depth]
+    clear = struct.pack(">H", (1 << depth) - 1 if bright else 0)
+    data = png(2, 1, depth, 0, b"\0" + black_white, (b"tRNS", clear))
+    expected = [[[0, 0, 0], list(BLUE)]] if bright else [[list(BLUE), [255, 255, 255]]]
+    assert pixels(load_image(data, background=BLUE)).tolist() == expected
+    with Image.open(io.BytesIO(data)) as image:
+        before = dict(image.info)
+        assert pixels(load_image(image, background=BLUE)).tolist() == expected
+        assert image.info == before
+
+
+def test_a_transparent_grey_is_one_of_65536() -> None:
+    data = png(3, 1, 16, 0, b"\0" + struct.pack(">HHH", 999, 1000, 1001), (b"tRNS", struct.pack(">H", 1000)))
+    assert pixels(load_image(data, background=RED)).tolist() == [[[4] * 3, list(RED), [4] * 3]]
+
+
+def test_a_transparent_16_bit_colour_is_that_colour_alone() -> None:
+    near = [(0x1234, 0x5678, 0x9ABC), (0x1234, 0x5678, 0x9ABD), (0x1235, 0x5678, 0x9ABC), (0, 0, 0)]
+    rows = b"\0" + b"".join(struct.pack(">HHH", *color) for color in near)
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    chunks = (b"tRNS", struct.pack(">HHH", *near[0])), (b"eXIf", exif.tobytes()[6:])
+    expected = [[0] * 3, [0x12, 0x56, 0x9A], [0x12, 0x56, 0x9A], list(BLUE)]
+    data = png(4, 1, 16, 2, rows, *chunks)
+    assert pixels(load_image(data, background=BLUE)).tolist() == [expected]
+    with Image.open(io.BytesIO(data)) as image:
+        assert pixels(load_image(image, background=BLUE)).tolist() == [expected]
+
+
+def test_16_bit_grey_with_an_alpha_channel() -> None:
+    data = png(3, 1, 16, 4, b"\0" + struct.pack(">6H", 0, 0, 65535, 65535, 0, 32768))
+    assert pixels(load_image(data))[0, :, 0].tolist() == [255, 255, 127]
+
+
+@pytest.mark.parametrize(
+    "mode", ["LA", "La", "PA", "RGBA", "RGBa", "P", "L", "1", "RGB", "I", "F", "I;16", "I;16B"]
+)
+def test_transparency_of_every_mode(mode: str) -> None:
+    """The whole picture is transparent: nothing of it but the background is seen."""
+    if "A" in mode.upper():
+        picture = (
+            Image.new("RGBA", (3, 2), (9, 9, 9, 0)).convert({"La": "LA"}.get(mode, "RGBA")).convert(mode)
+        )
+    else:
+        picture = Image.new(mode, (3, 2))
+        picture.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
+    assert (pixels(load_image(picture, background=BLUE)) == BLUE).all()
 
 
 def test_cmyk_and_ycck_as_pillow_converts_them() -> None:
@@ -248,6 +310,8 @@ def test_broken_exif_is_ignored(exif: bytes) -> None:
 
 # --- what is refused ---
 
+NONE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"
+
 
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -255,9 +319,20 @@ def test_broken_exif_is_ignored(exif: bytes) -> None:
         (b"", "empty"),
         (b"x", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
         (b"just some text, long enough", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
-        (b"<!doctype html><html></html>", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
-        (b"%PDF-1.7\n", "not a JPEG, PNG, WebP, GIF, BMP or TIFF image"),
+        (b"<!doctype html><html></html>", f"{NONE} but a web page: give the picture that it shows"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", f"{NONE} but a PostScript document: give a picture of the page"),
+        (b"%PDF-1.7\n", f"{NONE} but a PDF document: give a picture of the page"),
+        (b" \n<svg xmlns='x'/>", f"{NONE} but an SVG drawing: render it to a PNG first"),
+        (
+            b"<?xml version='1.0'?>\n<!-- by hand -->\n<svg/>",
+            f"{NONE} but an SVG drawing: render it to a PNG first",
+        ),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0isom", f"{NONE} but a video: give one of its frames"),
+        (b"\xff\x0a\xfa\x1f", f"{NONE} but a JPEG XL picture: convert it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            f"{NONE} but a Git LFS pointer: `git lfs pull` fetches the picture",
+        ),
     ],
 )
 def test_not_an_image(tmp_path: Path, data: bytes, message: str) -> None:
@@ -294,11 +369,84 @@ def test_formats_that_are_not_offered(format: str) -> None:
     ],
 )
 def test_cut_at_every_byte(format: str, options: dict[str, Any]) -> None:
+    """A cut picture is refused, or has lost nothing that is seen."""
     data = saved(drawn(20, 19), format, **options)
-    enough = len(data) - 2 if format == "GIF" else len(data)  # a GIF is whole without its last two bytes
-    for n_bytes in range(enough):
-        with pytest.raises(ImageError):
-            load_image(data[:n_bytes])
+    whole = load_image(data)
+    marks = {"JPEG": 2, "GIF": 2, "PNG": 12}.get(format, 0)  # bytes behind the pixels
+    sums = 12 if format == "PNG" else 0  # of which the last bits of the stream may say nothing
+    for n_bytes in range(len(data)):
+        if n_bytes < len(data) - marks - sums:
+            with pytest.raises(ImageError):
+                load_image(data[:n_bytes])
+        else:
+            with (
+                contextlib.nullcontext() if n_bytes >= len(data) - marks else contextlib.suppress(ImageError)
+            ):
+                assert load_image(data[:n_bytes]) == whole
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (16, 16), (17, 33), (64, 40)])
+@pytest.mark.parametrize("kind", ["drawn", "flat", "noise", "grey"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"quality": 100, "subsampling": 0},
+        {"restart_marker_blocks": 1},
+        {"quality": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_cut_jpeg_is_whole_or_refused(size: tuple[int, int], kind: str, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = {"drawn": drawn(*size), "flat": Image.new("RGB", size, RED), "noise": Image.fromarray(noise)}
+    data = saved(picture.get(kind, drawn(*size).convert("L")), "JPEG", **options)
+    whole = load_image(data)
+    for n_bytes in range(max(0, len(data) - 60), len(data)):
+        for cut in (data[:n_bytes], data[:n_bytes] + b"\xff"):
+            try:
+                shown = load_image(cut)
+            except ImageError:
+                assert n_bytes < len(data) - 2
+            else:
+                assert shown == whole
+    for junk in (b"\0\0", b"\r\n", b"<html>"):
+        assert load_image(data[:-2] + junk) == whole
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
+    data = saved(drawn(64, 48), "JPEG", progressive=True)
+    scan = data.index(b"\xff\xda")
+    while (scan := data.find(b"\xff\xda", scan + 1)) > 0:
+        with pytest.raises(ImageError, match="before its last pixel"):
+            load_image(data[:scan])
+        assert load_image(data[:scan], on_truncated="pad").size == (64, 48)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_missing_pixels_are_filled_on_demand(format: str) -> None:
+    picture = drawn(300, 200)
+    data = saved(picture, format)
+    cut = data[: len(data) * 3 // 4]
+    if format == "TIFF":
+        assert data.index(b"\x00\x01", 8) < 300  # the directory comes before the pixels
+    with pytest.raises(ImageError):
+        load_image(cut)
+    whole, shown = pixels(load_image(data)), pixels(load_image(cut, on_truncated="pad"))
+    known = slice(-40, None) if format == "BMP" else slice(40)  # a BMP begins at the bottom
+    assert shown.shape == whole.shape
+    assert np.array_equal(shown[known], whole[known])
+    assert not np.array_equal(shown, whole)
+    with pytest.raises(ImageError):
+        load_image(data[:12], on_truncated="pad")
+
+
+def test_on_truncated_is_one_of_two() -> None:
+    with pytest.raises(ValueError, match="on_truncated='fill': need 'error' or 'pad'"):
+        load_image(saved(drawn(3, 3)), on_truncated="fill")  # type: ignore[arg-type]
 
 
 @settings(max_examples=150, deadline=None)
@@ -353,6 +501,53 @@ def test_ten_thousand_scans() -> None:
     assert load_image(data[:2] + noise + data[2:]) == load_image(data)
 
 
+@pytest.mark.parametrize(
+    ("marker", "head"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE1, b"Exif\0\0"),
+        (0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xED, b"Photoshop 3.0\0"),
+        (0xFE, b""),
+    ],
+)
+def test_a_hundred_megabytes_of_metadata(marker: int, head: bytes) -> None:
+    """Pillow joins EXIF segments in quadratic time: it is given a million bytes of them."""
+    data = saved(drawn(37, 53), "JPEG")
+    segment = bytes([0xFF, marker]) + struct.pack(">H", 65535) + head.ljust(65533, b"\0")
+    began = time.monotonic()
+    assert load_image(data[:2] + segment * 1600 + data[2:]) == load_image(data)
+    assert time.monotonic() - began < 5  # 0.3 s; it took more than a minute
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_metadata_beyond_the_limit_change_no_pixel(mode: str) -> None:
+    """Colours and orientation are told by segments, too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(drawn(24, 16).convert(mode), "JPEG", exif=exif)
+    comment = b"\xff\xfe" + struct.pack(">H", 65535) + bytes(65533)
+    behind = data.index(b"\xff\xdb")  # the tables, which follow the metadata
+    assert load_image(data[:behind] + comment * 20 + data[behind:]) == load_image(data)
+    filled = data[:behind] + b"\xff" * 2_000_000 + data[behind:]
+    assert load_image(filled) == load_image(data)
+
+
+def test_too_many_segments() -> None:
+    data = saved(drawn(24, 16), "JPEG")
+    with pytest.raises(ImageError, match="JPEG of more than 65,536 segments before its pixels"):
+        load_image(data[:2] + b"\xff\xfe\0\2" * 1_000_000 + data[2:])
+
+
+def test_too_many_chunks() -> None:
+    data = saved(drawn(24, 16))
+    chunk = b"\0\0\0\0prVt" + struct.pack(">I", zlib.crc32(b"prVt"))
+    assert load_image(data[:33] + chunk * 1000 + data[33:]) == drawn(24, 16)
+    with pytest.raises(ImageError, match="PNG of more than 65,536 chunks besides its pixels"):
+        load_image(data[:33] + chunk * 2_000_000 + data[33:])
+
+
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         load_image(tmp_path / "missing.png")
@@ -363,12 +558,287 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_fifo_and_device_do_not_hang(tmp_path: Path) -> None:
+def test_fifo_and_device_do_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sources, "WAIT_FOR_WRITER", 0.1)
     fifo = tmp_path / "fifo.png"
     os.mkfifo(fifo)
-    for path in (fifo, "/dev/zero"):
-        with pytest.raises(ImageError, match="not a regular file"):
-            load_image(path)
+    with pytest.raises(ImageError, match="a pipe into which nobody writes"):
+        load_image(fifo)
+    with pytest.raises(ImageError, match="/dev/zero: not a JPEG"):
+        load_image("/dev/zero")
+    with pytest.raises(ImageError, match="/dev/null: empty"):
+        load_image("/dev/null")
+    master, terminal = os.openpty()
+    with pytest.raises(ImageError, match="a terminal, not an image file"):
+        load_image(os.ttyname(terminal))
+    os.close(master)
+    os.close(terminal)
+
+
+# --- sources ---
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_named_pipe(tmp_path: Path) -> None:
+    """Written late, slowly, and by a writer that is gone before the pipe is read."""
+    data = saved(drawn(200, 100), "BMP")  # more than a pipe holds
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def write() -> None:
+        time.sleep(0.1)
+        with open(fifo, "wb", buffering=0) as file:
+            file.write(data[:10])
+            time.sleep(0.1)
+            for at in range(10, len(data), 9999):
+                file.write(data[at : at + 9999])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert load_image(fifo) == drawn(200, 100)
+    thread.join()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs /dev/fd")
+def test_process_substitution() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, saved(drawn(9, 5)))
+    os.close(writing)
+    assert load_image(f"/dev/fd/{reading}") == drawn(9, 5)
+    os.close(reading)
+
+
+def test_endless_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sources, "MAX_BYTES", 5_000_000)
+
+    class Endless:
+        def read(self, n_bytes: int = -1) -> bytes:
+            return saved(drawn(3, 3)).ljust(n_bytes, b"\0")
+
+    with pytest.raises(ImageError, match="image file: more than 5,000,000 bytes"):
+        load_image(Endless())
+
+
+def test_home_and_file_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    path = tmp_path / "a b#1?%41 é.png"
+    drawn(4, 3).save(path)
+    urls = [
+        path.as_uri(),
+        path.as_uri().replace("file:///", "FILE://localhost/"),
+        path.as_uri().replace(":///", ":/"),
+    ]
+    for source in (f"~/{path.name}", Path("~") / path.name, *urls):
+        assert load_image(source) == drawn(4, 3)
+        if isinstance(source, str):
+            assert load_image(open_source(source)) == drawn(4, 3)
+    monkeypatch.chdir(tmp_path)
+    os.rename(path, "~")  # a file of that name goes first
+    assert load_image("~") == drawn(4, 3)
+    with pytest.raises(ImageError, match="on another computer"):
+        load_image("file://server/share/a.png")
+
+
+class Upload:
+    """As web frameworks give one: it can read, and that is all."""
+
+    filename = "cat.png"
+
+    def __init__(self, data: bytes, piece: int = 1 << 30) -> None:
+        self.data, self.piece = io.BytesIO(data), piece
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        return self.data.read(min(n_bytes, self.piece))
+
+
+def test_file_objects(tmp_path: Path) -> None:
+    picture = drawn(40, 30)
+    data = saved(picture)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    written = io.BytesIO()
+    picture.save(written, "PNG")  # and left at its end
+    with (
+        open(path, "rb") as file,
+        open(path, "rb", buffering=0) as raw,
+        tempfile.SpooledTemporaryFile() as spooled,
+    ):
+        spooled.write(data)
+        for source in (file, raw, written, spooled, Upload(data), Upload(data, 7), io.BufferedReader(raw)):
+            assert load_image(source) == picture
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert load_image(mapped) == picture
+    assert load_image(machine_arrays.array("B", data)) == picture
+    assert load_image(memoryview(data + data)[: len(data)]) == picture
+    assert load_image(memoryview(data[::-1])[::-1]) == picture
+    with (
+        open(path, encoding="latin-1") as text,
+        pytest.raises(TypeError, match=r"gives str, need bytes.*'rb'"),
+    ):
+        load_image(text)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match=r"a.png: .*closed file"):
+        load_image(file)
+    with pytest.raises(ImageError, match=r"cat.png: not a JPEG"):
+        load_image(Upload(b"x" * 1000))
+    with pytest.raises(ImageError, match=r"cat.png: empty"):
+        load_image(Upload(b""))
+
+
+def test_asynchronous_upload() -> None:
+    class Later:
+        async def read(self, n_bytes: int = -1) -> bytes:
+            return b""
+
+    with pytest.raises(TypeError, match="asynchronous: give the bytes"):
+        load_image(Later())  # type: ignore[arg-type]
+
+
+class Tensor:
+    """What torch.Tensor is to NumPy: on a device and in a graph it gives no array."""
+
+    def __init__(self, array: np.ndarray, where: str = "graph") -> None:
+        self.array, self.where = array, where
+
+    def detach(self) -> Tensor:
+        return Tensor(self.array, "device")
+
+    def cpu(self) -> Tensor:
+        assert self.where == "device"
+        return Tensor(self.array, "memory")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        if self.where != "memory":
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        if self.array.dtype == np.complex64:
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self.array
+
+
+def test_tensors() -> None:
+    rgb = np.asarray(drawn(7, 5))
+    floats = (rgb / 255).astype(np.float32)
+    first = rgb.transpose(2, 0, 1)
+    for array in (rgb, floats, rgb[None], first, first[None], floats.transpose(2, 0, 1)[None]):
+        assert np.array_equal(pixels(load_image(Tensor(array))), rgb)
+
+    class Interface:
+        __array_interface__ = np.ascontiguousarray(rgb).__array_interface__
+
+    assert np.array_equal(pixels(load_image(Interface())), rgb)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Tensor: Got unsupported ScalarType BFloat16: need one of uint8"):
+        load_image(Tensor(np.zeros((2, 2), np.complex64)))
+    with pytest.raises(ImageError, match=r"array of shape \[2, 5, 7, 3\].*give each by itself"):
+        load_image(Tensor(np.stack([rgb, rgb])))
+
+
+def test_torch_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    rgb = np.asarray(drawn(7, 5))
+    tensor = torch.from_numpy(rgb.copy())
+    for source in (tensor, tensor.permute(2, 0, 1)[None], (tensor / 255).requires_grad_()):
+        assert np.array_equal(pixels(load_image(source)), rgb)
+
+
+def test_other_arrays() -> None:
+    rgb = np.asarray(drawn(7, 5))
+    grey = rgb[:, :, 0]
+    three = np.repeat(grey[:, :, None], 3, axis=2)
+    wide = rgb.astype(np.uint16) * 257
+    cases = [
+        (rgb[None], rgb),
+        (rgb[None, None], rgb),
+        (grey[None], three),
+        (grey[None, :, :, None], three),
+        (grey[None, None], three),
+        (wide, rgb),
+        (wide.astype(">u2"), rgb),
+        (wide[:, :, 0], three),
+        (wide + np.uint16(0) - (wide > 0) * np.uint16(100), rgb),
+        (grey > 99, (three > 99) * np.uint8(255)),
+        (rgb > 99, (rgb > 99) * np.uint8(255)),
+        ((rgb / 255).astype(">f4"), rgb),
+    ]
+    for array, expected in cases:
+        assert np.array_equal(pixels(load_image(array)), expected)
+    with_alpha = np.dstack([wide, np.zeros((5, 7), np.uint16)])
+    assert (pixels(load_image(with_alpha)) == 255).all()
+    with pytest.raises(ImageError, match=r"transpose\(1, 2, 0\) puts the channels last"):
+        load_image(rgb.transpose(2, 0, 1))
+
+
+NOISE = np.random.default_rng(1).bytes(3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://example.org/cat.png", "a web address: fetch it first"),
+        ("HTTP://example.org/cat.png?" + "x" * 5000, "a web address: fetch it first"),
+        ("s3://bucket/cat.png", "an address of 's3': fetch it first"),
+        ("<svg xmlns='http://www.w3.org/2000/svg'></svg>", "SVG or HTML: give a picture"),
+        (base64.b64encode(saved(drawn(4, 3))).decode(), "looks like base64"),
+        (base64.urlsafe_b64encode(saved(drawn(4, 3), "JPEG")).decode(), "looks like base64"),
+        (
+            base64.b64encode(NOISE).decode(),
+            "a text of 4,000,000 characters that looks like base64",
+        ),
+        ("data:image/png;base64," + "#" * 3_000_000, "invalid base64"),
+        ("data:" + "x" * 3_000_000, "not a base64 data: URL"),
+    ],
+    ids=range(9),
+)
+def test_texts_that_are_no_path(text: str, message: str) -> None:
+    for door in (load_image, lambda text: load_image(open_source(text))):
+        with pytest.raises(ImageError, match=message) as caught:
+            door(text)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["long/" * 1000 + "cat.png", "word " * 100_000, "x" * 250, "é" * 5000])
+def test_errors_show_no_more_than_200_characters(text: str) -> None:
+    for source in (text, Path(text)):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            load_image(source)
+        assert len(str(caught.value)) < 400
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        open_source(text)
+    assert len(str(caught.value)) < 400
+
+
+def test_avif_where_pillow_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = pytest.importorskip("PIL.AvifImagePlugin")
+    if not plugin.SUPPORTED:
+        pytest.skip("this Pillow reads no AVIF")
+    data = saved(drawn(24, 16), "AVIF", quality=100)
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(pixels(load_image(data)), np.asarray(image.convert("RGB")))
+    for n_bytes in range(0, len(data), 7):
+        with pytest.raises(ImageError):
+            load_image(data[:n_bytes])
+    monkeypatch.setattr(plugin, "SUPPORTED", False)
+    with pytest.raises(
+        ImageError, match=r"an AVIF picture, which this Pillow cannot read: install Pillow 11\.3"
+    ):
+        load_image(data)
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"msf1\0\0\0\0hevc"])
+def test_heic_without_its_reader(monkeypatch: pytest.MonkeyPatch, brands: bytes) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r'a HEIC picture: pip install "pyllava\[heif\]", or convert it'):
+        load_image(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(99))
+
+
+def test_heic() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), RED)).save(file, quality=90)
+    loaded = load_image(file)
+    assert loaded.size == (64, 48)
+    assert np.abs(pixels(loaded).astype(int) - RED).max() < 12
+    with pytest.raises(ImageError):
+        load_image(file.getvalue()[: len(file.getvalue()) // 2])
 
 
 def test_closed_pil_image(tmp_path: Path) -> None:
@@ -407,7 +877,7 @@ def test_no_data_url(url: str) -> None:
         decode_data_url(url)
 
 
-@pytest.mark.parametrize("body", ["QUJ", "QU=D", "Q\u00e9==", "####"])
+@pytest.mark.parametrize("body", ["QUJDR", "QU=D", "Q\u00e9==", "####"])
 def test_bad_base64(body: str) -> None:
     with pytest.raises(ImageError, match="invalid base64"):
         decode_data_url(f"data:image/png;base64,{body}")
@@ -415,8 +885,22 @@ def test_bad_base64(body: str) -> None:
 
 def test_data_url() -> None:
     assert decode_data_url("data:image/jpeg;base64,QUJD\n REVG") == b"ABCDEF"
+    for body in ("+/9BQg==", "+/9BQg", "-_9BQg", "%2B%2F9BQg%3D%3D", "+/\r\n9B Qg", "%2b_9BQg%0A"):
+        assert decode_data_url(f"data:text/plain;charset=utf-8;BASE64,{body}") == b"\xfb\xffAB"
     with pytest.raises(ImageError, match="image in a data: URL: empty"):
         load_image("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    "head", ["data:;base64", "data:base64", "data:", "DATA:video/mp4;x=y", "data:image/png; base64 "]
+)
+def test_data_url_with_a_wrong_head(head: str) -> None:
+    data = saved(drawn(5, 4))
+    for body in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode().rstrip("=")):
+        assert load_image(f"{head},{body}") == drawn(5, 4)
+    if "base64" not in head:
+        escaped = "".join(f"%{byte:02X}" for byte in data)
+        assert load_image(f"{head},{escaped}") == drawn(5, 4)
 
 
 # --- arrays ---
@@ -449,13 +933,13 @@ def test_arrays() -> None:
     assert (pixels(load_image(with_alpha)) == 255).all()
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2), (2, 2, 5), (3, 8, 8), (1, 2, 2, 3)])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2), (2, 2, 5), (3, 8, 8), (2, 2, 2, 3)])
 def test_array_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"need \[H, W\]"):
         load_image(np.zeros(shape, np.uint8))
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.int8, np.bool_, np.complex64, object, "U3"])
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.int8, np.complex64, object, "U3"])
 def test_array_types(dtype: Any) -> None:
     with pytest.raises(TypeError, match=r"need uint8, or floats in 0\.\.1"):
         load_image(np.zeros((2, 2, 3), dtype))
@@ -469,10 +953,44 @@ def test_float_array_range(value: float) -> None:
         load_image(array)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_a_rounding_error_outside(dtype: Any) -> None:
+    array = np.array([[-9e-4, -1e-9, 0.5, 1 + 1e-7, 1.0009]], dtype)
+    assert pixels(load_image(array))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    for value in (-0.002, 1.002):
+        with pytest.raises(ImageError, match=r"need 0\.\.1"):
+            load_image(np.array([[0.5, value]], dtype))
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0)])
 def test_empty_array(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match="no pixels"):
         load_image(np.zeros(shape, np.uint8))
+
+
+BROADCAST = """
+import resource, sys
+import numpy as np
+from pyllava.images import load_image
+array = np.broadcast_to(np.{dtype}({value}), (6000, 6000, 3))
+load_image(array[:8, :8])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = load_image(array)
+assert image.getpixel((5999, 5999)) == (128, 128, 128), image.getpixel((5999, 5999))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float64", 0.5), ("float16", 0.5), ("uint8", 128), ("uint16", 32896)]
+)
+def test_an_array_without_memory_behind_it(dtype: str, value: float) -> None:
+    """36 megapixels take what their picture takes, 4 bytes a pixel, and a band."""
+    code = BROADCAST.format(dtype=dtype, value=value)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) / 1024 < 144 + 110
 
 
 # --- content hash ---
@@ -484,6 +1002,77 @@ def test_content_hash() -> None:
     assert len(content_hash(picture)) == 16
     assert content_hash(picture) == content_hash(load_image(saved(picture)))
     assert content_hash(picture) != content_hash(same_bytes)
+
+
+# --- in bands ---
+
+
+def test_bands_are_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[Any] = [np.asarray(drawn(37, 53)) / 255, np.asarray(drawn(37, 53)).astype(np.uint16) * 200]
+    modes = ["1", "L", "P", "RGB", "RGBA", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+    by_way_of = {"I;16": "L", "RGBa": "RGBA", "PA": "RGBA", "La": "LA"}
+    sources += [drawn(37, 53).convert(by_way_of.get(mode, "RGB")).convert(mode) for mode in modes]
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        sources.append(saved(drawn(37, 53), "PNG", exif=exif))
+    wholes = [load_image(source) for source in sources]
+    specs = [ImageSpec(28), ImageSpec(28, aspect="anyres", pinpoints=((56, 28), (28, 56)))]
+    views = [preprocess(whole, spec).pixels for whole in wholes for spec in specs]
+    hashes = [content_hash(whole) for whole in wholes]
+    for n_pixels in (1, 100, 400):
+        monkeypatch.setattr(_pixels, "_BAND_PIXELS", n_pixels)
+        monkeypatch.setattr(views_module, "_BAND_PIXELS", n_pixels)
+        banded = [load_image(source) for source in sources]
+        assert banded == wholes
+        assert [content_hash(whole) for whole in banded] == hashes
+        now = [preprocess(whole, spec).pixels for whole in banded for spec in specs]
+        assert all(map(np.array_equal, now, views))
+
+
+class Clock:
+    """The longest time between two signals that Python got to see: what Ctrl-C would have waited."""
+
+    def __enter__(self) -> Clock:
+        self.longest, self.last = 0.0, time.monotonic()
+        self.before = signal.signal(signal.SIGALRM, self.tick)
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+        return self
+
+    def tick(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        self.longest, self.last = max(self.longest, now - self.last), now
+
+    def __exit__(self, *failure: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.tick(0, None)
+        signal.signal(signal.SIGALRM, self.before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
+@pytest.mark.parametrize("kind", ["PIL", "RGBA", "array", "float64", "JPEG", "PNG", "turned"])
+def test_ctrl_c_in_a_picture_of_170_megapixels(kind: str) -> None:
+    size = (13_300, 12_800)
+    flat = Image.new(
+        "RGBA" if kind == "RGBA" else "RGB", size, (9, 99, 200, 77)[: 4 if kind == "RGBA" else 3]
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source: Any = {"array": lambda: np.asarray(flat), "JPEG": lambda: saved(flat, "JPEG")}.get(
+        kind, lambda: flat
+    )()
+    if kind == "float64":
+        source = np.broadcast_to(0.5, (*size[::-1], 3))
+    elif kind in ("PNG", "turned"):
+        source = saved(flat, "PNG", **({"exif": exif} if kind == "turned" else {}))
+    with Clock() as clock:
+        picture = load_image(source)
+    assert clock.longest < 0.25
+    with Clock() as clock:
+        content_hash(picture)
+        preprocess(picture, ImageSpec(336))
+    assert clock.longest < 0.25
 
 
 # --- preprocessing ---

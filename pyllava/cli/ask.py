@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._terminal import DEMO_NOTE, Console, library_log, one_line, printable
+from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from .._text_file import text_of
 from ..errors import ContextOverflowError, ImageError, PyllavaError
 from ..templates import IMAGE_MARK, ImageMark, unescape
@@ -84,17 +84,22 @@ class _Answers:
 
     def _pictures(self, run: list[ImageSource]) -> list[Image.Image] | None:
         """The pictures of a run, decoded; None where that fails and there are other runs."""
-        from ..images import load_image
+        from ..images import load_image, open_source
 
         try:
-            return [load_image(found(image)) for image in run]
+            return [
+                load_image(open_source(found(image)) if isinstance(image, str) else image) for image in run
+            ]
         except (PyllavaError, OSError, ValueError) as error:
             self._failed(error)
             return None
 
     def _answer(self, model: Llava, run: list[ImageSource], pictures: list[Image.Image]) -> None:
+        from ..images import source_name
+
         if len(self.request.runs) > 1:
-            self.console.note(f"\n{printable(run[0])}:")
+            name = "standard input" if run[0] == "-" else source_name(run[0])
+            self.console.note(f"\n{name}:")
         try:
             self.done.append(_run(model, pictures, self.request, self.options, self.console))
         except (ContextOverflowError, ImageError) as error:  # before its first piece: of this picture alone

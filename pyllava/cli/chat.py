@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from .._sources import is_data_url, local_path
 from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
-from ..images import load_image
+from ..images import load_image, open_source, source_name
 from .chat_file import Record, Turn, write
 from .lines import Lines
 from .options import chat_parser, model_arguments, sampling_arguments
@@ -66,8 +67,11 @@ class Picture:
 
     @classmethod
     def load(cls, path: str) -> Picture:
-        image = load_image(path)
-        return cls("image in a data: URL" if path[:5].lower() == "data:" else os.path.abspath(path), image)
+        if path == "-":
+            raise ValueError("-: standard input brings the messages; name a file")
+        source = open_source(path)
+        image = load_image(source)
+        return cls(source_name(source) if is_data_url(source) else os.path.abspath(local_path(path)), image)
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.path)}, {self.image.width} x {self.image.height}"

@@ -1,0 +1,283 @@
+"""Files of pictures: known by their first bytes, decoded with Pillow, upright, RGB."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Literal, TypeAlias
+
+from PIL import Image, ImageFile
+
+from . import _jpeg
+from ._pixels import Clear, Color, check_size, content_hash, to_rgb, with_clear
+from .errors import ImageError
+
+OnTruncated: TypeAlias = Literal["error", "pad"]
+
+MAX_BYTES = 1 << 30
+"""The largest file read into memory, in bytes: more than the largest picture takes without compression."""
+_FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+_LARGE = 1 << 24
+_SMALL_BLOCK = 1 << 14  # bytes of a large picture decoded at a time: they may hold a thousand times as many
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+HEAD_BYTES = 256
+MAX_CHUNKS = 65_536
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
+_NAMED: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
+    (b"%pdf", "a PDF document: give a picture of the page"),
+    ((b"%!ps", b"\xc5\xd0\xd3\xc6"), "a PostScript document: give a picture of the page"),
+    ((b"<!doctype html", b"<html"), "a web page: give the picture that it shows"),
+    (b"<?xml", "an XML document (of an SVG drawing: render it to a PNG first)"),
+    (b"version https://git-lfs", "a Git LFS pointer: `git lfs pull` fetches the picture"),
+    (b"data:", "the text of a data: URL: give the text itself"),
+    ((b"/9j/", b"ivborw0kggo"), "base64 text: decode it, or put 'data:image/...;base64,' before it"),
+    ((b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL picture: convert it"),
+    ((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "a JPEG 2000 picture: convert it"),
+    (b"8BPS", "a Photoshop document: export it as PNG"),
+    (b"\0\0\1\0", "an icon: convert it"),
+    (b"PK\3\4", "a zip archive: unpack it"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it"),
+)
+
+
+def _decoder(head: bytes) -> type[ImageFile.ImageFile] | None:
+    """The Pillow plugin for a file that starts with `head`.
+
+    Not Image.open: it warns about large pictures (and silencing a warning changes the state of the whole
+    process), and a file that no listed format accepts makes it import every other plugin.
+    """
+    if head.startswith(b"\xff\xd8\xff"):
+        from PIL.JpegImagePlugin import JpegImageFile as Jpeg
+
+        return Jpeg
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        from PIL.PngImagePlugin import PngImageFile as Png
+
+        return Png
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        from PIL.WebPImagePlugin import WebPImageFile as WebP
+
+        return WebP
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        from PIL.GifImagePlugin import GifImageFile as Gif
+
+        return Gif
+    if head.startswith(b"BM"):
+        from PIL.BmpImagePlugin import BmpImageFile as Bmp
+
+        return Bmp
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        from PIL.TiffImagePlugin import TiffImageFile as Tiff
+
+        return Tiff
+    return _of_container(head)
+
+
+def _of_container(head: bytes) -> type[ImageFile.ImageFile] | None:
+    """The plugin for AVIF, or HEIC, where one is installed that can."""
+    brands = _brands(head)
+    if brands & _AVIF:
+        with contextlib.suppress(ImportError):
+            from PIL import AvifImagePlugin  # of Pillow 11.3 and later
+
+            return AvifImagePlugin.AvifImageFile if AvifImagePlugin.SUPPORTED else None
+    elif brands & _HEIC:
+        with contextlib.suppress(ImportError):
+            heif = importlib.import_module("pillow_heif")
+            plugin: type[ImageFile.ImageFile] = heif.HeifImageFile
+            return plugin
+    return None
+
+
+def _brands(head: bytes) -> set[bytes]:
+    """What an ISO media file says it is: AVIF and HEIC are such files, and so are videos."""
+    if head[4:8] != b"ftyp":
+        return set()
+    box = head[8 : max(16, int.from_bytes(head[:4], "big"))]
+    return {box[at : at + 4] for at in range(0, len(box) - 3, 4) if at != 4}
+
+
+def _not_read(head: bytes) -> str:
+    """Of a file that is none of _FORMATS, what it is and what to give instead; "" if that is unknown."""
+    brands = _brands(head)
+    if brands & _AVIF:
+        return "an AVIF picture, which this Pillow cannot read: install Pillow 11.3 or newer, or convert it"
+    if brands & _HEIC:
+        return 'a HEIC picture: pip install "pyllava[heif]", or convert it'
+    if brands:
+        return "a video: give one of its frames"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
+        return "an SVG drawing: render it to a PNG first"
+    return next((what for marks, what in _NAMED if text.startswith(marks) or head.startswith(marks)), "")
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether the bytes begin as a picture does that can be read."""
+    return _decoder(data[:HEAD_BYTES]) is not None
+
+
+def check_head(head: bytes, name: str) -> type[ImageFile.ImageFile]:
+    """The plugin for a file that starts with `head`. Raises ImageError if there is none."""
+    if not head:
+        raise ImageError(f"{name}: empty")
+    plugin = _decoder(head)
+    if plugin is None:
+        what = _not_read(head)
+        raise ImageError(f"{name}: not a {_FORMATS} image{what and f' but {what}'}")
+    return plugin
+
+
+def read(file: BinaryIO, name: str, background: Color, on_truncated: OnTruncated) -> Image.Image:
+    """The picture in a file that can seek; errors call it `name`."""
+    plugin = check_head(file.read(HEAD_BYTES), name)
+    file.seek(0)
+    kind = plugin.format
+
+    def picture(file: BinaryIO) -> Image.Image:
+        with plugin(file) as image:
+            check_size(image.size, name)
+            return upright_rgb(image, background, on_truncated)
+
+    def decode() -> Image.Image:
+        if kind == "JPEG":
+            return _read_jpeg(_whole(file, name), name, picture, on_truncated)
+        if kind == "PNG":
+            _check_png(file, name)
+        return picture(file)
+
+    return decoded(f"{name}: damaged or unusable {kind} image", decode)
+
+
+def _read_jpeg(
+    data: bytes, name: str, picture: Callable[[BinaryIO], Image.Image], on_truncated: OnTruncated
+) -> Image.Image:
+    """Without its last marker a JPEG is used if its pixels are all there: if nothing behind them matters."""
+    data = _jpeg.light(data, name)
+    _jpeg.check_scans(data, name)
+    if _jpeg.is_ended(data):
+        return picture(io.BytesIO(data))
+    shown = picture(io.BytesIO(_jpeg.ended(data)))
+    if on_truncated == "pad":
+        return shown
+    content = content_hash(shown)
+    if not _jpeg.has_all_scans(data) or any(
+        content_hash(picture(io.BytesIO(other))) != content for other in _jpeg.ended_otherwise(data)
+    ):
+        raise ValueError('the file ends before its last pixel (on_truncated="pad" shows what there is)')
+    return shown
+
+
+def _check_png(file: BinaryIO, name: str) -> None:
+    """Refuse a picture of more chunks than any has: Pillow looks at each in Python."""
+    n_chunks = 0
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        n_chunks += head[4:] != b"IDAT"
+        if n_chunks > MAX_CHUNKS:
+            raise ImageError(f"{name}: PNG of more than {MAX_CHUNKS:,} chunks besides its pixels")
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(0)
+
+
+def _whole(file: BinaryIO, name: str) -> bytes:
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name}: more than {MAX_BYTES:,} bytes")
+    return data
+
+
+def _load(image: Image.Image, on_truncated: OnTruncated) -> None:
+    """Decode; what is missing at the end stays as Pillow leaves it, if that is wanted."""
+    if isinstance(image, ImageFile.ImageFile) and image.width * image.height > _LARGE:
+        image.decodermaxblock = _SMALL_BLOCK
+    try:
+        image.load()
+    except OSError as error:
+        if (
+            on_truncated != "pad"
+            or "truncated" not in str(error)
+            or not isinstance(image, ImageFile.ImageFile)
+        ):
+            raise
+        image.tile = []
+        image.load()
+
+
+@contextlib.contextmanager
+def _position_kept(file: BinaryIO) -> Iterator[None]:
+    position = file.tell()
+    try:
+        yield
+    finally:
+        file.seek(position)
+
+
+def decoded(what: str, decode: Callable[[], Image.Image]) -> Image.Image:
+    """Run `decode`; what Pillow raises becomes ImageError, except errors of the system (with an errno)."""
+    try:
+        return decode()
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"{what}: {reason}") from error
+
+
+def upright_rgb(image: Image.Image, background: Color, on_truncated: OnTruncated = "error") -> Image.Image:
+    """The RGB picture of one that Pillow has opened, as its EXIF orientation wants it."""
+    clear = _clear(image)
+    low = _low_bytes(image)
+    _load(
+        image, on_truncated
+    )  # first: Pillow turns a TIFF upright while loading it, and takes its orientation away
+    turn = None
+    # EXIF is a nest of optional parsers; none of them may cost the picture.
+    with contextlib.suppress(Exception):
+        turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    if low is not None:
+        return to_rgb(with_clear(image, low, image.info["transparency"]), background, turn)
+    return to_rgb(image, background, turn, image.info.get("transparency") if clear is None else clear)
+
+
+def _low_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of a PNG of 16-bit colours, one of them transparent: Pillow decodes the upper ones only."""
+    tiles, file = getattr(image, "tile", None), getattr(image, "fp", None)
+    if not tiles or tiles[0][3] != "RGB;16B" or "transparency" not in image.info or file is None:
+        return None
+    from PIL.PngImagePlugin import PngImageFile
+
+    with _position_kept(file):
+        file.seek(0)
+        with PngImageFile(file) as low:
+            low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+            low.load()
+            copy: Image.Image = low.copy()
+            return copy
+
+
+def _clear(image: Image.Image) -> Clear:
+    """The transparent grey of a PNG of 2 or 4 bits, as deep as the pixels that Pillow gives; else None."""
+    tiles = getattr(image, "tile", None)  # of a file that is not loaded yet
+    n_bits = {"L;2": 2, "L;4": 4}.get(str(tiles[0][3])) if tiles else None
+    grey = image.info.get("transparency")
+    if n_bits is None or not isinstance(grey, int):
+        return None
+    return grey * 255 // ((1 << n_bits) - 1)
