@@ -651,7 +651,7 @@ def test_cancel_of_an_answer(files: tiny_gguf.Files) -> None:
 
 
 SETUP = """
-import os, signal, sys
+import os, signal, sys, time
 import numpy as np
 import pyllava
 beats = []
@@ -660,6 +660,7 @@ def progress(stage, fraction):
     if wanted and stage == wanted[0]:
         os.kill(os.getpid(), signal.SIGINT)
         wanted.clear()
+        time.sleep(0.3)  # this is the model's thread: time for the main one, however busy the machine is
     return True
 wanted = []
 options = {"n_threads": 1, "n_ctx": 4096, "n_batch": 64, "precision": "exact"}
