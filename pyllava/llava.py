@@ -231,8 +231,7 @@ class Llava:
             return templates.by_name(str(told))
         chat_template = metadata.get("tokenizer.chat_template")
         names = models.names_in(files.model, metadata)
-        tokens: Any = metadata.get("tokenizer.ggml.tokens", ())
-        found = templates.choose(names, str(chat_template) if chat_template else None, tokens)
+        found = templates.choose(names, str(chat_template) if chat_template else None, self._has_token)
         if found.doubt:
             _log.warning(
                 "%s: %s; %s is used (%s): template= or --template names another of %s",
@@ -241,6 +240,11 @@ class Llava:
         else:
             _log.info("%s: prompt template %s (%s)", files.model, found.name, found.why)
         return templates.TEMPLATES[found.name]
+
+    def _has_token(self, text: str) -> bool:
+        """Whether a special token has this text."""
+        ids = self._model.tokenize(text)
+        return len(ids) == 1 and self._model.piece(ids[0], with_special=True) == text.encode()
 
     def close(self) -> None:
         """Frees the model; calls that run in other threads are ended first. A second call does nothing.

@@ -7,7 +7,7 @@ a user or of an earlier answer never turn into special tokens: only the template
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
@@ -223,11 +223,11 @@ class Choice(NamedTuple):
     """What is to be said to the user, who may know better; "" where the model tells its template."""
 
 
-def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str]) -> Choice:
+def choose(names: Iterable[str], chat_template: str | None, has_token: Callable[[str], bool]) -> Choice:
     """The template of a model or a checkpoint that is not told by the name of one.
 
     Told by the Jinja template that it brings, which is looked at and never run; else by the names that it has, then by
-    its vocabulary; else ``vicuna_v1``, with `doubt`.
+    its vocabulary, of which `has_token` tells whether it has a token of this text; else ``vicuna_v1``, with `doubt`.
     """
     names = list(names)
     for name in names:
@@ -239,7 +239,7 @@ def choose(names: Iterable[str], chat_template: str | None, tokens: Iterable[str
     for name in names:
         if found := _hint(_NAME_HINTS, name):
             return Choice(found, f"the name {plain(name)[:80]}", doubt)
-    if "<|im_start|>" in tokens:
+    if has_token("<|im_start|>"):
         return Choice("chatml_direct", "its vocabulary", doubt)
     return Choice(_USUAL, "nothing else said", doubt or "nothing in it tells its prompt template")
 

@@ -186,7 +186,7 @@ def _language_model(
 
 
 def _told_template(names: list[str], vocabulary: Vocabulary) -> str:
-    found = choose(names, vocabulary.chat_template, [token.text for token in vocabulary.tokens])
+    found = choose(names, vocabulary.chat_template, {token.text for token in vocabulary.tokens}.__contains__)
     log.info("prompt template: %s (%s)", found.name, found.why)
     if found.doubt:
         log.warning("prompt template: %s; --template NAME chooses another than %s", found.doubt, found.name)
