@@ -88,6 +88,7 @@ def test_layers_without_a_gpu_warn_once(files: tiny_gguf.Files, caplog: pytest.L
         with caplog.at_level(logging.WARNING, "pyllava"):
             pyllava.Llava(files.model, files.mmproj, device="cpu", n_gpu_layers=n).close()
         texts = [record.getMessage() for record in caplog.records]
+        texts = [text for text in texts if "template" not in text]
         assert len(texts) == n_warnings, texts
         assert all("n_gpu_layers=20 has no effect: device is cpu" in text for text in texts)
 
