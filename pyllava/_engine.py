@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
 
 from . import _lib
+from ._lib.values import is_false
 from ._request import Answering, Call, Encode, Ended, Job, Request
 from ._scheduler import Scheduler, Stats
 from ._sequences import Sequences
@@ -268,7 +269,7 @@ class Engine:
         """Calls the owner's progress callback; False: the work is to end."""
         owner = self._owner()
         progress = None if owner is None else self._progress(owner)
-        return progress is None or progress(stage, fraction) is not False
+        return progress is None or not is_false(progress(stage, fraction))
 
 
 def _closed() -> ClosedError:

@@ -68,6 +68,10 @@ _Part: TypeAlias = tuple[Any, Piece | None]
 """A request in a step: the next rows of its script, or None: the last token of its answer."""
 
 
+_Result: TypeAlias = tuple[Any, Piece | None, _lib.Ran]
+"""What a step has computed for one of its parts."""
+
+
 class Scheduler:
     """Jobs of one session, first come, first served, `n_parallel` requests at a time.
 
@@ -281,13 +285,7 @@ class Scheduler:
         found = self._together(parts, pieces[0][0])
         if found:
             self._rows_per_second = (n - len(answering)) / (time.perf_counter() - started)
-        for request, piece, ran in found:
-            if piece is None:
-                self._feed(request, partial(request.chose, [ran.choice]))
-            else:
-                self._counts.prompt_tokens += 0 if piece.answer else piece.n
-                self._feed(request, partial(request.took, piece, ran))
-                self._may_begin = self._may_begin or request.n_left == 0
+        self._hand_out(found)
 
     @staticmethod
     def _share_of(request: Request[Any], piece: Piece) -> tuple[float, float]:
@@ -295,7 +293,7 @@ class Scheduler:
         n = max(1, len(request.script) - request.n_cached)
         return (request.n_held - request.n_cached) / n, piece.n / n
 
-    def _together(self, parts: list[_Part], oldest: Request[Any]) -> list[tuple[Any, Piece | None, _lib.Ran]]:
+    def _together(self, parts: list[_Part], oldest: Request[Any]) -> list[_Result]:
         """Computes a step: the next rows of prompts, the last tokens of answers. If it fails, each alone.
 
         Only cancelling the oldest prompt interrupts it: if others did, the oldest might start over again and
@@ -316,7 +314,7 @@ class Scheduler:
         self.fail(request, _copy_of(error))
         return True
 
-    def _alone(self, part: _Part, error: BaseException) -> list[tuple[Any, Piece | None, _lib.Ran]]:
+    def _alone(self, part: _Part, error: BaseException) -> list[_Result]:
         """Computes one part of a failed step by itself.
 
         The prompt that caused the failure may have lost all its rows: they are computed again here, so that
@@ -350,17 +348,20 @@ class Scheduler:
         try:
             found = self._call(answering, lambda: self.session.generate(runs, n_steps, seconds))
         except BaseException as error:
-            for request, run in zip(answering, runs, strict=True):
-                if not self._has_moved(request, error):
-                    self._step_alone(request, run)
+            self._hand_out([each for request in answering for each in self._alone((request, None), error)])
             return
         for request, chosen in zip(answering, found or [], strict=False):
             self._feed(request, partial(request.chose, chosen))
 
-    def _step_alone(self, request: Answering, run: _lib.Run) -> None:
-        found = self._call([request], lambda: self.session.generate([run], 1))
-        if found is not None:
-            self._feed(request, partial(request.chose, found[0]))
+    def _hand_out(self, found: list[_Result]) -> None:
+        """Gives the requests of a step their results."""
+        for request, piece, ran in found:
+            if piece is None:
+                self._feed(request, partial(request.chose, [ran.choice]))
+            else:
+                self._counts.prompt_tokens += 0 if piece.answer else piece.n
+                self._feed(request, partial(request.took, piece, ran))
+                self._may_begin = self._may_begin or request.n_left == 0
 
     def _feed(self, request: Request[Any], take: Callable[[], None]) -> None:
         """Hands a request its results."""

@@ -66,7 +66,7 @@ class Script:
         n = min(len(self), len(other))
         same = self.contents()[:n] == other.contents()[:n]
         same &= self.answered()[:n] == other.answered()[:n]
-        return n if same.all() else int(np.argmin(same))
+        return _n_first(same)
 
     def piece(self, start: int, most: int) -> Piece:
         """The rows from `start` on that are of one kind, at most so many."""
@@ -97,7 +97,7 @@ class Script:
         """
         n = min(len(self) - 1, len(before))
         same = self.contents()[:n] == before.contents()[:n]
-        n_shared = n if same.all() else int(np.argmin(same))
+        n_shared = _n_first(same)
         kinds = before.answered()[:n_shared]
         found = []
         for stretch, first in self._starts():
@@ -109,3 +109,8 @@ class Script:
                 answer = first + a < n_shared and bool(kinds[first + a])
                 found.append(Stretch(stretch.span.part(a, b), answer))
         return Script(found)
+
+
+def _n_first(same: npt.NDArray[np.bool_]) -> int:
+    """How many are true before the first that is not."""
+    return len(same) if same.all() else int(np.argmin(same))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import _lib, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
-from ._lib.values import is_false, number_text
+from ._lib.values import number_text
 from ._prompt import Prompt, Prompts, stretches_of
 from ._request import Answering, Call, Score, Written
 from ._scheduler import Stats
@@ -132,7 +132,7 @@ class Llava:
             raise ValueError(f"n_parallel: found {number_text(n_parallel)}, need 1..{_MOST_PARALLEL}")
         started = time.perf_counter()
         files = models.find(model, mmproj)
-        self._progress = None if progress is None else _clear(progress)
+        self._progress = progress
         session: dict[str, Any] = {
             "n_batch": n_batch,
             "n_threads": n_threads or 0,
@@ -473,11 +473,6 @@ class Llava:
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
         return Chat(self, system)
-
-
-def _clear(progress: Progress) -> Progress:
-    """`progress`, whose False may be NumPy's."""
-    return lambda stage, fraction: not is_false(progress(stage, fraction))
 
 
 def _check_order(images: Images, prompt: object) -> None:
