@@ -52,18 +52,19 @@ static void * find(void * file, const char * name) { return dlsym(file, name); }
 static void close_file(void * file) { dlclose(file); }
 #endif
 
-// How well a file suits this machine; 0: it cannot run here.
-static pyllava_status score_of(const char * path, int * out_score) {
+// Opens a file, if it is a back end that can run here; the higher its score, the better it suits this machine.
+static pyllava_status open_plugin(const char * path, void ** out_file, int * out_score) {
     if (!is_absolute(path)) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: need an absolute path", path);
     void * file = open_file(path);
     if (!file) return refuse(path);
     const score_fn score = (score_fn) find(file, "ggml_backend_score");
     const bool is_back_end = find(file, "ggml_backend_init");
     *out_score = score ? score() : 1;
+    *out_file = file;
+    if (is_back_end && *out_score > 0) return PYLLAVA_OK;
     close_file(file);
     if (!is_back_end) FAIL(PYLLAVA_ERR_DEVICE, "%s: not a back end of ggml", path);
-    if (*out_score == 0) FAIL(PYLLAVA_ERR_DEVICE, "%s: built for another processor", path);
-    return PYLLAVA_OK;
+    FAIL(PYLLAVA_ERR_DEVICE, "%s: built for another processor", path);
 }
 
 // Keeps ggml's last error message in `user`, unless it is NULL.
@@ -95,14 +96,27 @@ static pyllava_status load(const char * path) {
     return PYLLAVA_OK;
 }
 
+// The file that is loaded is never closed, not even for a moment. A CUDA plug-in tells CUDA's runtime about its
+// kernels when it is opened; where PyTorch holds that runtime, kernels of a file that was closed and opened again
+// are looked up in memory that has been freed, and the first product never ends.
 pyllava_status plugin_load(const char * const * paths, int32_t n) {
     int best = 0, i_best = 0;
+    void * best_file = NULL;
     pyllava_status status = PYLLAVA_OK;
     for (int32_t i = 0; i < n; i++) {
         int score = 0;
-        const pyllava_status found = score_of(paths[i], &score);
-        if (found != PYLLAVA_OK) status = found;
-        else if (score > best) best = score, i_best = i;
+        void * file = NULL;
+        const pyllava_status found = open_plugin(paths[i], &file, &score);
+        if (found != PYLLAVA_OK) {
+            status = found;
+            continue;
+        }
+        void * other = file; // the one that is not needed
+        if (score > best) {
+            other = best_file;
+            best = score, i_best = i, best_file = file;
+        }
+        if (other) close_file(other);
     }
     return best ? load(paths[i_best]) : status;
 }
