@@ -75,3 +75,9 @@ int32_t placement_n_gpu_layers(const placement * p) {
 ggml_backend_dev_t placement_device(const placement * p, int32_t place) {
     return place == ON_HOST ? NULL : p->devices.items[place];
 }
+
+bool placement_is_on_first(const placement * p) {
+    bool is_there = p->devices.n > 0 && p->output == 0 && !p->kv_on_host;
+    for (int32_t i = 0; i < p->n_layer; i++) is_there = is_there && p->layers[i] == 0;
+    return is_there;
+}

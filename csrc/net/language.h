@@ -40,7 +40,7 @@ typedef struct language {
 typedef struct language_input {
     tensor * embd;          // f32 [n_tokens, E]
     tensor * positions;     // i32 [n_tokens]
-    tensor * cells;         // i32 [n_tokens] rows of the cache that the tokens' keys and values go to
+    tensor * cells;         // i64 [n_tokens] rows of the cache that the tokens' keys and values go to
     tensor * rope_divisors; // f32 [head_dim / 2]
     tensor * out_rows;      // i32 [n_out] tokens whose logits are wanted
     tensor * mask; // f16 [n_tokens, n_cells in use]: 0 where a token sees a cell, else -inf; for devices

@@ -69,7 +69,7 @@ void graph_free(graph * g) {
 
 tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n, const char * name) {
     const int64_t line = LINE / (int64_t) ggml_type_size(type);
-    const bool pad = g->on_host && type == GGML_TYPE_I32 && n % line;
+    const bool pad = g->on_host && (type == GGML_TYPE_I32 || type == GGML_TYPE_I64) && n % line;
     tensor * x = ggml_new_tensor_2d(g->ctx, type, pad ? (n + line - 1) / line * line : n, n_rows);
     ggml_set_input(x);
     return ggml_set_name(pad ? ggml_view_1d(g->ctx, x, n, 0) : x, name);
@@ -310,7 +310,7 @@ static tensor * device_rope(graph * g, tensor * x, tensor * positions, tensor * 
     const int64_t head_dim = 2 * divisors->ne[0], width = x->ne[0], n = x->ne[1];
     tensor * y = ggml_reshape_3d(g->ctx, x, head_dim, width / head_dim, n);
     y = ggml_rope_ext(g->ctx, y, positions, divisors, (int) head_dim, type, 0, 1, 1, 0, 1, 0, 0);
-    return ggml_reshape_2d(g->ctx, y, width, n);
+    return ggml_view_2d(g->ctx, y, width, n, y->nb[2], 0); // CUDA stores it as it is computed: no reshape
 }
 
 tensor * nn_rope(graph * g, tensor * x, tensor * rope_table, rope_kind kind) {

@@ -85,15 +85,7 @@ pyllava_status batch_check(const batch * b) {
     return PYLLAVA_OK;
 }
 
-void batch_mask(const batch * b, tensor * mask) {
-    const size_t n_cells = (size_t) mask->ne[0];
-    uint16_t * seen = mask->data; // inputs lie in host memory
-    for (size_t i = 0; i < n_cells * (size_t) b->n; i++) seen[i] = F16_MINUS_INF;
-    for (int32_t j = 0; j < b->n_blocks; j++) {
-        const attention_block * block = &b->blocks[j];
-        for (int32_t i = block->first; i < block->first + block->n; i++) {
-            for (int32_t p = 0; p < b->n_visible[i]; p++)
-                seen[(size_t) i * n_cells + (size_t) block->cells[p]] = F16_ZERO;
-        }
-    }
+void batch_mask(const attention_block * block, int32_t n_visible, size_t n_cells, uint16_t * out) {
+    for (size_t i = 0; i < n_cells; i++) out[i] = F16_MINUS_INF;
+    for (int32_t p = 0; p < n_visible; p++) out[block->cells[p]] = F16_ZERO;
 }

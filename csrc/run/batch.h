@@ -9,7 +9,8 @@
 typedef struct batch { // room for n_max rows
     int32_t n, n_max, n_embd;
     float * embd;               // [n_max, n_embd]
-    int32_t *positions, *cells; // [n_max]
+    int32_t * positions;       // [n_max]
+    int64_t * cells;           // [n_max]
     int32_t * n_visible;        // [n_max]
     uint64_t * contents;        // [n_max]
     int32_t * out_rows;         // [BATCH_LOGITS]
@@ -32,7 +33,7 @@ int32_t attention_blocks(attention_block * out, int32_t n_blocks, int32_t first,
 // PYLLAVA_ERR_NUMERIC for an embedding that is not finite: the softmax of a device may ignore it, and then
 // the logits would not show it.
 pyllava_status batch_check(const batch * b);
-// For attention on devices: which cells each row sees, f16 [n, n_cells].
-void batch_mask(const batch * b, tensor * mask);
+// For attention on devices: which cells a row of the block sees, f16 [n_cells].
+void batch_mask(const attention_block * block, int32_t n_visible, size_t n_cells, uint16_t * out);
 
 size_t first_not_finite(const float * x, size_t n); // its index; n: all are finite

@@ -8,8 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define STAGING_SIZE ((size_t) 1 << 20)
-
 // ------------------------------------------------------------------------------------------- start
 
 static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, void * user) {
@@ -48,12 +46,9 @@ static pyllava_status start(void * starting_) {
     return PYLLAVA_OK;
 }
 
-// Results are read in pieces through pinned memory: a device copies to ordinary memory several times slower.
-static pyllava_status take_staging(void * engine_) {
+static pyllava_status start_transfer(void * engine_) {
     engine * e = engine_;
-    ggml_backend_dev_t device = ggml_backend_get_device(e->backends[0]);
-    ggml_backend_buffer_type_t memory = ggml_backend_dev_host_buffer_type(device);
-    e->staging = memory ? ggml_backend_buft_alloc_buffer(memory, STAGING_SIZE) : NULL;
+    transfer_start(&e->transfer, ggml_backend_get_device(e->backends[0]));
     return PYLLAVA_OK;
 }
 
@@ -66,7 +61,7 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
         e->memory[e->n] = ggml_backend_dev_buffer_type(device);
         e->backends[e->n++] = s.backend;
     }
-    if (e->n) TRY(guarded(take_staging, e));
+    if (e->n) TRY(guarded(start_transfer, e));
     // The CPU's buffers are not in pinned memory, which the device would read directly: the scheduler lets
     // the CPU overwrite them too early.
     return start_cpu(e, has_to_stop, user);
@@ -75,7 +70,7 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
 static pyllava_status stop(void * engine_) {
     engine * e = engine_;
     if (e->sched) ggml_backend_sched_free(e->sched);
-    ggml_backend_buffer_free(e->staging);
+    transfer_stop(&e->transfer);
     for (int32_t i = 0; i < e->n; i++) ggml_backend_free(e->backends[i]);
     if (e->threads) e->threads_free(e->threads);
     return PYLLAVA_OK;
@@ -143,6 +138,7 @@ static pyllava_status load(void * call_) {
 
 static pyllava_status compute(void * call_) {
     sched_call * c = call_;
+    transfer_send(&c->e->transfer);
     c->status = ggml_backend_sched_graph_compute(c->e->sched, c->nodes);
     return PYLLAVA_OK;
 }
@@ -210,48 +206,72 @@ pyllava_status engine_run(engine * e, graph * g, int32_t n_threads) {
 
 // ------------------------------------------------------------------------------------------ memory
 
+// Arguments of a guarded call that reads or writes a tensor, or places a graph's inputs.
 typedef struct memory_call {
-    const engine * e;
+    engine * e;
+    graph * g;
     tensor * t;
-    void * out; // NULL: zero
     size_t offset, size;
+    const void * data;
+    void * out;
 } memory_call;
 
-static void get_staged(const memory_call * c) {
-    void * staging = ggml_backend_buffer_get_base(c->e->staging);
-    for (size_t i = 0; i < c->size; i += STAGING_SIZE) {
-        const size_t n = c->size - i < STAGING_SIZE ? c->size - i : STAGING_SIZE;
-        ggml_backend_tensor_get(c->t, staging, c->offset + i, n);
-        memcpy((char *) c->out + i, staging, n);
-    }
-}
-
-static pyllava_status touch(void * call_) {
-    memory_call * c = call_;
-    const bool staged = c->e->staging && device_of(c->t) == ggml_backend_get_device(c->e->backends[0]);
-    if (!c->out) ggml_backend_tensor_memset(c->t, 0, c->offset, c->size);
-    else if (staged) get_staged(c);
-    else ggml_backend_tensor_get(c->t, c->out, c->offset, c->size);
-    return PYLLAVA_OK;
-}
-
-static pyllava_status touch_memory(engine * e, memory_call c) {
-    if (e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " DEVICES_WAY_OUT);
-    pyllava_status status = guarded(touch, &c);
-    if (status != PYLLAVA_OK) e->broken = true;
+static pyllava_status call_memory(pyllava_status (*fn)(void *), memory_call c) {
+    if (c.e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " DEVICES_WAY_OUT);
+    pyllava_status status = guarded(fn, &c);
+    if (status != PYLLAVA_OK) c.e->broken = true;
     return status;
 }
 
-pyllava_status engine_get(engine * e, const tensor * t, void * out) {
-    return touch_memory(e, (memory_call) { e, (tensor *) (uintptr_t) t, out, 0, ggml_nbytes(t) });
+static pyllava_status place(void * call_) {
+    const memory_call * c = call_;
+    transfer_place(&c->e->transfer, c->g);
+    return PYLLAVA_OK;
+}
+
+static pyllava_status put(void * call_) {
+    const memory_call * c = call_;
+    if (transfer_has(&c->e->transfer, c->t))
+        transfer_put(&c->e->transfer, c->t, c->offset, c->data, c->size);
+    else ggml_backend_tensor_set(c->t, c->data, c->offset, c->size);
+    return PYLLAVA_OK;
+}
+
+static pyllava_status get(void * call_) {
+    const memory_call * c = call_;
+    transfer_get(&c->e->transfer, c->t, c->offset, c->size, c->out);
+    return PYLLAVA_OK;
+}
+
+static pyllava_status zero(void * call_) {
+    const memory_call * c = call_;
+    ggml_backend_tensor_memset(c->t, 0, c->offset, c->size);
+    return PYLLAVA_OK;
+}
+
+pyllava_status engine_place_inputs(engine * e, graph * g) {
+    return call_memory(place, (memory_call) { .e = e, .g = g });
+}
+
+pyllava_status engine_put(engine * e, tensor * t, size_t offset, const void * data, size_t size) {
+    return call_memory(put, (memory_call) { .e = e, .t = t, .offset = offset, .size = size, .data = data });
 }
 
 pyllava_status engine_get_rows(engine * e, const tensor * t, int64_t first, int64_t n, void * out) {
     const size_t row = t->nb[1];
-    return touch_memory(
-        e, (memory_call) { e, (tensor *) (uintptr_t) t, out, (size_t) first * row, (size_t) n * row });
+    return call_memory(get, (memory_call) { .e = e,
+                                            .t = (tensor *) (uintptr_t) t,
+                                            .offset = (size_t) first * row,
+                                            .size = (size_t) n * row,
+                                            .out = out });
+}
+
+pyllava_status engine_get(engine * e, const tensor * t, void * out) {
+    return engine_get_rows(e, t, 0, ggml_nrows(t), out);
 }
 
 pyllava_status engine_zero(engine * e, tensor * t, int64_t first, int64_t n) {
-    return touch_memory(e, (memory_call) { e, t, NULL, (size_t) first * t->nb[1], (size_t) n * t->nb[1] });
+    const size_t row = t->nb[1];
+    return call_memory(
+        zero, (memory_call) { .e = e, .t = t, .offset = (size_t) first * row, .size = (size_t) n * row });
 }

@@ -4,15 +4,16 @@
 
 #include "nn.h"
 #include "placement.h"
+#include "transfer.h"
 
 typedef struct engine {
     int32_t n; // back ends: one for each device, then the CPU's
     ggml_backend_t backends[MAX_DEVICES + 1];
     ggml_backend_buffer_type_t memory[MAX_DEVICES + 1]; // buffer type of each back end's graphs
     ggml_backend_sched_t sched;
-    ggml_backend_buffer_t staging; // pinned host memory of the first device, or NULL
-    bool broken;                   // a back end has failed: nothing more can be computed
-    int32_t n_threads;             // 1 until more are needed
+    transfer transfer; // to and from the first device
+    bool broken;       // a back end has failed: nothing more can be computed
+    int32_t n_threads; // 1 until more are needed
     struct ggml_threadpool * threads;
     struct ggml_threadpool * (*threads_new)(struct ggml_threadpool_params *);
     void (*threads_free)(struct ggml_threadpool *);
@@ -38,6 +39,9 @@ typedef struct engine_size {
 pyllava_status engine_measure(engine * e, graph * g, engine_size * out);
 pyllava_status engine_reserve(engine * e, graph * g); // allocates them
 pyllava_status engine_load(engine * e, graph * g);    // makes a graph ready for its inputs
+// Before a graph is reserved or loaded, if all of it lies on the first device: see transfer_place.
+pyllava_status engine_place_inputs(engine * e, graph * g);
+pyllava_status engine_put(engine * e, tensor * t, size_t offset, const void * data, size_t size); // in bytes
 // Runs the graph that was loaded, with n_threads where ggml computes on the CPU.
 // PYLLAVA_ERR_CANCELLED if has_to_stop returned true.
 pyllava_status engine_run(engine * e, graph * g, int32_t n_threads);

@@ -77,7 +77,7 @@ static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n
     *in = (language_input) {
         .embd = nn_input(g, GGML_TYPE_F32, n, h->n_embd, "embd"),
         .positions = nn_input(g, GGML_TYPE_I32, 1, n, "positions"),
-        .cells = nn_input(g, GGML_TYPE_I32, 1, n, "cells"),
+        .cells = nn_input(g, GGML_TYPE_I64, 1, n, "cells"),
         .rope_divisors = nn_input(g, GGML_TYPE_F32, 1, h->head_dim / 2, "rope_divisors"),
         .out_rows = nn_input(g, GGML_TYPE_I32, 1, n_out, "out_rows"),
     };
@@ -91,12 +91,19 @@ static void drop_graph(runner * r) {
     r->built = (built_graph) { 0 };
 }
 
+static pyllava_status place_inputs(runner * r, graph * g) {
+    const placement * p = &r->model->placement;
+    const bool on_first = g->rows == ROWS_VIEW ? p->vision == 0 : placement_is_on_first(p);
+    return on_first ? engine_place_inputs(&r->engine, g) : PYLLAVA_OK;
+}
+
 static pyllava_status build(void * runner_) {
     runner * r = runner_;
     built_graph * b = &r->built;
     if (b->kind == GRAPH_TEXT)
         TRY(build_text(r, &b->g, b->rows, b->n, b->n_out, b->n_cells, &b->in, &b->out));
     else TRY(build_vision(r, &b->g, b->n, &b->patches, &b->out));
+    TRY(place_inputs(r, &b->g));
     return engine_load(&r->engine, &b->g);
 }
 
@@ -136,7 +143,21 @@ static pyllava_status run(runner * r, graph * g) {
     return has_to_stop(r) ? runner_cancelled() : status;
 }
 
-static void put(tensor * t, const void * data) { ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t)); }
+static pyllava_status put(runner * r, tensor * t, const void * data) {
+    return engine_put(&r->engine, t, 0, data, ggml_nbytes(t));
+}
+
+static pyllava_status put_mask(runner * r, const batch * b) {
+    tensor * mask = r->built.in.mask;
+    const size_t row = mask->nb[1];
+    for (const attention_block * block = b->blocks; block < b->blocks + b->n_blocks; block++) {
+        for (int32_t i = block->first; i < block->first + block->n; i++) {
+            batch_mask(block, b->n_visible[i], (size_t) mask->ne[0], r->mask_row);
+            TRY(engine_put(&r->engine, mask, (size_t) i * row, r->mask_row, row));
+        }
+    }
+    return PYLLAVA_OK;
+}
 
 // ------------------------------------------------------------------------------------------- trace
 
@@ -192,7 +213,7 @@ pyllava_status runner_views(runner * r, const float * pixels, int32_t n_views, f
     for (int32_t i = 0; i < n_views * v->n_pos; i++) r->view_visible[i] = v->n_pos;
     TRY(graph_for(r, GRAPH_VISION, ROWS_VIEW, n_views, 0));
     tensor * embd = r->built.out;
-    put(r->built.patches, r->patches);
+    TRY(put(r, r->built.patches, r->patches));
     TRY(run(r, &r->built.g));
     TRY(engine_get(&r->engine, embd, out));
     const size_t n = ggml_nbytes(embd) / sizeof *out, bad = first_not_finite(out, n);
@@ -241,12 +262,12 @@ pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
     const int32_t last = b->n - 1;
     TRY(graph_for(r, GRAPH_TEXT, rows, b->n, b->n_out ? b->n_out : 1));
     const language_input * in = &r->built.in;
-    put(in->embd, b->embd);
-    put(in->positions, b->positions);
-    put(in->cells, b->cells);
-    put(in->rope_divisors, r->model->language.rope_divisors);
-    put(in->out_rows, b->n_out ? b->out_rows : &last);
-    if (in->mask) batch_mask(b, in->mask);
+    TRY(put(r, in->embd, b->embd));
+    TRY(put(r, in->positions, b->positions));
+    TRY(put(r, in->cells, b->cells));
+    TRY(put(r, in->rope_divisors, r->model->language.rope_divisors));
+    TRY(put(r, in->out_rows, b->n_out ? b->out_rows : &last));
+    if (in->mask) TRY(put_mask(r, b));
     TRY(run(r, &r->built.g));
     const tensor * sums = r->built.g.taps[TAP_ROW_SUMS];
     return sums ? check_sums(r, b, sums) : PYLLAVA_OK;
@@ -354,6 +375,8 @@ static pyllava_status count_tensors(runner * r, int32_t n_rows) {
 pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device, int32_t n_rows) {
     r->kv = kv;
     r->kv_on_device = kv_on_device;
+    r->mask_row = malloc((size_t) kv->n_cells * sizeof *r->mask_row);
+    TRY_ALLOC(r->mask_row, (size_t) kv->n_cells * sizeof *r->mask_row);
     TRY(create_scratch(r));
     TRY(create_views(r));
     TRY(count_tensors(r, n_rows));
@@ -366,6 +389,7 @@ static pyllava_status measure(runner * r, graph * g, engine_size * out) {
 
 static pyllava_status reserve(runner * r, graph * g, engine_size * out) {
     (void) out;
+    TRY(place_inputs(r, g));
     return engine_reserve(&r->engine, g);
 }
 
@@ -386,5 +410,6 @@ void runner_stop(runner * r) {
     free(r->view_visible);
     free(r->view_blocks);
     free(r->patches);
+    free(r->mask_row);
     aligned_free(r->env.scratch);
 }

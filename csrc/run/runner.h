@@ -33,6 +33,7 @@ typedef struct runner {
     int32_t * view_visible; // [n_views * n_pos] for the vision tower
     attention_block * view_blocks;
     float * patches;      // [n_views * n_patch, 3 * patch_size^2]
+    uint16_t * mask_row;  // f16 [n_cells] of attention on devices
     atomic_int cancelled; // until runner_cancel(r, false)
     atomic_int stop;      // of this run: not cleared before it has ended
     pyllava_trace_fn trace;

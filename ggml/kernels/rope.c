@@ -90,7 +90,7 @@ static bool is_finite(const float * x, int64_t n) {
 void KERNEL(store)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
     const struct ggml_tensor * x = dst->src[1];
-    const int32_t * cells = dst->src[2]->data;
+    const int64_t * cells = dst->src[2]->data;
     const int64_t n = x->ne[0];
     const ggml_from_float_t from_float = ggml_get_type_traits(dst->type)->from_float_ref;
     const run rows = rows_of(x, ith, nth);
