@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,31 @@ def test_a_library_without_its_cpu_back_end_is_an_error(tmp_path: Path) -> None:
         said = fails("import pyllava; pyllava.Llava()", tmp_path / "libpyllava.so")
         assert said.splitlines()[-1].startswith(f"pyllava.errors.DeviceError: {tmp_path}")
         assert said.strip().endswith(text)
+
+
+BACK_END = """
+#include <stdio.h>
+static void note(const char * what) { FILE * f = fopen(NOTES, "a"); fputs(what, f); fclose(f); }
+__attribute__((constructor)) static void opened(void) { note("opened\\n"); }
+__attribute__((destructor)) static void closed(void) { note("closed\\n"); }
+int ggml_backend_score(void) { return SCORE; }
+void * ggml_backend_init(void) { note("used\\n"); return 0; }
+"""
+
+
+def test_the_file_that_is_used_is_opened_once(tmp_path: Path) -> None:
+    """CUDA's runtime, held by PyTorch, keeps what a file has told it when it was opened: closed and opened again, it hangs."""
+    compiler = shutil.which("cc")
+    if not _plugins.beside(Path(_lib.lib._name)) or not compiler or sys.platform == "win32":
+        pytest.skip("needs a library with PYLLAVA_PLUGINS and a compiler")
+    files = {score: tmp_path / f"libggml-score{score}.so" for score in (1, 3, 2)}
+    for score, file in files.items():
+        notes = f'-DNOTES="{tmp_path / str(score)}"'
+        command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", str(file), f"-DSCORE={score}", notes]
+        subprocess.run(command, input=BACK_END, text=True, check=True)
+    code = f"import pyllava; from pyllava import _lib; _lib.load._load_plugin({[str(file) for file in files.values()]}); "
+    code += f"print(open({str(tmp_path / '3')!r}).read().split())"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["['opened',", "'used']"]
+    for score in (1, 2):
+        assert (tmp_path / str(score)).read_text().split() == ["opened", "closed"]

@@ -36,6 +36,6 @@ typedef struct placement_wish {
 // Fills layers, output and vision of p, whose devices are known; the first n_for_layers of them take layers.
 void placement_plan(placement * p, const placement_sizes * sizes, const placement_wish * wish,
                     int32_t n_for_layers);
-int32_t placement_n_gpu_layers(const placement * p);                     // as the wish counts them
-bool placement_is_on_first(const placement * p); // the whole language model, with its KV cache
+int32_t placement_n_gpu_layers(const placement * p); // as the wish counts them
+bool placement_is_on_first(const placement * p);     // the whole language model, with its KV cache
 ggml_backend_dev_t placement_device(const placement * p, int32_t place); // NULL for ON_HOST

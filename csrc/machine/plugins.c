@@ -52,7 +52,8 @@ static void * find(void * file, const char * name) { return dlsym(file, name); }
 static void close_file(void * file) { dlclose(file); }
 #endif
 
-// Opens a file, if it is a back end that can run here; the higher its score, the better it suits this machine.
+// Opens a file, if it is a back end that can run here; the higher its score, the better it suits this
+// machine.
 static pyllava_status open_plugin(const char * path, void ** out_file, int * out_score) {
     if (!is_absolute(path)) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: need an absolute path", path);
     void * file = open_file(path);
@@ -96,9 +97,9 @@ static pyllava_status load(const char * path) {
     return PYLLAVA_OK;
 }
 
-// The file that is loaded is never closed, not even for a moment. A CUDA plug-in tells CUDA's runtime about its
-// kernels when it is opened; where PyTorch holds that runtime, kernels of a file that was closed and opened again
-// are looked up in memory that has been freed, and the first product never ends.
+// The file that is loaded is never closed, not even for a moment. A CUDA plug-in tells CUDA's runtime about
+// its kernels when it is opened; where PyTorch holds that runtime, kernels of a file that was closed and
+// opened again are looked up in memory that has been freed, and the first product never ends.
 pyllava_status plugin_load(const char * const * paths, int32_t n) {
     int best = 0, i_best = 0;
     void * best_file = NULL;

@@ -8,12 +8,12 @@
 
 typedef struct batch { // room for n_max rows
     int32_t n, n_max, n_embd;
-    float * embd;               // [n_max, n_embd]
-    int32_t * positions;       // [n_max]
-    int64_t * cells;           // [n_max]
-    int32_t * n_visible;        // [n_max]
-    uint64_t * contents;        // [n_max]
-    int32_t * out_rows;         // [BATCH_LOGITS]
+    float * embd;        // [n_max, n_embd]
+    int32_t * positions; // [n_max]
+    int64_t * cells;     // [n_max]
+    int32_t * n_visible; // [n_max]
+    uint64_t * contents; // [n_max]
+    int32_t * out_rows;  // [BATCH_LOGITS]
     int32_t n_out;
     attention_block * blocks; // [n_max]
     int32_t n_blocks;

@@ -231,8 +231,7 @@ static pyllava_status place(void * call_) {
 
 static pyllava_status put(void * call_) {
     const memory_call * c = call_;
-    if (transfer_has(&c->e->transfer, c->t))
-        transfer_put(&c->e->transfer, c->t, c->offset, c->data, c->size);
+    if (transfer_has(&c->e->transfer, c->t)) transfer_put(&c->e->transfer, c->t, c->offset, c->data, c->size);
     else ggml_backend_tensor_set(c->t, c->data, c->offset, c->size);
     return PYLLAVA_OK;
 }
