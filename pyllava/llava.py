@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import _lib, models, templates
+from . import _lib, _template_choice, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._lib.values import number_text
@@ -231,7 +231,7 @@ class Llava:
             return templates.by_name(str(told))
         chat_template = metadata.get("tokenizer.chat_template")
         names = models.names_in(files.model, metadata)
-        found = templates.choose(names, str(chat_template) if chat_template else None, self._has_token)
+        found = _template_choice.choose(names, str(chat_template) if chat_template else None, self._has_token)
         if found.doubt:
             _log.warning(
                 "%s: %s; %s is used (%s): template= or --template names another of %s",

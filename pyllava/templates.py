@@ -7,16 +7,14 @@ a user or of an earlier answer never turn into special tokens: only the template
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
-
-from ._plain import plain
+from typing import Literal, TypeAlias
 
 IMAGE_MARK = "<image>"
 
-RAW_STOP = ("###", "<|im_end|>", "<|im_start|>", "USER:", "</s>")
+RAW_STOP = ("###", "<|im_end|>", "<|im_start|>", "USER:", "</s>", "<|eot_id|>", "<|end|>")
 """What ends the answer to a prompt of the user's own: the marks of all templates."""
 
 
@@ -72,6 +70,8 @@ class Template:
     system_in_turn: bool = False
     image_suffix: str = "\n"
     """What follows an image put before the text of its message."""
+    image_brackets: tuple[str, str] = ("", "")
+    """What stands before and after every image, wherever it is."""
 
 
 def _chat_between(user: str) -> str:
@@ -126,6 +126,67 @@ _CHATML_DIRECT = Template(
     answer_suffix="<|im_end|>",
     stop=("<|im_end|>",),
 )
+_QWEN_1_5 = replace(
+    _CHATML_DIRECT,
+    name="qwen_1_5",
+    system="You are a helpful assistant.",
+    system_suffix="<|im_end|>\n",
+    user_suffix="<|im_end|>\n",
+    answer_suffix="<|im_end|>\n",
+)
+_LLAMA_3 = Template(
+    name="llama_3",
+    system_prefix="<|start_header_id|>system<|end_header_id|>\n\n",
+    system_suffix="<|eot_id|>",
+    user_prefix="<|start_header_id|>user<|end_header_id|>\n\n",
+    user_suffix="<|eot_id|>",
+    answer_prefix="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    answer_space="",
+    answer_suffix="<|eot_id|>",
+    stop=("<|eot_id|>", "<|end_of_text|>"),
+)
+_PHI_3 = Template(  # its tokenizer takes the white space that follows a mark into the mark
+    name="phi_3",
+    system_prefix="<|system|>\n",
+    system_suffix="<|end|>\n",
+    user_prefix="<|user|>\n",
+    user_suffix="<|end|>\n",
+    answer_prefix="<|assistant|>\n",
+    answer_space="",
+    answer_suffix="<|end|>\n",
+    stop=("<|end|>", "<|endoftext|>"),
+)
+_GRANITE_VISION = Template(
+    name="granite_vision",
+    system=_chat_between("user"),
+    system_prefix="<|system|>\n",
+    system_suffix="\n",
+    user_prefix="<|user|>\n",
+    user_suffix="\n",
+    answer_prefix="<|assistant|>\n",
+    answer_space="",
+    answer_suffix="<|end_of_text|>\n",
+    stop=("<|end_of_text|>",),
+)
+_YI_VL = Template(
+    name="yi_vl",
+    system="This is a chat between an inquisitive human and an AI assistant. Assume the role of the AI assistant. "
+    "Read all the images carefully, and respond to the human's questions with informative, helpful, detailed and "
+    "polite answers. 这是一个好奇的人类和一个人工智能助手之间的对话。假设你扮演这个AI助手的角色。"
+    "仔细阅读所有的图像，并对人类的问题做出信息丰富、有帮助、详细的和礼貌的回答。",
+    system_suffix="\n\n",
+    user_prefix="### Human: ",
+    user_suffix="\n",
+    answer_prefix="### Assistant:",
+    answer_space=" ",
+    answer_suffix="\n",
+    stop=("###",),
+)
+_HELPFUL = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
 _PLAIN = Template(  # projector pre-training: image, caption, newline; a question is the start of the caption
     name="plain",
     image_suffix="",
@@ -146,13 +207,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             _LLAVA_V0,
             _MISTRAL_INSTRUCT,
             _CHATML_DIRECT,
-            replace(
-                _MISTRAL_INSTRUCT,
-                name="llava_llama_2",
-                system="You are a helpful language and vision assistant. "
-                "You are able to understand the visual content that the user provides, "
-                "and assist the user with a variety of tasks using natural language.",
-            ),
+            replace(_MISTRAL_INSTRUCT, name="llava_llama_2", system=_HELPFUL),
             _PLAIN,
             replace(
                 _CHATML_DIRECT,
@@ -160,6 +215,23 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
                 system="A conversation between a user and an LLM-based AI assistant. "
                 "The assistant gives helpful and honest answers.",
             ),
+            _LLAMA_3,
+            replace(_LLAMA_3, name="llava_llama_3", system=_HELPFUL),
+            replace(  # on Llama 3.1, whose system message begins with these dates
+                _LLAMA_3,
+                name="joycaption",
+                system_prefix=_LLAMA_3.system_prefix
+                + "Cutting Knowledge Date: December 2023\nToday Date: 26 July 2024\n\n",
+                system="You are a helpful image captioner.",
+                image_brackets=("<|reserved_special_token_70|>", "<|reserved_special_token_71|>"),
+                image_suffix="",
+            ),
+            _PHI_3,
+            _QWEN_1_5,
+            replace(_QWEN_1_5, name="chatml", system=""),  # language models that see nothing
+            replace(_CHATML_DIRECT, name="nanollava", system="Answer the question"),
+            _GRANITE_VISION,
+            _YI_VL,
         )
     }
 )
@@ -214,96 +286,6 @@ def prompt_text(parts: Sequence[Part]) -> str:
     return "".join(IMAGE_MARK if isinstance(part, ImageMark) else part.text for part in parts)
 
 
-class Choice(NamedTuple):
-    """The template of a model, and what told it."""
-
-    name: str
-    why: str
-    doubt: str = ""
-    """What is to be said to the user, who may know better; "" where the model tells its template."""
-
-
-def choose(names: Iterable[str], chat_template: str | None, has_token: Callable[[str], bool]) -> Choice:
-    """The template of a model or a checkpoint that is not told by the name of one.
-
-    Told by the Jinja template that it brings, which is looked at and never run; else by the names that it has, then by
-    its vocabulary, of which `has_token` tells whether it has a token of this text; else ``vicuna_v1``, with `doubt`.
-    """
-    names = list(names)
-    for name in names:
-        if found := _hint(_TRAINED_OTHERWISE, name):
-            return Choice(found, f"the name {plain(name)[:80]}")
-    if chat_template and (known := recognised(chat_template)):
-        return known
-    doubt = "its chat template is none of those known here" if chat_template else ""
-    for name in names:
-        if found := _hint(_NAME_HINTS, name):
-            return Choice(found, f"the name {plain(name)[:80]}", doubt)
-    if has_token("<|im_start|>"):
-        return Choice("chatml_direct", "its vocabulary", doubt)
-    return Choice(_USUAL, "nothing else said", doubt or "nothing in it tells its prompt template")
-
-
-def recognised(chat_template: str) -> Choice | None:
-    """The template whose turn marks stand in a Jinja template, or None.
-
-    ChatML with a newline after each turn is the base model's; a LLaVA model on it was trained without.
-    """
-    text = _literals(chat_template)
-    bare = "".join(text.split())
-    for marks, name, other_space in _SIGNS:
-        if all("".join(mark.split()) in bare for mark in marks):
-            but = ", but for white space" if re.search(other_space, text) else ""
-            return Choice(name, f"its chat template{but}")
-    return None
-
-
-def _literals(jinja: str) -> str:
-    """A Jinja template without its comments, and with texts that it joins in one piece."""
-    parts, at = [], 0
-    while (start := jinja.find("{#", at)) >= 0 and (end := jinja.find("#}", start + 2)) >= 0:
-        parts.append(jinja[at:start])
-        at = end + 2
-    text = "".join([*parts, jinja[at:]])
-    return re.sub(r"['\"]\s*\+\s*['\"]", "", text.replace("\\n", "\n"))
-
-
-def _hint(hints: Sequence[tuple[str, str]], name: str) -> str | None:
-    name = name.lower().replace("_", "-")
-    return next((template for part, template in hints if re.search(part, name)), None)
-
-
-_USUAL = "vicuna_v1"
-_TRAINED_OTHERWISE = (
-    ("bakllava", "vicuna_v1"),
-)  # than the model they were made from, whose marks they may bring
-_NAME_HINTS = (  # patterns in a model's name, in the order in which they are looked for
-    *_TRAINED_OTHERWISE,
-    ("vicuna", "vicuna_v1"),
-    (r"(?<![0-9a-z])34b(?![0-9a-z])", "chatml_direct"),  # not in a hash
-    ("mistral", "mistral_instruct"),
-    ("llama-2", "llava_llama_2"),
-    (r"v1\.5|llava-?1\.5", "vicuna_v1"),
-    ("mobilevlm|pyllava-demo", "vicuna_v1"),
-)
-_OTHER_CHATML = r"<\|im_end\|>\n"
-_OTHER_INST = r"\[INST\](?! )|(?<! )\[/INST\]"
-_SIGNS = (  # turn marks that stand together in a Jinja template, first match; white space that is not the template's
-    (("<|im_start|>", TEMPLATES["mpt"].system), "mpt", _OTHER_CHATML),
-    (("<|im_start|>",), "chatml_direct", _OTHER_CHATML),
-    (
-        ("[INST]", "<<SYS>>", 'namespace(system="",'),
-        "mistral_instruct",
-        _OTHER_INST,
-    ),  # as our converter writes it
-    (("[INST]", "<<SYS>>"), "llava_llama_2", _OTHER_INST),
-    (("[INST]",), "mistral_instruct", _OTHER_INST),
-    (("###Human:",), "llava_v0", r"### "),
-    (("ASSISTANT:", _chat_between("human")), "llava_v1", r"(USER|ASSISTANT):\n"),
-    (("ASSISTANT:",), "vicuna_v1", r"(USER|ASSISTANT):\n"),
-)
-
-
 def by_name(name: str) -> Template:
     """The template called `name`. Raises ValueError, with the names there are, if there is none."""
     try:
@@ -356,11 +338,20 @@ def _system_parts(template: Template, system: str | None) -> list[Part]:
 def _message_parts(template: Template, message: Message, first: int) -> list[Part]:
     places = _places(message.text)
     if len(places) == message.images:
-        return _split(message.text, places, first, special=False)
-    parts: list[Part] = []
-    for index in range(first, first + message.images):
-        parts += [ImageMark(index), Text(template.image_suffix)]
-    return [*parts, Text(message.text, special=False)]
+        parts = _split(message.text, places, first, special=False)
+    else:
+        parts = list[Part]()
+        for index in range(first, first + message.images):
+            parts += [ImageMark(index), Text(template.image_suffix)]
+        parts.append(Text(message.text, special=False))
+    return _bracketed(parts, template.image_brackets)
+
+
+def _bracketed(parts: Sequence[Part], brackets: tuple[str, str]) -> list[Part]:
+    found: list[Part] = []
+    for part in parts:
+        found += [Text(brackets[0]), part, Text(brackets[1])] if isinstance(part, ImageMark) else [part]
+    return found
 
 
 def _places(text: str) -> list[int]:

@@ -87,7 +87,7 @@ PACKAGE = {
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
 BINDING, COMMANDS, CONVERTERS = "pyllava._lib", "pyllava.cli", "pyllava.convert"
-TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates"}
+TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates", "_template_choice"}
 MAY_IMPORT = {
     BINDING: {"pyllava._plain", "pyllava._plugins", "pyllava.errors"},
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyllava._template_choice import choose, recognised
 from pyllava.convert.chat_template import NAMES, jinja
 from pyllava.models import names_in
 from pyllava.templates import (
@@ -19,10 +20,8 @@ from pyllava.templates import (
     Part,
     Text,
     by_name,
-    choose,
     prompt_text,
     raw,
-    recognised,
     render,
     unescape,
 )
@@ -44,6 +43,25 @@ MPT = (
     "The assistant gives helpful and honest answers."
 )
 YI = "<|im_start|>system\nAnswer the questions.<|im_end|>"
+USER_3, ASSISTANT_3 = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
+SYSTEM_3 = "<|start_header_id|>system<|end_header_id|>\n\n"
+JOY = (
+    SYSTEM_3 + "Cutting Knowledge Date: December 2023\nToday Date: 26 July 2024\n\n"
+    "You are a helpful image captioner.<|eot_id|>"
+)
+JOY_IMAGE = "<|reserved_special_token_70|><image><|reserved_special_token_71|>"
+QWEN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+YI_VL = (
+    "This is a chat between an inquisitive human and an AI assistant. Assume the role of the AI assistant. Read all the "
+    "images carefully, and respond to the human's questions with informative, helpful, detailed and polite answers. "
+    "这是一个好奇的人类和一个人工智能助手之间的对话。假设你扮演这个AI助手的角色。仔细阅读所有的图像，并对人类的问题做出信息丰富、有帮助、详细的和礼貌的回答。"
+)
+TURNS_3 = f"Q1<|eot_id|>{ASSISTANT_3}A1<|eot_id|>{USER_3}Q2<|eot_id|>{ASSISTANT_3}A2<|eot_id|>{USER_3}Q3<|eot_id|>{ASSISTANT_3}"
+TURNS_CHATML = (
+    "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
+    "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>\n<|im_start|>user\nQ3<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
 
 ONE_TURN = {
     "vicuna_v1": VICUNA + " USER: <image>\nQ1 ASSISTANT:",
@@ -56,6 +74,16 @@ ONE_TURN = {
     "mpt": "<|im_start|>system\n"
     + MPT
     + "<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\n",
+    "llama_3": f"{USER_3}<image>\nQ1<|eot_id|>{ASSISTANT_3}",
+    "llava_llama_3": f"{SYSTEM_3}{LLAMA_2}<|eot_id|>{USER_3}<image>\nQ1<|eot_id|>{ASSISTANT_3}",
+    "joycaption": f"{JOY}{USER_3}{JOY_IMAGE}Q1<|eot_id|>{ASSISTANT_3}",
+    "phi_3": "<|user|>\n<image>\nQ1<|end|>\n<|assistant|>\n",
+    "qwen_1_5": QWEN + "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\n",
+    "chatml": "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\n",
+    "nanollava": "<|im_start|>system\nAnswer the question<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|>"
+    "<|im_start|>assistant\n",
+    "granite_vision": f"<|system|>\n{VICUNA}\n<|user|>\n<image>\nQ1\n<|assistant|>\n",
+    "yi_vl": YI_VL + "\n\n### Human: <image>\nQ1\n### Assistant:",
 }
 THREE_TURNS = {
     "vicuna_v1": VICUNA + " USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>USER: Q3 ASSISTANT:",
@@ -73,6 +101,19 @@ THREE_TURNS = {
     + MPT
     + "<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\nA1<|im_end|>"
     "<|im_start|>user\nQ2<|im_end|><|im_start|>assistant\nA2<|im_end|><|im_start|>user\nQ3<|im_end|><|im_start|>assistant\n",
+    "llama_3": f"{USER_3}<image>\n{TURNS_3}",
+    "llava_llama_3": f"{SYSTEM_3}{LLAMA_2}<|eot_id|>{USER_3}<image>\n{TURNS_3}",
+    "joycaption": f"{JOY}{USER_3}{JOY_IMAGE}{TURNS_3}",
+    "phi_3": "<|user|>\n<image>\nQ1<|end|>\n<|assistant|>\nA1<|end|>\n<|user|>\nQ2<|end|>\n<|assistant|>\nA2<|end|>\n"
+    "<|user|>\nQ3<|end|>\n<|assistant|>\n",
+    "qwen_1_5": QWEN + TURNS_CHATML,
+    "chatml": TURNS_CHATML,
+    "nanollava": "<|im_start|>system\nAnswer the question<|im_end|>"
+    + TURNS_CHATML.replace("<|im_end|>\n", "<|im_end|>"),
+    "granite_vision": f"<|system|>\n{VICUNA}\n<|user|>\n<image>\nQ1\n<|assistant|>\nA1<|end_of_text|>\n"
+    "<|user|>\nQ2\n<|assistant|>\nA2<|end_of_text|>\n<|user|>\nQ3\n<|assistant|>\n",
+    "yi_vl": YI_VL + "\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant: A2\n"
+    "### Human: Q3\n### Assistant:",
 }
 STOP = {
     "vicuna_v1": ("</s>",),
@@ -83,6 +124,11 @@ STOP = {
     "llava_llama_2": ("</s>",),
     "plain": ("\n",),
     "mpt": ("<|im_end|>",),
+    **dict.fromkeys(("llama_3", "llava_llama_3", "joycaption"), ("<|eot_id|>", "<|end_of_text|>")),
+    "phi_3": ("<|end|>", "<|endoftext|>"),
+    **dict.fromkeys(("qwen_1_5", "chatml", "nanollava"), ("<|im_end|>",)),
+    "granite_vision": ("<|end_of_text|>",),
+    "yi_vl": ("###",),
 }
 CONVERSATION = [
     Message("user", "Q1", images=1),
@@ -319,6 +365,10 @@ MISTRAL = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + '
 CHATML = "{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n'}}"
 VICUNA_HF = "{{ m['role'].upper() + ': ' }}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 LLAMA_2_CHAT = "{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{{ bos_token + '[INST] ' + c + ' [/INST]' }}"
+PHI_3 = (
+    "{{'<|' + m['role'] + '|>' + '\\n' + m['content'] + '<|end|>\\n'}}{{ '<|user|>' }}{{'<|assistant|>\\n' }}"
+)
+GRANITE = "{{ '<|system|>\\n" + VICUNA + "\\n' }}{{ '<|user|>\\n' + c }}{{ '\\n<|assistant|>\\n' }}"
 LLAMA_3 = "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] + '<|eot_id|>' }}"
 
 
@@ -343,10 +393,15 @@ LLAMA_3 = "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m[
         ("{{ '###Human: ' + m + '###Assistant:' }}", "llava_v0", "its chat template"),
         ("{{ '### Human: ' + m + '### Assistant:' }}", "llava_v0", "its chat template, but for white space"),
         (LLAMA_2_CHAT, "llava_llama_2", "its chat template"),
+        (LLAMA_3, "llama_3", "its chat template"),
+        (LLAMA_3 + "{{ '<|reserved_special_token_70|>' }}", "joycaption", "its chat template"),
+        (PHI_3, "phi_3", "its chat template"),
+        (QWEN + CHATML, "qwen_1_5", "its chat template"),
+        (GRANITE, "granite_vision", "its chat template"),
     ],
 )
 def test_a_chat_template_is_recognised_by_its_marks(chat_template: str, expected: str, why: str) -> None:
-    assert choose(["ggml-model-q4_k.gguf"], chat_template, ().__contains__) == (expected, why, "")
+    assert choose(["ggml-model-q4_k.gguf"], chat_template, ["<unk>"].__contains__) == (expected, why, "")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -355,7 +410,7 @@ def test_our_own_chat_templates_are_recognised(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "chat_template", [LLAMA_3, "{{ '<start_of_turn>' }}", "{# [INST] #}{{ m }}", "{{ own }}"]
+    "chat_template", ["{{ '<|turn|>' }}", "{{ '<start_of_turn>' }}", "{# [INST] #}{{ m }}", "{{ own }}"]
 )
 def test_an_unknown_chat_template(chat_template: str) -> None:
     assert recognised(chat_template) is None
@@ -400,6 +455,19 @@ def test_a_hostile_chat_template_is_only_looked_at() -> None:
         (["BakLLaVA-1", "Mistral-7B-v0.1"], "vicuna_v1"),
         (["my-model", "Mistral-7B-Instruct-v0.2"], "mistral_instruct"),
         (["pyllava-demo"], "vicuna_v1"),
+        (["llama-joycaption-beta-one-hf-llava.Q4_K_M.gguf"], "joycaption"),
+        (["llava-llama-3-8b-v1_1-int4.gguf"], "llama_3"),
+        (["llama3-llava-next-8b-hf"], "llava_llama_3"),
+        (["llava-phi-3-mini-int4.gguf"], "phi_3"),
+        (["llava-onevision-qwen2-7b-ov-hf"], "qwen_1_5"),
+        (["llava-interleave-qwen-0.5b-hf"], "qwen_1_5"),
+        (["llava-next-72b"], "qwen_1_5"),
+        (["nanoLLaVA-1.5"], "nanollava"),
+        (["granite-vision-3.2-2b-Q8_0.gguf"], "granite_vision"),
+        (["granite3.2-vision"], "granite_vision"),
+        (["Yi-VL-34B"], "yi_vl"),
+        (["vip-llava-7b-hf"], "llava_v0"),
+        (["llava-med-v1.5-mistral-7b"], "mistral_instruct"),
     ],
 )
 def test_choice_by_names(names: list[str], expected: str | None) -> None:
@@ -415,6 +483,14 @@ def test_choice_by_names(names: list[str], expected: str | None) -> None:
         (["BakLLaVA-1"], MISTRAL, (), "vicuna_v1"),  # on Mistral, trained as Vicuna
         (["my-model"], None, ("<|im_start|>",), "chatml_direct"),
         (["llava-v1.5-7b"], None, ("<|im_start|>",), "vicuna_v1"),
+        (["nanoLLaVA"], QWEN + CHATML, (), "nanollava"),  # on Qwen, whose template its file may bring
+        (["llama-joycaption"], LLAMA_3, (), "joycaption"),
+        (["my-model"], None, ("<|im_start|>", "<|endoftext|>"), "qwen_1_5"),
+        (["my-model"], None, ("<|im_start|>", "<|endoftext|>", "<unk>"), "chatml_direct"),
+        (["my-model"], CHATML, ("<|im_start|>", "<unk>"), "chatml_direct"),
+        (["SmolLM2"], CHATML, ("<|im_start|>",), "chatml"),
+        (["my-model"], None, ("<|start_header_id|>", "<|eot_id|>"), "llama_3"),
+        (["my-model"], None, ("<|user|>", "<|assistant|>", "<|end|>"), "phi_3"),
     ],
 )
 def test_what_tells_most(

@@ -27,7 +27,9 @@ _SYNONYMS = {  # of llama.cpp's tools
 }
 _TEMPLATES = {  # what they call those that are here
     "vicuna": "vicuna_v1",
-    "chatml": "chatml_direct",
+    "llama3": "llama_3",
+    "phi3": "phi_3",
+    "granite": "granite_vision",
     **dict.fromkeys(("llama2", "llama2-sys"), "llava_llama_2"),
     **dict.fromkeys(("mistral-v1", "mistral-v3", "mistral-v7"), "mistral_instruct"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..templates import TEMPLATES
+from ..templates import IMAGE_MARK, TEMPLATES
 
 NAMES = tuple(name for name in TEMPLATES if name != "plain")  # that one has no turns
 _PIECES = (  # a name after those that begin with it
@@ -17,12 +17,14 @@ def jinja(name: str) -> str:
     """The template as Jinja text for a list of `messages` (role, content) and `add_generation_prompt`.
 
     A content is a text, in which `<image>` is an ordinary word, or a list of parts whose images become
-    `<image>` and a newline.
+    `<image>` with what stands around it.
     """
     template = TEMPLATES[name]
     system = "{%- if ns.system -%}{{- SYSTEM_PREFIX + ns.system + SYSTEM_SUFFIX -}}{%- endif -%}"
     in_turn = template.system_in_turn
     text = _HEAD + ("" if in_turn else system) + _LOOP.replace("IN_TURN", system * in_turn)
+    before, after = template.image_brackets
+    text = text.replace("IMAGE", json.dumps(f"{before}{IMAGE_MARK}{after}{template.image_suffix}"))
     for piece in _PIECES:
         text = text.replace(piece.upper(), json.dumps(getattr(template, piece)))
     return text
@@ -42,7 +44,7 @@ _LOOP = (
     "{%- else -%}{%- set ns.text = '' -%}"
     "{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'text' -%}{%- set ns.text = ns.text + part['text'] -%}"
-    "{%- else -%}{%- set ns.text = ns.text + '<image>\\n' -%}{%- endif -%}"
+    "{%- else -%}{%- set ns.text = ns.text + IMAGE -%}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}"
     "{%- if message['role'] == 'user' -%}"
     "{{- USER_PREFIX -}}{%- if ns.first -%}IN_TURN{%- endif -%}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..templates import choose
+from .._template_choice import choose
 from .chat_template import jinja
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files
 from .checkpoints.json_file import Config

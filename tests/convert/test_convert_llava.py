@@ -357,11 +357,12 @@ def test_tokenizer_json_alone(tmp_path: Path) -> None:
 def test_templates_in_jinja() -> None:
     """The Jinja text of each template renders a conversation as pyllava does."""
     jinja2 = pytest.importorskip("jinja2")
-    talk = [("user", "<image>\nWhat?\n"), ("assistant", " A <b>. "), ("user", "'And' \"so\"?")]
+    later = [("assistant", " A <b>. "), ("user", "'And' \"so\"?")]
     shown = [templates.Message("user", "What?\n", images=1)]
-    shown += [templates.Message(role, text) for role, text in talk[1:]]
+    shown += [templates.Message(role, text) for role, text in later]
     for name in NAMES:
         known = templates.TEMPLATES[name]
+        talk = [("user", f"{'<image>'.join(known.image_brackets)}{known.image_suffix}What?\n"), *later]
         for options in ({}, {"trim_blocks": True, "lstrip_blocks": True}):
             compiled = jinja2.Environment(**options).from_string(jinja(name))
             for system in (None, "", "Be brief."):
