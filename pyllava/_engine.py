@@ -189,12 +189,9 @@ class Engine:
         job = Call(call)
         self.run(job)
 
-    def open(
-        self, session: _lib.SessionHandle, n_parallel: int, n_seq: int, n_batch: int, n_cells: int
-    ) -> None:
+    def open(self, session: _lib.SessionHandle, n_parallel: int, sequences: Sequences, n_batch: int) -> None:
         """Sets the session and its sequences, in the engine's thread."""
         self.session = session
-        sequences = Sequences(session, n_seq, n_cells)
         self._scheduler = Scheduler(session, sequences, n_parallel, n_batch, self._is_cancelled, self.tell)
 
     # ------------------------------------------------------------------------------------------ the thread

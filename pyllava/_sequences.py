@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from . import _lib
 from ._script import Script
@@ -11,10 +12,15 @@ _SMALL = 64  # so few rows are not worth a sequence of their own, or a call that
 
 
 class Sequences:
-    """Sequences of `session`, all idle at first. An idle one keeps its rows for prompts that begin so."""
+    """Sequences of `session`, all idle at first. An idle one keeps its rows for prompts that begin so.
 
-    def __init__(self, session: _lib.SessionHandle, n: int, n_cells: int) -> None:
+    `n_cells` are for what is computed together and for what is kept. The session has `n_spare` more, which only a
+    request that is alone takes, if it needs them.
+    """
+
+    def __init__(self, session: _lib.SessionHandle, n: int, n_cells: int, n_spare: int = 0) -> None:
         self._session = session
+        self._n_spare = n_spare
         self.n_cells = n_cells
         self._idle = OrderedDict[int, None].fromkeys(range(n))  # the least recently used first
         self._all = range(n)
@@ -24,7 +30,7 @@ class Sequences:
         used = [seq for seq in self._all if seq not in self._idle and reuse]
         runs = script.runs()
         n_shared = max((self._session.seq_shared(seq, runs) for seq in used), default=0)
-        return n_rows - n_shared <= self._session.cells_free(list(self._idle))
+        return n_rows - n_shared <= self._free(self._idle)
 
     def shared(self, script: Script) -> int:
         """The most rows of the script that a sequence already holds."""
@@ -70,15 +76,19 @@ class Sequences:
 
     def make_room(self, n: int) -> bool:
         """Frees `n` cells by trimming idle sequences; False if that is not enough."""
-        free = self._session.cells_free()
+        free = self._free()
         for seq in self._idle:
             length = self._session.seq_length(seq)
             while free < n and length:
                 length = max(0, length - max(n - free, _SMALL))
                 self._session.seq_trim(seq, length)
-                free = self._session.cells_free()
+                free = self._free()
         return free >= n
 
     def n_used(self) -> int:
         """Cells in use."""
-        return self.n_cells - self._session.cells_free()
+        return self.n_cells - self._free()
+
+    def _free(self, without: Iterable[int] = ()) -> int:
+        """Cells that nothing holds but the sequences `without`; negative while spare cells are in use."""
+        return self._session.cells_free(list(without)) - self._n_spare

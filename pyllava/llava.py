@@ -21,8 +21,10 @@ from ._prompt import Prompt, Prompts, stretches_of
 from ._request import Answering, Call, Score, Written
 from ._scheduler import Stats
 from ._script import Script
+from ._sequences import Sequences
 from .answer import Answer, Stream, Timings
 from .chat import Chat
+from .errors import ModelMemoryError
 from .images import ImageSource
 from .sampling import Options, Sampling
 from .templates import RAW_STOP, ImageMark, Part, Template
@@ -62,9 +64,10 @@ class Llava:
 
     Context, in positions (text tokens and image rows):
 
-    - `n_ctx`: for prompt, images and answer (default: what the model was trained for, at most 4096).
-    - `kv_cells`: for all answers together, and for what is kept of earlier ones (default: n_ctx; at most 2 *
-      n_parallel * n_ctx).
+    - `n_ctx`: for prompt, images and answer. By default as many as they need, up to what the model was trained for
+      and what memory holds; at most 4096 where a GPU holds the KV cache.
+    - `kv_cells`: for all answers together, and for what is kept of earlier ones (default: n_ctx; if that is not given
+      either, 4096, which only an answer that needs more by itself exceeds; at most 2 * n_parallel * n_ctx).
     - `type_k`, `type_v`: the KV cache's number formats (default: f16 in "fast", f32 in "exact").
 
     Devices:
@@ -169,8 +172,9 @@ class Llava:
                         log=_log.log,
                     )
                 )
-            self._set_up(files, n_ctx, template, rounded, image_merge, image_max_tiles)
-            self._open(session, n_parallel, kv_cells)
+            self._set_up(files, template, rounded, image_merge, image_max_tiles)
+            self._open(session, n_parallel, n_ctx, kv_cells)
+            self._prompts = Prompts(self._model, self._pictures, self.template, self.n_ctx)
         except BaseException:
             self._engine.close()
             raise
@@ -181,7 +185,6 @@ class Llava:
     def _set_up(
         self,
         files: models.ModelFiles,
-        n_ctx: int | None,
         template: str,
         precision: str,
         image_merge: str,
@@ -192,32 +195,47 @@ class Llava:
         self.files = files
         self.info = self._model.info
         self.template: Template = self._choose_template(template, files)
-        self.n_ctx = n_ctx if n_ctx is not None else min(self.info.n_ctx_train, _DEFAULT_CTX)
         flat = image_merge == "flat" or not self.info.anyres
         spec = spec_of(self.info, image_max_tiles)
         self._pictures = Pictures(self._engine, str(files.model), spec, flat=flat)
-        self._prompts = Prompts(self._model, self._pictures, self.template, self.n_ctx)
-        if self.n_ctx > self.info.n_ctx_train:
-            _log.warning("n_ctx=%d: the model was trained for %d", self.n_ctx, self.info.n_ctx_train)
         self.precision = precision
         self.devices = self._model.devices
 
-    def _open(self, options: dict[str, Any], n_parallel: int, kv_cells: int | None) -> None:
+    def _open(
+        self, options: dict[str, Any], n_parallel: int, n_ctx: int | None, kv_cells: int | None
+    ) -> None:
         """Creates the session, with sequences for n_parallel answers and as many that keep earlier ones."""
+        trained, n_seq = self.info.n_ctx_train, _KEPT * n_parallel
+        usual = min(trained, _DEFAULT_CTX) if n_ctx is None else n_ctx
+        if usual > trained:
+            _log.warning("n_ctx=%d: the model was trained for %d", usual, trained)
         self.n_parallel = n_parallel
-        self.kv_cells = self.n_ctx if kv_cells is None else kv_cells
-        n_seq = _KEPT * n_parallel
+        self.kv_cells = usual if kv_cells is None else kv_cells
+        on_host = self.devices.kv_on_host or self.devices.n_gpu_layers == 0
+        grows = n_ctx is None and kv_cells is None and on_host
+
+        def session_of(n_ctx: int, kv_cells: int) -> _lib.SessionHandle:
+            views = self._pictures.most_views
+            return _lib.SessionHandle(
+                self._model, n_ctx=n_ctx, n_views=views, n_seq=n_seq, kv_cells=kv_cells, **options
+            )
 
         def open_session() -> None:
-            session = _lib.SessionHandle(
-                self._model,
-                n_ctx=self.n_ctx,
-                n_views=self._pictures.most_views,
-                n_seq=n_seq,
-                kv_cells=self.kv_cells,
-                **options,
+            self.n_ctx = max(usual, trained) if grows else usual
+            while True:
+                try:
+                    session = session_of(self.n_ctx, self.n_ctx if grows else self.kv_cells)
+                    break
+                except (
+                    ModelMemoryError
+                ):  # pages are taken as they are used: what memory cannot hold is halved
+                    if self.n_ctx <= usual:
+                        raise
+                    self.n_ctx = max(usual, self.n_ctx // 2)
+            n_spare = self.n_ctx - self.kv_cells if grows else 0
+            self._engine.open(
+                session, n_parallel, Sequences(session, n_seq, self.kv_cells, n_spare), options["n_batch"]
             )
-            self._engine.open(session, n_parallel, n_seq, options["n_batch"], self.kv_cells)
 
         self._engine.run(Call(open_session))
         self._session = self._engine.session

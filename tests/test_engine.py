@@ -684,6 +684,57 @@ def test_a_number_of_answers_that_cannot_be(files: Files, n_parallel: int) -> No
         pyllava.Llava(files.model, n_parallel=n_parallel)
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Of a model trained for 16,384 positions."""
+    return tiny_gguf.convert(tmp_path_factory.mktemp("long"), TinySpec(n_ctx=16384, seed=4))
+
+
+def test_the_context_grows_by_need(long: Files) -> None:
+    """A prompt of 5,100 positions is answered as with a context made for it; then 4,096 are in use again at most."""
+    prompt = "word " * 1700
+    with pyllava.Llava(long.model, long.mmproj, n_threads=1) as model:
+        assert (model.n_ctx, model.kv_cells, model.stats().kv_cells) == (16384, 4096, 4096)
+        answer = model.ask(None, prompt, max_tokens=4)
+        assert model.stats().kv_cells_used > 5000
+        others = [model.ask(None, f"{i} {'x ' * 700}", max_tokens=4) for i in range(4)]
+        assert model.stats().kv_cells_used <= 4096
+        with pytest.raises(pyllava.ContextOverflowError, match="n_ctx=16384"):
+            model.ask(None, "word " * 6000)
+    with pyllava.Llava(long.model, long.mmproj, n_threads=1, n_ctx=8192) as model:
+        assert (model.n_ctx, model.kv_cells) == (8192, 8192)
+        expected = model.ask(None, prompt, max_tokens=4)
+        assert answer.log_probs == expected.log_probs
+        for i, other in enumerate(others):
+            assert other.log_probs == model.ask(None, f"{i} {'x ' * 700}", max_tokens=4).log_probs
+    with pyllava.Llava(long.model, n_threads=1, kv_cells=5000) as model:
+        assert (model.n_ctx, model.kv_cells) == (4096, 5000)
+
+
+def test_a_long_prompt_beside_short_ones(long: Files) -> None:
+    with pyllava.Llava(long.model, long.mmproj, n_threads=2) as model:
+        prompts = ["a " * 700, "word " * 1700, "b " * 700, "c " * 700]
+        answers = in_threads([lambda p=p: model.ask(None, p, max_tokens=20) for p in prompts])  # type: ignore[misc]
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert answer.log_probs == model.ask(None, prompt, max_tokens=20).log_probs
+
+
+def test_the_context_grows_as_far_as_memory_goes(long: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, tried = _lib.SessionHandle, []
+
+    def short_of_memory(*args: Any, n_ctx: int, **options: Any) -> _lib.SessionHandle:
+        tried.append(n_ctx)
+        if n_ctx > 5000:
+            raise pyllava.ModelMemoryError("need 3 GiB")
+        return create(*args, n_ctx=n_ctx, **options)
+
+    monkeypatch.setattr(_lib, "SessionHandle", short_of_memory)
+    with pyllava.Llava(long.model, long.mmproj, n_threads=1) as model:
+        assert (tried, model.n_ctx) == ([16384, 8192, 4096], 4096)
+    with pytest.raises(pyllava.ModelMemoryError, match="need 3 GiB"):
+        pyllava.Llava(long.model, long.mmproj, n_threads=1, n_ctx=6000)
+
+
 @pytest.mark.parametrize("kv_cells", [1, 499, 2001])
 def test_cells_that_cannot_be(files: Files, kv_cells: int) -> None:
     with pytest.raises(ValueError, match=r"kv_cells: found .*, need .*500\.\.2000"):

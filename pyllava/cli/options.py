@@ -217,7 +217,7 @@ def _add_model(options: Parser) -> None:
     add(
         "-c --ctx-size",
         "N",
-        "context in tokens (default: the model's, at most 4096)",
+        "context in tokens (default: as many as needed, up to what the model was trained for and memory holds)",
         type=_COUNT_OR_0,
         default=0,
     )
