@@ -300,9 +300,9 @@ class Llava:
         return self._model.tokenize(text, plain=plain, add_bos=add_bos)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without the leading space that tokenize() adds; control tokens give none."""
+        """The text of token ids, without a leading space that tokenize() adds; control tokens give none."""
         text = b"".join(self._model.piece(token) for token in ids).decode(errors="replace")
-        return text.removeprefix(" ")
+        return text.removeprefix(" ") if self.info.space_prefix else text
 
     def token_text(self, token: int) -> str:
         """One token as people may read it, control tokens by their names; incomplete UTF-8 is replaced."""

@@ -244,7 +244,7 @@ MODELS: list[tuple[str, Change, type[Exception], str]] = [
     ("short matrix", set_tensor("blk.0.attn_q.weight", np.zeros((63, 64))), Mismatch, r"\[63, 64\], need \[64, 64\]"),
     ("cube", set_tensor("blk.0.attn_q.weight", np.zeros((2, 32, 64))), Mismatch, r"\[2, 32, 64\]"),
     ("extra tensor", set_tensor("blk.0.mystery", np.zeros(4)), Mismatch, "1 tensors unused, such as blk.0.mystery"),
-    ("tokenizer", set_key("tokenizer.ggml.model", "gpt2", STRING), Unsupported, r"tokenizer 'gpt2', this version runs 'llama' \(SentencePiece\)$"),
+    ("tokenizer", set_key("tokenizer.ggml.model", "bert", STRING), Unsupported, r"tokenizer 'bert', this version runs 'llama', 'gpt2'$"),
     ("no tokens", drop_key(TOKENS), Mismatch, "tokens is missing"),
     ("tokens type", set_key(TOKENS, [1, 2, 3], ARRAY, U32), Mismatch, "need array of string"),
     ("bos", set_key("tokenizer.ggml.bos_token_id", 5000), Mismatch, "bos_token_id"),

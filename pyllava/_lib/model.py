@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes as c
+import itertools
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +36,8 @@ class ModelInfo:
     eos_id: int
     unk_id: int
     add_bos: bool
+    space_prefix: bool
+    nfc: bool
     has_vision: bool
     image_size: int
     patch_size: int
@@ -132,6 +136,8 @@ class ModelHandle:
     ) -> list[int]:
         """Token ids; special tokens are recognised except in the byte ranges `plain`."""
         encoded = text.encode()
+        if self.info.nfc and not unicodedata.is_normalized("NFC", text):
+            encoded, plain = _composed(encoded, plain)
         ranges = (_Range * len(plain))(*(_Range(*r) for r in plain)) if plain else None
         n, room = _U64(), len(encoded) + 2
         while True:
@@ -158,3 +164,17 @@ class ModelHandle:
         """True if the token ends an answer."""
         with self._handle.use() as at:
             return bool(lib.pyllava_token_is_end(at, token))
+
+
+def _composed(text: bytes, plain: Sequence[tuple[int, int]]) -> tuple[bytes, list[tuple[int, int]]]:
+    """A text in normalisation form C, and the ranges in it that were `plain`.
+
+    What stands between the ends of ranges is composed by itself: a user's combining marks change no template.
+    """
+    ends = sorted({0, len(text), *(min(end, len(text)) for r in plain for end in r)})
+    moved, composed = {0: 0}, b""
+    for begin, end in itertools.pairwise(ends):
+        part = text[begin:end].decode(errors="surrogateescape")  # a range may end within a character
+        composed += unicodedata.normalize("NFC", part).encode(errors="surrogateescape")
+        moved[end] = len(composed)
+    return composed, [(moved[min(a, len(text))], moved[min(b, len(text))]) for a, b in plain]
