@@ -7,6 +7,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -257,7 +258,10 @@ class Llava:
             )
         else:
             _log.info("%s: prompt template %s (%s)", files.model, found.name, found.why)
-        return templates.TEMPLATES[found.name]
+        chosen = templates.TEMPLATES[found.name]
+        if found.name != "chatml":
+            return chosen
+        return replace(chosen, system=_template_choice.system_told(str(chat_template)))
 
     def _has_token(self, text: str) -> bool:
         """Whether a special token has this text."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import random
 import re
 import time
@@ -14,8 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import tiny_gguf
+from bpe import (
+    CONTROL,
+    LLAMA_BPE,
+    QWEN2,
+    RULES,
+    SPECIAL,
+    USER,
+    Keys,
+    Rule,
+    judge_of,
+    keys_of,
+    parts_of,
+    texts_of,
+    trained,
+)
 from texts import strings
 
 import pyllava
@@ -29,53 +42,6 @@ gguf = pytest.importorskip("gguf")
 VOCABULARIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "vocab"
 N_STRINGS = 2_000
 N_STRINGS_SLOW = 100_000
-NORMAL, CONTROL, USER, UNUSED = 1, 3, 4, 5
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
-# The rules as regular expressions, one pass after the other.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
-@dataclass(frozen=True)
-class Rule:
-    name: str
-    passes: tuple[str, ...]
-    ignore_merges: bool = False
-    nfc: bool = False
-
-    def tokenizer(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> Any:
-        model = tokenizers.models.BPE(vocab, list(merges), ignore_merges=self.ignore_merges)
-        return self.around(model)
-
-    def around(self, model: Any) -> Any:
-        found = tokenizers.Tokenizer(model)
-        pre = tokenizers.pre_tokenizers
-        cuts = [pre.Split(tokenizers.Regex(expression), "isolated") for expression in self.passes]
-        found.pre_tokenizer = pre.Sequence([*cuts, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
-        if self.nfc:
-            found.normalizer = tokenizers.normalizers.NFC()
-        return found
-
-
-LLAMA_BPE = Rule("llama-bpe", (_LLAMA3,), ignore_merges=True)
-QWEN2 = Rule("qwen2", (_LLAMA3.replace("{1,3}", ""),), nfc=True)
-RULES = {
-    rule.name: rule
-    for rule in (
-        LLAMA_BPE,
-        Rule("smaug-bpe", (_LLAMA3,)),
-        QWEN2,
-        Rule("stablelm2", QWEN2.passes),
-        Rule("gpt-2", (_GPT2,)),
-        Rule("smollm", (r"\p{N}", _GPT2)),
-        Rule("default", (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    )
-}
-
 
 # Vocabularies
 
@@ -86,59 +52,6 @@ class Trained:
 
     judge: Any
     handle: _lib.ModelHandle
-    merges: tuple[tuple[str, str], ...]
-
-
-def trained(rule: Rule, n_vocab: int = 600) -> Any:
-    """Trained on a small language's words, with all bytes, and special tokens in front."""
-    found = rule.around(tokenizers.models.BPE())
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=n_vocab,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=list(SPECIAL),
-        show_progress=False,
-    )
-    more = (
-        ["12 345 6789 1000000"] * 9
-        + ["\u4e2d\u6587 \u00e9t\u00e9 \n\n   x\t\t  y"] * 9
-        + ["don't I'LL we've"] * 9
-    )
-    found.train_from_iterator([*tiny.sentences(), *more], trainer)
-    return found
-
-
-def parts_of(judge: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a tokenizer of the library."""
-    model = json.loads(judge.to_str())["model"]
-    return model["vocab"], [tuple(merge) for merge in model["merges"]]
-
-
-Keys = dict[str, tuple[Any, Any, Any]]
-
-
-def keys_of(
-    texts: Sequence[str],
-    merges: Sequence[tuple[str, str]],
-    pre: str | None,
-    kinds: dict[str, int] | None = None,
-    **more: tuple[Any, Any, Any],
-) -> Keys:
-    """The keys of a file with this vocabulary; tokens like "<|im_end|>" are control tokens."""
-    kind = gguf.GGUFValueType
-    told = [(kinds or {}).get(text, CONTROL if text in SPECIAL else NORMAL) for text in texts]
-    return {
-        "tokenizer.ggml.model": ("gpt2", kind.STRING, None),
-        **({"tokenizer.ggml.pre": (pre, kind.STRING, None)} if pre is not None else {}),
-        "tokenizer.ggml.tokens": (list(texts), kind.ARRAY, kind.STRING),
-        "tokenizer.ggml.token_type": (told, kind.ARRAY, kind.INT32),
-        "tokenizer.ggml.merges": ([f"{a} {b}" for a, b in merges], kind.ARRAY, kind.STRING),
-        "tokenizer.ggml.bos_token_id": (0, kind.UINT32, None),
-        "tokenizer.ggml.eos_token_id": (2, kind.UINT32, None),
-    } | {f"tokenizer.ggml.{name}": value for name, value in more.items()}
-
-
-def texts_of(vocab: dict[str, int]) -> list[str]:
-    return sorted(vocab, key=vocab.__getitem__)
 
 
 @pytest.fixture(scope="module", params=RULES)
@@ -150,7 +63,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         tmp_path_factory.mktemp(rule.name), keys_of(texts_of(vocab), merges, rule.name)
     )
     handle = _lib.ModelHandle(path, None)
-    yield Trained(rule.tokenizer(vocab, merges), handle, tuple(merges))
+    yield Trained(rule.tokenizer(vocab, merges), handle)
     handle.close()
 
 
@@ -173,11 +86,7 @@ def published_file(name: str) -> Path:
 
 def real(name: str, rule: Rule, folder: Path) -> Trained:
     keys = tiny_gguf.vocabulary_keys(published_file(name))
-    texts, kinds = (keys[f"tokenizer.ggml.{name}"][0] for name in ("tokens", "token_type"))
-    vocab = {text: i for i, (text, kind) in enumerate(zip(texts, kinds, strict=True)) if kind == NORMAL}
-    merges = [tuple(merge.split(" ")) for merge in keys["tokenizer.ggml.merges"][0]]
-    handle = _lib.ModelHandle(tiny_gguf.with_vocabulary(folder, keys), None)
-    return Trained(rule.tokenizer(vocab, merges), handle, tuple(merges))
+    return Trained(judge_of(rule, keys), _lib.ModelHandle(tiny_gguf.with_vocabulary(folder, keys), None))
 
 
 @pytest.fixture(scope="module", params=[LLAMA_BPE, QWEN2], ids=lambda rule: rule.name)
