@@ -1,6 +1,6 @@
-// pair_merge.h - byte pair encoding (Gage, 1994; Sennrich et al., 2016): of the neighbours that may become one
-// symbol, those with the best score do, the leftmost of equals, until none may. A priority queue holds the
-// candidates: n symbols take O(n log n).
+// pair_merge.h - byte pair encoding (Gage, 1994; Sennrich et al., 2016): of the neighbours that may become
+// one symbol, those with the best score do, the leftmost of equals, until none may. A priority queue holds
+// the candidates: n symbols take O(n log n).
 #pragma once
 
 #include "error.h"

@@ -1,6 +1,6 @@
-// pretokenizer.c - see pretokenizer.h. The alternatives of an expression are tried in its order at each place.
-// The only one that looks ahead is \s+(?!\S): white space before something else leaves its last character,
-// which may begin the next piece.
+// pretokenizer.c - see pretokenizer.h. The alternatives of an expression are tried in its order at each
+// place. The only one that looks ahead is \s+(?!\S): white space before something else leaves its last
+// character, which may begin the next piece.
 #include "pretokenizer.h"
 
 #include "hparams.h"
@@ -18,8 +18,8 @@ static bool is_line_end(gguf_text text, uint64_t at) {
     return at < text.size && (text.data[at] == '\n' || text.data[at] == '\r');
 }
 
-// The size of 's 't 're 've 'm 'll 'd at this place, 0 where there is none. Without regard to case the long s
-// (U+017F) is an s.
+// The size of 's 't 're 've 'm 'll 'd at this place, 0 where there is none. Without regard to case the long
+// s (U+017F) is an s.
 static uint64_t contraction_size(gguf_text text, uint64_t at, bool any_case) {
     static const char * const ENDS[] = { "s", "t", "re", "ve", "m", "ll", "d" };
     const char * p = text.data + at + 1;
@@ -138,8 +138,8 @@ static const struct {
     { "llama-bpe", &LLAMA3 },    { "llama3", &LLAMA3 },    { "llama-v3", &LLAMA3 },  { "smaug-bpe", &SMAUG },
     { "dbrx", &SMAUG },          { "qwen2", &QWEN2 },      { "stablelm2", &STABLELM2 },
     { "gpt-2", &GPT2 },          { "phi-2", &GPT2 },       { "mpt", &GPT2 },         { "olmo", &GPT2 },
-    { "starcoder", &STARCODER }, { "refact", &STARCODER }, { "smollm", &STARCODER }, { "command-r", &STARCODER },
-    { "default", &DEFAULT },
+    { "starcoder", &STARCODER }, { "refact", &STARCODER }, { "smollm", &STARCODER },
+    { "command-r", &STARCODER }, { "default", &DEFAULT },
 };
 // clang-format on
 

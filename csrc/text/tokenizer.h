@@ -35,9 +35,9 @@ typedef struct tokenizer {
 // What is particular to a kind of tokenizer: a row of the table.
 typedef struct tokenizer_kind {
     const char * name; // as in the key tokenizer.ggml.model
-    // Fails with PYLLAVA_ERR_MISMATCH where v, which has no ids yet, lacks what this kind needs. Gives the ids
-    // of v and add_bos the values of a file that does not say, may change the kinds of tokens, and sets what
-    // belongs to this kind in t, which has no special tokens and pieces yet.
+    // Fails with PYLLAVA_ERR_MISMATCH where v, which has no ids yet, lacks what this kind needs. Gives the
+    // ids of v and add_bos the values of a file that does not say, may change the kinds of tokens, and sets
+    // what belongs to this kind in t, which has no special tokens and pieces yet.
     pyllava_status (*check)(tokenizer * t, vocab * v, const pyllava_gguf * file, const logger * log);
     // Appends the ids of 1..TOKENIZER_MAX_TEXT bytes without special tokens, which begin the whole text or
     // follow a special token. Fails with PYLLAVA_ERR_MEMORY.

@@ -1,6 +1,6 @@
-// tokenizer_bpe.c - see tokenizer_bpe.h. A text is cut into pieces (pretokenizer.h); within each, single bytes
-// are merged by the list of merges, the earliest first. In the texts of tokens a character stands for each
-// byte: for 68 of them that would not show, one from U+0100 on.
+// tokenizer_bpe.c - see tokenizer_bpe.h. A text is cut into pieces (pretokenizer.h); within each, single
+// bytes are merged by the list of merges, the earliest first. In the texts of tokens a character stands for
+// each byte: for 68 of them that would not show, one from U+0100 on.
 #include "tokenizer_bpe.h"
 
 #include "pair_merge.h"
