@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import re
+import signal
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -503,3 +504,30 @@ def test_a_megabyte_takes_less_than_a_second(both: Trained, unit: str) -> None:
     started = time.process_time()
     both.handle.tokenize(text)
     assert time.process_time() - started < 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer")
+def test_an_interrupt_does_not_wait_for_a_long_text(qwen2: pyllava.Llava) -> None:
+    text = "ab" * 4_000_000
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    started = time.perf_counter()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            qwen2.tokenize(text)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    interrupted = time.perf_counter() - started
+    started = time.perf_counter()
+    assert len(qwen2.tokenize(text)) > 1_000_000
+    assert interrupted < (time.perf_counter() - started) / 2
+
+
+def test_errors_of_a_long_text(qwen2: pyllava.Llava) -> None:
+    with pytest.raises(ValueError, match="need at most 64 MiB"):
+        qwen2.tokenize("a" * ((64 << 20) + 1))
