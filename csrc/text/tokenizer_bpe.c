@@ -103,7 +103,7 @@ static pyllava_status read_merge(bpe_data * d, const vocab * v, const pyllava_gg
     TRY(find_part(v, f, i, right, &m.right));
     TRY(find_part(v, f, i, (gguf_text) { both, left.size + right.size }, &m.id));
     bpe_merge * place = &d->merges[slot_of(d, m.left, m.right)];
-    if (place->left < 0 && vocab_find_word(v, both, left.size + right.size) >= 0) *place = m;
+    if (place->left < 0 && vocab_is_word(v, m.id)) *place = m;
     return PYLLAVA_OK;
 }
 

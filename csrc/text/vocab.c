@@ -29,11 +29,14 @@ int32_t vocab_find(const vocab * v, const char * text, uint64_t size) {
     return size && size <= v->longest ? v->table[slot_of(v, text, size)] : -1;
 }
 
+bool vocab_is_word(const vocab * v, int32_t id) {
+    const uint8_t kind = v->kinds[id];
+    return kind == KIND_NORMAL || kind == KIND_USER || kind == KIND_UNUSED;
+}
+
 int32_t vocab_find_word(const vocab * v, const char * text, uint64_t size) {
     const int32_t id = vocab_find(v, text, size);
-    if (id < 0) return -1;
-    const uint8_t kind = v->kinds[id];
-    return kind == KIND_NORMAL || kind == KIND_USER || kind == KIND_UNUSED ? id : -1;
+    return id >= 0 && vocab_is_word(v, id) ? id : -1;
 }
 
 static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {

@@ -40,6 +40,8 @@ pyllava_status vocab_read_tokens(vocab * v, const pyllava_gguf * file);
 pyllava_status vocab_read_ids(vocab * v, const pyllava_gguf * file);
 void vocab_free(vocab * v);
 int32_t vocab_find(const vocab * v, const char * text, uint64_t size); // the id; -1 where there is none
-// The same among the tokens that letters may become: control tokens and those for bytes are none, "<s>" typed
-// by a user stays letters.
+// Whether letters may become this token: not a control token, "<s>" typed by a user stays letters; nor one
+// for a byte.
+bool vocab_is_word(const vocab * v, int32_t id);
+// As vocab_find, among such tokens.
 int32_t vocab_find_word(const vocab * v, const char * text, uint64_t size);
