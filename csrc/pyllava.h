@@ -184,8 +184,10 @@ typedef struct pyllava_model_params {
 
 typedef struct pyllava_model_info {
     int32_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train;
-    int32_t bos_id, eos_id, unk_id;
-    bool add_bos;
+    int32_t bos_id, eos_id, unk_id;                 // bos_id and unk_id may be -1: none
+    bool add_bos;                                   // prompts begin with BOS
+    bool space_prefix;                              // pyllava_tokenize puts a space in front of texts
+    bool nfc;                                       // see pyllava_tokenize
     bool has_vision;                                // the fields below are 0 without it
     int32_t image_size, patch_size, n_image_tokens; // per view
     int32_t n_embd_vision, n_layer_vision, n_layer_vision_run;
@@ -225,7 +227,9 @@ typedef struct pyllava_range {
 
 // Text to token ids. Special tokens are recognised in the whole text except in `plain`, ascending byte
 // ranges of a user's own words. n_bytes + 2 ids are nearly always enough; where they are not, out_n receives
-// the count that is needed with PYLLAVA_ERR_ARGUMENT. Text that is not UTF-8 is an error.
+// the count that is needed with PYLLAVA_ERR_ARGUMENT. Text that is not UTF-8 is an error. Models whose info
+// says nfc were trained on texts in Unicode's normalisation form C: others are the caller's to normalise,
+// each stretch between the ends of plain ranges by itself.
 PYLLAVA_API pyllava_status pyllava_tokenize(const pyllava_model * model, const char * text, uint64_t n_bytes,
                                             const pyllava_range * plain, uint64_t n_plain, bool add_bos,
                                             int32_t * out_ids, uint64_t n_max, uint64_t * out_n);

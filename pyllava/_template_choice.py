@@ -56,6 +56,12 @@ def recognised(chat_template: str) -> Choice | None:
     return None
 
 
+def system_told(chat_template: str) -> str:
+    """The system message that a Jinja template in ChatML writes where a conversation brings none; "" if it has none."""
+    found = re.search(r"<\|im_start\|>system\n([^<>{}'\"]*)<\|im_end\|>", _literals(chat_template))
+    return found[1] if found else ""
+
+
 def _literals(jinja: str) -> str:
     """A Jinja template without its comments, and with texts that it joins in one piece."""
     parts, at = [], 0

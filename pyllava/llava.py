@@ -7,6 +7,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -257,7 +258,10 @@ class Llava:
             )
         else:
             _log.info("%s: prompt template %s (%s)", files.model, found.name, found.why)
-        return templates.TEMPLATES[found.name]
+        chosen = templates.TEMPLATES[found.name]
+        if found.name != "chatml":
+            return chosen
+        return replace(chosen, system=_template_choice.system_told(str(chat_template)))
 
     def _has_token(self, text: str) -> bool:
         """Whether a special token has this text."""
@@ -300,9 +304,9 @@ class Llava:
         return self._model.tokenize(text, plain=plain, add_bos=add_bos)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without the leading space that tokenize() adds; control tokens give none."""
+        """The text of token ids, without a leading space that tokenize() adds; control tokens give none."""
         text = b"".join(self._model.piece(token) for token in ids).decode(errors="replace")
-        return text.removeprefix(" ")
+        return text.removeprefix(" ") if self.info.space_prefix else text
 
     def token_text(self, token: int) -> str:
         """One token as people may read it, control tokens by their names; incomplete UTF-8 is replaced."""

@@ -201,6 +201,16 @@ def drop_key(name: str) -> Change:
     return lambda g: g.without_keys(name)
 
 
+def without_text(text: str) -> Change:
+    """No token has this text: the one that had has another."""
+
+    def change(g: Gguf) -> Gguf:
+        texts, *kinds = g.keys[TOKENS]
+        return Gguf(g.keys | {TOKENS: ([t if t != text else "other" for t in texts], *kinds)}, g.tensors)
+
+    return change
+
+
 def drop_tensor(name: str) -> Change:
     return lambda g: g.renamed(lambda n: None if n == name else n)
 
@@ -244,7 +254,7 @@ MODELS: list[tuple[str, Change, type[Exception], str]] = [
     ("short matrix", set_tensor("blk.0.attn_q.weight", np.zeros((63, 64))), Mismatch, r"\[63, 64\], need \[64, 64\]"),
     ("cube", set_tensor("blk.0.attn_q.weight", np.zeros((2, 32, 64))), Mismatch, r"\[2, 32, 64\]"),
     ("extra tensor", set_tensor("blk.0.mystery", np.zeros(4)), Mismatch, "1 tensors unused, such as blk.0.mystery"),
-    ("tokenizer", set_key("tokenizer.ggml.model", "gpt2", STRING), Unsupported, r"tokenizer 'gpt2', this version runs 'llama' \(SentencePiece\)$"),
+    ("tokenizer", set_key("tokenizer.ggml.model", "bert", STRING), Unsupported, r"tokenizer 'bert', this version runs 'llama', 'gpt2'$"),
     ("no tokens", drop_key(TOKENS), Mismatch, "tokens is missing"),
     ("tokens type", set_key(TOKENS, [1, 2, 3], ARRAY, U32), Mismatch, "need array of string"),
     ("bos", set_key("tokenizer.ggml.bos_token_id", 5000), Mismatch, "bos_token_id"),
@@ -258,7 +268,7 @@ MODELS: list[tuple[str, Change, type[Exception], str]] = [
     ("linear 0", lambda g: set_key("llama.rope.scaling.factor", 0.0, F32)(set_key("llama.rope.scaling.type", "linear", STRING)(g)), Mismatch, "no llama.rope.scaling.factor > 0"),
     ("no bos", drop_key("tokenizer.ggml.bos_token_id"), Mismatch, "bos_token_id is missing"),
     ("no bos, said", lambda g: set_key("tokenizer.ggml.add_bos_token", True, BOOL)(drop_key("tokenizer.ggml.bos_token_id")(g)), Mismatch, "bos_token_id is missing"),
-    ("no end", drop_key("tokenizer.ggml.eos_token_id"), Mismatch, "eos_token_id is missing"),
+    ("no end", lambda g: drop_key("tokenizer.ggml.eos_token_id")(without_text("</s>")(g)), Mismatch, "eos_token_id is missing"),
     *((f"{name} id", set_key(f"tokenizer.ggml.{name}_token_id", id), Mismatch, f"{name}_token_id .* need 0..383")
       for name, id in [("padding", 384), ("padding", 2**32 - 1), ("eos", 384), ("unknown", 384), ("seperator", 384), ("eot", 384), ("mask", 9999), ("fim_pre", 384)]),
     ("pad i32", set_key("tokenizer.ggml.padding_token_id", -1, gguf.GGUFValueType.INT32), Mismatch, "found -1"),
@@ -397,7 +407,8 @@ def test_what_says_little_is_accepted(model: Gguf, tmp_path: Path) -> None:
         drop_key("tokenizer.ggml.bos_token_id")(model)
     )
     assert not loaded(tiny_gguf.write(path, without))
-    ended = drop_key("tokenizer.ggml.eos_token_id")(model).with_u32(tokenizer__ggml__eot_token_id=7)
+    ended = drop_key("tokenizer.ggml.eos_token_id")(without_text("</s>")(model))
+    ended = ended.with_u32(tokenizer__ggml__eot_token_id=7)
     handle = _lib.ModelHandle(tiny_gguf.write(path, ended), None)
     assert handle.info.eos_id == 7
     assert [t for t in range(handle.info.n_vocab) if handle.is_end(t)] == [7]

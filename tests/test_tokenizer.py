@@ -7,7 +7,6 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import tiny
 import tiny_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import strings
 
 import pyllava
 from pyllava import _lib
@@ -57,24 +57,15 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> _lib.ModelHandle:
     """A model with the vocabulary of LLaMA and next to no weights."""
     if not VOCAB.is_file():
         pytest.skip(f"{VOCAB} is not there")
-    vocabulary = tiny_gguf.read(VOCAB)
-    n_vocab = len(vocabulary.keys["tokenizer.ggml.tokens"][0])
-    spec = tiny.TinySpec(n_embd=8, n_head=1, n_head_kv=1, n_ff=8, n_layer=1)
-    folder = tmp_path_factory.mktemp("real")
-    small = tiny_gguf.read(tiny_gguf.convert(folder, spec).model)
-    keys = {k: v for k, v in small.keys.items() if not k.startswith("tokenizer.")}
-    keys |= {k: v for k, v in vocabulary.keys.items() if k.startswith("tokenizer.")}
-    rows = tiny_gguf.f32(np.zeros((n_vocab, spec.n_embd)))
-    file = replace(small, keys=keys).with_u32(llama__vocab_size=n_vocab)
-    file = file.with_tensors({"token_embd.weight": rows, "output.weight": rows})
-    return _lib.ModelHandle(tiny_gguf.write(folder / "llama.gguf", file), None)
+    keys = tiny_gguf.vocabulary_keys(VOCAB)
+    return _lib.ModelHandle(tiny_gguf.with_vocabulary(tmp_path_factory.mktemp("real"), keys), None)
 
 
 @pytest.fixture(scope="module")
 def real_processor() -> Any:
     if not VOCAB.is_file():
         pytest.skip(f"{VOCAB} is not there")
-    keys = tiny_gguf.read(VOCAB).keys
+    keys = tiny_gguf.vocabulary_keys(VOCAB)
     names = ("tokens", "scores", "token_type")
     return processor(with_pieces(*(keys[f"tokenizer.ggml.{name}"][0] for name in names)))
 
@@ -108,88 +99,6 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
     while data[at] & 128:
         value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
     return value | data[at] << shift, at + 1
-
-
-# Strings
-
-
-ALPHABETS = [
-    "abcdefghijklmnopqrstuvwxyz ",
-    "ABC abc 0123456789 .,;:!?'\"()[]{}<>/\\|@#$%^&*-_=+~`",
-    "0123456789",
-    " ",
-    " \t\n\r\x0b\x0c\u00a0\u2003\u3000\u2581",
-    "".join(map(chr, range(0x20))) + "\x7f\x80\x9f",
-    "\u00e0\u00e9\u00ef\u00f5\u00fc\u00df\u0153\u0142\u0131\u0130",
-    "\u0430\u0431\u0432\u0433\u0434 \u03b1\u03b2\u03b3 \u05d0\u05d1 \u0627\u0628\u062a \u0939\u093f\u0928\u094d\u0926\u0940",
-    "\u4e00\u4e2d\u6587\u5b57\u65e5\u672c\u8a9e\u306e\u30ab\u30bf\ud55c\uad6d\uc5b4\u3002\uff0c\uff21",
-    "e\u0301a\u0308\u0323o\u20d7 \u200b\u200d\ufe0f\u202e\ufeff",
-    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f1e9\U0001f1ea\U0001f44d\U0001f3fd \u2764\ufe0f",
-]
-SNIPPETS = [
-    *tiny.WORDS.split(),
-    "for (int i = 0; i < n; i++) {\n\tx[i] += 1;\n}\n",
-    "def f(x):\n    return x ** 2  # squared\n",
-    "http://example.org/a?b=c&d=%20e",
-    "<s>",
-    "</s>",
-    "<unk>",
-    "<0x0A>",
-    "<image>",
-    "\u2581the",
-    "   ",
-    "\n\n",
-]
-
-
-def any_char(rng: random.Random) -> str:
-    """Of any plane; no half of a surrogate pair."""
-    while True:
-        code = rng.choice(
-            [rng.randrange(0x80), rng.randrange(0x800), rng.randrange(0x10000), rng.randrange(0x110000)]
-        )
-        if not 0xD800 <= code < 0xE000:
-            return chr(code)
-
-
-def random_string(rng: random.Random) -> str:
-    kind = rng.randrange(8)
-    if kind < 3:
-        alphabet = rng.choice(ALPHABETS)
-        return "".join(rng.choice(alphabet) for _ in range(rng.randrange(40)))
-    if kind < 5:
-        words = [rng.choice(SNIPPETS) for _ in range(rng.randrange(12))]
-        return rng.choice(["", " ", "  ", "\n"]).join(words)
-    if kind < 6:
-        return "".join(any_char(rng) for _ in range(rng.randrange(24)))
-    if kind < 7:
-        return "".join(random_piece(rng) for _ in range(rng.randrange(6)))
-    return "".join(rng.choice(tiny.WORDS) for _ in range(rng.randrange(60)))
-
-
-def random_piece(rng: random.Random) -> str:
-    return rng.choice(
-        [
-            any_char(rng),
-            rng.choice(SNIPPETS),
-            rng.choice(rng.choice(ALPHABETS)) * rng.randrange(9),
-            str(rng.randrange(10**6)),
-        ]
-    )
-
-
-def strings(seed: int, n: int) -> Iterator[str]:
-    rng = random.Random(seed)
-    yield from ["", " ", "  ", "\0", "a\0b", "\u2581", "\u2581\u2581 \u2581", "\U0010ffff"]
-    yield from [
-        "a" * 5000,
-        " " * 3000,
-        "the" * 2000,
-        "\u4e2d" * 1000,
-        "".join(any_char(rng) for _ in range(3000)),
-    ]
-    for _ in range(n):
-        yield random_string(rng)
 
 
 def plain_ids(model: _lib.ModelHandle, text: str) -> list[int]:

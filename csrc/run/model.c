@@ -196,7 +196,7 @@ static pyllava_status open_text(pyllava_model * m, const pyllava_model_params * 
     weights * w = &m->text_weights;
     TRY(weights_open(w, p->path, p->use_mmap, p->progress, &m->log));
     TRY(language_read(&m->language, w->files[0]));
-    return tokenizer_read(&m->tokenizer, &m->vocab, w->files[0]);
+    return tokenizer_read(&m->tokenizer, &m->vocab, w->files[0], &m->log);
 }
 
 static pyllava_status open_vision(pyllava_model * m, const pyllava_model_params * p) {
@@ -311,6 +311,8 @@ void model_describe(const pyllava_model * m, pyllava_model_info * out) {
         .eos_id = m->vocab.eos,
         .unk_id = m->vocab.unk,
         .add_bos = m->vocab.add_bos,
+        .space_prefix = m->tokenizer.space_prefix,
+        .nfc = m->tokenizer.nfc,
         .has_vision = m->has_vision,
         .image_size = v->image_size,
         .patch_size = v->patch_size,

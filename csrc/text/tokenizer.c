@@ -1,14 +1,17 @@
 // tokenizer.c - see tokenizer.h.
 #include "tokenizer.h"
 
+#include "hparams.h"
+#include "tokenizer_bpe.h"
 #include "tokenizer_spm.h"
+#include "unicode_classes.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const tokenizer_kind KINDS[] = {
-    { "llama", "SentencePiece", spm_check, spm_encode, spm_decode },
+    { "llama", spm_check, spm_encode, spm_decode }, // SentencePiece
+    { "gpt2", bpe_check, bpe_encode, bpe_decode },  // byte-level BPE
 };
 
 // ----------------------------------------------------------------------------------------- reading
@@ -16,17 +19,13 @@ static const tokenizer_kind KINDS[] = {
 static pyllava_status find_kind(const pyllava_gguf * f, const tokenizer_kind ** out) {
     gguf_text name = { 0 };
     TRY(gguf_get_text(f, "tokenizer.ggml.model", true, &name));
-    char known[256] = "";
-    size_t used = 0;
+    char known[64] = "";
     for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++) {
         *out = &KINDS[i];
         if (gguf_text_is(name, KINDS[i].name)) return PYLLAVA_OK;
-        if (used >= sizeof known) continue;
-        used += (size_t) snprintf(known + used, sizeof known - used, "%s'%s' (%s)", i ? ", " : "",
-                                  KINDS[i].name, KINDS[i].title);
+        hparams_list(known, sizeof known, KINDS[i].name);
     }
-    FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: tokenizer '%.*s', this version runs %s", f->path,
-         (int) (name.size < 64 ? name.size : 64), name.data, known);
+    return hparams_refuse(f, "tokenizer", name, known);
 }
 
 static pyllava_status build_pieces(tokenizer * t) {
@@ -82,11 +81,12 @@ static pyllava_status collect_specials(tokenizer * t) {
     return PYLLAVA_OK;
 }
 
-pyllava_status tokenizer_read(tokenizer * t, vocab * v, const pyllava_gguf * f) {
+pyllava_status tokenizer_read(tokenizer * t, vocab * v, const pyllava_gguf * f, const logger * log) {
     TRY(find_kind(f, &t->kind));
-    TRY(vocab_read(v, f));
+    TRY(vocab_read_tokens(v, f));
     t->vocab = v;
-    TRY(t->kind->check(t, v, f));
+    TRY(t->kind->check(t, v, f, log));
+    TRY(vocab_read_ids(v, f));
     TRY(build_pieces(t));
     return collect_specials(t);
 }
@@ -188,6 +188,16 @@ static pyllava_status encode_between(const tokenizer * t, const char * text, uin
     return t->kind->encode(t, (gguf_text) { text, size }, out);
 }
 
+// Where white space begins that reaches up to byte `end`, not before `begin`.
+static uint64_t without_space(gguf_text text, uint64_t begin, uint64_t end) {
+    while (end > begin) {
+        const uint64_t before = text_character_before(text, end);
+        if (before < begin || text_character(text, before).class != CHAR_SPACE) break;
+        end = before;
+    }
+    return end;
+}
+
 static pyllava_status encode(const tokenizer * t, gguf_text text, plain_ranges * plain, token_list * out) {
     uint64_t begin = 0;
     for (uint64_t at = 0; at < text.size;) {
@@ -196,15 +206,20 @@ static pyllava_status encode(const tokenizer * t, gguf_text text, plain_ranges *
             at++;
             continue;
         }
-        TRY(encode_between(t, text.data + begin, at - begin, out));
+        const uint8_t strips = t->vocab->strips[id];
+        const uint64_t end = strips & STRIP_LEFT ? without_space(text, begin, at) : at;
+        TRY(encode_between(t, text.data + begin, end - begin, out));
         token_list_add(out, id);
         begin = at += t->vocab->texts[id].size;
+        if (strips & STRIP_RIGHT) begin = at = text_run(text, at, CHAR_SPACE);
     }
     return encode_between(t, text.data + begin, text.size - begin, out);
 }
 
 pyllava_status tokenizer_encode(const tokenizer * t, gguf_text text, const pyllava_range * plain,
                                 uint64_t n_plain, bool add_bos, token_list * out) {
+    if (add_bos && t->vocab->bos < 0)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "BOS is wanted, and the vocabulary has none");
     if (add_bos) token_list_add(out, t->vocab->bos);
     plain_ranges ranges = { 0 };
     pyllava_status status = order_ranges(plain, n_plain, &ranges);

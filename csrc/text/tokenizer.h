@@ -21,6 +21,8 @@ typedef struct tokenizer {
     const struct tokenizer_kind * kind;
     const vocab * vocab;
     void * own;         // what only its kind reads: one block of malloc, NULL if there is nothing
+    bool space_prefix;  // texts get a space in front
+    bool nfc;           // texts are to be in Unicode's normalisation form C, which the caller sees to
     int32_t * specials; // [n_specials] ids of control, unknown and user-defined tokens, in the order of texts
     int32_t n_specials;
     int32_t first_special[257]; // the first in specials that begins with this byte or a greater one
@@ -32,11 +34,11 @@ typedef struct tokenizer {
 
 // What is particular to a kind of tokenizer: a row of the table.
 typedef struct tokenizer_kind {
-    const char * name;  // as in the key tokenizer.ggml.model
-    const char * title; // for people
-    // Fails with PYLLAVA_ERR_MISMATCH where v lacks what this kind needs. May change the kinds of tokens in v
-    // and sets t->own; t has no special tokens and pieces yet.
-    pyllava_status (*check)(tokenizer * t, vocab * v, const pyllava_gguf * file);
+    const char * name; // as in the key tokenizer.ggml.model
+    // Fails with PYLLAVA_ERR_MISMATCH where v, which has no ids yet, lacks what this kind needs. Gives the
+    // ids of v and add_bos the values of a file that does not say, may change the kinds of tokens, and sets
+    // what belongs to this kind in t, which has no special tokens and pieces yet.
+    pyllava_status (*check)(tokenizer * t, vocab * v, const pyllava_gguf * file, const logger * log);
     // Appends the ids of 1..TOKENIZER_MAX_TEXT bytes without special tokens, which begin the whole text or
     // follow a special token. Fails with PYLLAVA_ERR_MEMORY.
     pyllava_status (*encode)(const tokenizer * t, gguf_text text, token_list * out);
@@ -45,13 +47,14 @@ typedef struct tokenizer_kind {
 } tokenizer_kind;
 
 // Reads the vocabulary v of a file and the tokenizer over it, both zeroed before. PYLLAVA_ERR_UNSUPPORTED for
-// a kind that has no row, otherwise as vocab_read and check. Both are to be freed, after a failure too.
-pyllava_status tokenizer_read(tokenizer * t, vocab * v, const pyllava_gguf * file);
+// a kind that has no row, otherwise as vocab_read_tokens, check and vocab_read_ids. Both are to be freed,
+// after a failure too.
+pyllava_status tokenizer_read(tokenizer * t, vocab * v, const pyllava_gguf * file, const logger * log);
 void tokenizer_free(tokenizer * t); // not its vocabulary
 
 // Appends the ids of a text, after BOS if add_bos. See pyllava_tokenize for plain. PYLLAVA_ERR_ARGUMENT where
-// there are more than TOKENIZER_MAX_TEXT bytes between special tokens; what out->ids holds on failure is
-// undefined. A list without enough room is no error.
+// there are more than TOKENIZER_MAX_TEXT bytes between special tokens, or no BOS for add_bos; what out->ids
+// holds on failure is undefined. A list without enough room is no error.
 pyllava_status tokenizer_encode(const tokenizer * t, gguf_text text, const pyllava_range * plain,
                                 uint64_t n_plain, bool add_bos, token_list * out);
 // The bytes of a token, id in 0..vocab->n - 1; they may be part of a character. None for control and unknown

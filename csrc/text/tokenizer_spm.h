@@ -5,6 +5,6 @@
 #include "tokenizer.h"
 
 // Needs a token "<0x00>" to "<0xFF>" for each byte, whatever kind the file says it has.
-pyllava_status spm_check(tokenizer * t, vocab * v, const pyllava_gguf * file);
+pyllava_status spm_check(tokenizer * t, vocab * v, const pyllava_gguf * file, const logger * log);
 pyllava_status spm_encode(const tokenizer * t, gguf_text text, token_list * out);
 uint64_t spm_decode(const tokenizer * t, int32_t id, char * out);

@@ -124,6 +124,8 @@ class _ModelInfo(c.Structure):
         ("eos_id", _I32),
         ("unk_id", _I32),
         ("add_bos", _BOOL),
+        ("space_prefix", _BOOL),
+        ("nfc", _BOOL),
         ("has_vision", _BOOL),
         ("image_size", _I32),
         ("patch_size", _I32),

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ctypes as c
+import itertools
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +21,10 @@ from .handle import Log, Progress, _Callback, _Handle
 from .load import _check, lib, load_plugins
 from .params import Layout, Placement
 from .values import FloatArray, _i32, _path, _pointer
+
+_LONG_TEXT = 1 << 18  # bytes that are tokenized in a tenth of a second
+_SLICE = 0.05  # seconds
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class ModelInfo:
     eos_id: int
     unk_id: int
     add_bos: bool
+    space_prefix: bool
+    nfc: bool
     has_vision: bool
     image_size: int
     patch_size: int
@@ -132,16 +143,30 @@ class ModelHandle:
     ) -> list[int]:
         """Token ids; special tokens are recognised except in the byte ranges `plain`."""
         encoded = text.encode()
+        if self.info.nfc and not unicodedata.is_normalized("NFC", text):
+            encoded, plain = _composed(encoded, plain)
+        if len(encoded) < _LONG_TEXT:
+            return self._encode(encoded, plain, add_bos)
+        found: Future[list[int]] = (
+            Future()
+        )  # another thread's, so that an interrupt need not wait for its end
+        Thread(target=_fulfil, args=(found, self._encode, encoded, plain, add_bos), daemon=True).start()
+        while not found.done():
+            wait([found], _SLICE)
+        return found.result()
+
+    def _encode(self, text: bytes, plain: Sequence[tuple[int, int]], add_bos: bool) -> list[int]:
         ranges = (_Range * len(plain))(*(_Range(*r) for r in plain)) if plain else None
-        n, room = _U64(), len(encoded) + 2
+        n, room = _U64(), len(text) + 2
         while True:
             ids = np.empty(room, np.int32)
             out = (_pointer(ids), room, c.byref(n))
             with self._handle.use() as at:
-                status = lib.pyllava_tokenize(at, encoded, len(encoded), ranges, len(plain), add_bos, *out)
+                status = lib.pyllava_tokenize(at, text, len(text), ranges, len(plain), add_bos, *out)
             if status == 0 or n.value <= room:
                 _check(status)
-                return [int(i) for i in ids[: n.value]]
+                found: list[int] = ids[: n.value].tolist()
+                return found
             room = n.value
 
     def piece(self, token: int, *, with_special: bool = False) -> bytes:
@@ -158,3 +183,24 @@ class ModelHandle:
         """True if the token ends an answer."""
         with self._handle.use() as at:
             return bool(lib.pyllava_token_is_end(at, token))
+
+
+def _fulfil(future: Future[Result], run: Callable[..., Result], *args: object) -> None:
+    try:
+        future.set_result(run(*args))
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _composed(text: bytes, plain: Sequence[tuple[int, int]]) -> tuple[bytes, list[tuple[int, int]]]:
+    """A text in normalisation form C, and the ranges in it that were `plain`.
+
+    What stands between the ends of ranges is composed by itself: a user's combining marks change no template.
+    """
+    ends = sorted({0, len(text), *(min(end, len(text)) for r in plain for end in r)})
+    moved, composed = {0: 0}, b""
+    for begin, end in itertools.pairwise(ends):
+        part = text[begin:end].decode(errors="surrogateescape")  # a range may end within a character
+        composed += unicodedata.normalize("NFC", part).encode(errors="surrogateescape")
+        moved[end] = len(composed)
+    return composed, [(moved[min(a, len(text))], moved[min(b, len(text))]) for a, b in plain]

@@ -65,7 +65,8 @@ def find_special_ids(
             if type(i) is int and 0 <= i < len(vocabulary):
                 ids[name] = i
                 break
-    missing = [name for name in ("unk", "eos") if name not in ids]
+    needed = ("eos",) if vocabulary.is_byte_level else ("unk", "eos")
+    missing = [name for name in needed if name not in ids]
     if missing:
         raise CheckpointError(f"{vocabulary.source}: no {' and no '.join(missing)} token")
     return ids

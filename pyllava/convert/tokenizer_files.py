@@ -1,5 +1,5 @@
 """Which of a checkpoint's files its vocabulary is read from: `tokenizer.model` (SentencePiece), or
-`tokenizer.json` where it holds the same kind of vocabulary in Hugging Face's form.
+`tokenizer.json`, which holds the same kind of vocabulary in Hugging Face's form, or byte-level BPE.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def read_vocabulary(folder: Path, kinds: Sequence[str], config_ids: Mapping[str,
     ids = find_special_ids(vocabulary, names, config_ids)
     ids |= find_end_of_turn(folder, vocabulary, ids["eos"], config_ids)
     add_bos = settings.get("add_bos_token")
+    usual = vocabulary.add_bos if vocabulary.is_byte_level else True
     add_eos = settings.get("add_eos_token")
     return dataclasses.replace(
         checked(vocabulary),
         special_ids=ids,
-        add_bos=add_bos if isinstance(add_bos, bool) else "bos" in ids,
+        add_bos="bos" in ids and (add_bos if isinstance(add_bos, bool) else usual),
         add_eos=add_eos if isinstance(add_eos, bool) else False,
         chat_template=chat_template_of(folder, settings),
     )

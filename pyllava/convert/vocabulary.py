@@ -6,6 +6,7 @@ The rules are those of CONTRACT 5 and 8.5.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens in the order of their ids; those from `n_base` on were added to the trained ones."""
+    """Tokens in the order of their ids; those from `n_base` on were added to the trained ones.
+
+    Byte-level BPE has a rule `pre` by which texts are cut, and `merges` "a b" in order of rank; special tokens may take
+    the white space on their left or right along (ids in `lstrip`, `rstrip`).
+    """
 
     source: Path
     tokens: tuple[Token, ...]
@@ -41,6 +46,14 @@ class Vocabulary:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     chat_template: str | None = None
+    pre: str | None = None
+    merges: tuple[str, ...] = ()
+    lstrip: tuple[int, ...] = ()
+    rstrip: tuple[int, ...] = ()
+
+    @property
+    def is_byte_level(self) -> bool:
+        return self.pre is not None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -60,8 +73,14 @@ class Vocabulary:
                 raise CheckpointError(f"{mismatch} Use --skip-unknown to leave out the added {shown(names)}")
             log.info("left out %d added tokens that have no row in the model: %s", len(self) - n_vocab, names)
             kept = {name: token for name, token in self.special_ids.items() if token < n_vocab}
-            return dataclasses.replace(self, tokens=self.tokens[:n_vocab], special_ids=kept)
-        if not pad:
+            return dataclasses.replace(
+                self,
+                tokens=self.tokens[:n_vocab],
+                special_ids=kept,
+                lstrip=tuple(i for i in self.lstrip if i < n_vocab),
+                rstrip=tuple(i for i in self.rstrip if i < n_vocab),
+            )
+        if not pad and not self.is_byte_level:  # whose models have more rows than tokens as a rule
             few = " Most likely added_tokens.json is missing." if n_vocab - len(self) < 20 else ""
             raise CheckpointError(f"{mismatch}{few} Use --pad-vocab to fill up with dummy tokens")
         n_dummy = n_vocab - len(self)
@@ -70,6 +89,8 @@ class Vocabulary:
         log.info("filled the vocabulary up with %d dummy tokens", n_dummy)
         # UNUSED, so that no text is ever read as one: user-defined dummies would be.
         dummies = tuple(Token(f"<dummy{i:05}>", ADDED_SCORE, UNUSED) for i in range(1, n_dummy + 1))
+        if self.is_byte_level:
+            dummies = tuple(filler(i) for i in range(len(self), n_vocab))
         return checked(dataclasses.replace(self, tokens=self.tokens + dummies))
 
     def is_rounded_up(self, n_vocab: int) -> bool:
@@ -78,10 +99,15 @@ class Vocabulary:
 
     def describe(self, meta: Metadata) -> None:
         """Add the `tokenizer.*` keys."""
-        meta.text("tokenizer.ggml.model", "llama")
-        meta.text("tokenizer.ggml.pre", "default")
+        meta.text("tokenizer.ggml.model", "gpt2" if self.is_byte_level else "llama")
+        meta.text("tokenizer.ggml.pre", self.pre or "default")
         meta.texts("tokenizer.ggml.tokens", [token.text for token in self.tokens])
-        meta.f32s("tokenizer.ggml.scores", [token.score for token in self.tokens])
+        if self.is_byte_level:
+            meta.texts("tokenizer.ggml.merges", self.merges)
+            meta.i32s("pyllava.tokens_lstrip", self.lstrip)
+            meta.i32s("pyllava.tokens_rstrip", self.rstrip)
+        else:
+            meta.f32s("tokenizer.ggml.scores", [token.score for token in self.tokens])
         meta.i32s("tokenizer.ggml.token_type", [token.kind for token in self.tokens])
         for name, token in self.special_ids.items():
             meta.u32(f"tokenizer.ggml.{_KEY.get(name, name)}_token_id", token)
@@ -94,8 +120,15 @@ class Vocabulary:
             meta.text("tokenizer.chat_template", self.chat_template)
 
 
+def filler(i: int) -> Token:
+    """A token for a row that has none, as readers know them."""
+    return Token(f"[PAD{i}]", 0.0, UNUSED)
+
+
 def checked(vocabulary: Vocabulary) -> Vocabulary:
-    """What readers demand: no text twice, a piece for each byte (CONTRACT 5, RELIABILITY V4, V12)."""
+    """What readers demand: no text twice; a piece for each byte, or merges of tokens into tokens (CONTRACT 5, RELIABILITY
+    V4, V10, V12).
+    """
     ids: dict[str, int] = {}
     for i, token in enumerate(vocabulary.tokens):
         if token.text in ids:
@@ -105,6 +138,9 @@ def checked(vocabulary: Vocabulary) -> Vocabulary:
         if not token.text or "\0" in token.text or len(token.text.encode("utf-8", "replace")) > 4096:
             raise CheckpointError(f"{vocabulary.source}: token {i} is empty, too long or holds a zero byte")
         ids[token.text] = i
+    if vocabulary.is_byte_level:
+        _check_merges(vocabulary, ids)
+        return vocabulary
     missing = [piece for piece in BYTE_PIECES if piece not in ids]
     if missing:
         raise CheckpointError(
@@ -112,3 +148,11 @@ def checked(vocabulary: Vocabulary) -> Vocabulary:
             f"the vocabulary must be trained with byte_fallback"
         )
     return vocabulary
+
+
+def _check_merges(vocabulary: Vocabulary, ids: Mapping[str, int]) -> None:
+    for rank, merge in enumerate(vocabulary.merges):
+        left, _, right = merge.partition(" ")
+        missing = [text for text in (left, right, left + right) if text not in ids]
+        if missing or " " in right:
+            raise CheckpointError(f"{vocabulary.source}: merge {rank}, {shown(merge)}: no such tokens")

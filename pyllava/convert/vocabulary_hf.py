@@ -1,4 +1,4 @@
-"""The vocabulary of a `tokenizer.json`."""
+"""The vocabulary of a `tokenizer.json`: SentencePiece-style here, byte-level BPE in vocabulary_bpe.py."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints.json_file import read_json
-from .errors import CheckpointError, shown
-from .sentencepiece_model import MAX_PIECES
+from .errors import CheckpointError
 from .special_tokens import added_token
 from .vocabulary import BYTE, BYTE_PIECES, NORMAL, UNKNOWN, Token, Vocabulary
+from .vocabulary_bpe import is_byte_level, merge_pairs, place, read_bpe
 
 
 def read_hf(path: Path, names: Mapping[str, str]) -> Vocabulary:
-    """A SentencePiece-style BPE in Hugging Face's form. A piece's score is minus the rank of the merge that
-    makes it, so that merging by score does what merging by rank does.
+    """A BPE in Hugging Face's form. Of a SentencePiece-style one a piece's score is minus the rank of the merge
+    that makes it, so that merging by score does what merging by rank does.
     """
     table = read_json(path)
     model = table.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{path}: holds no vocabulary")
+    if is_byte_level(table):
+        return read_bpe(path, table, set(names.values()))
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") is not True:
         raise CheckpointError(
-            f"{path}: not a SentencePiece-style vocabulary (BPE with byte_fallback); need tokenizer.model"
+            f"{path}: neither byte-level BPE nor SentencePiece-style (BPE with byte_fallback); need tokenizer.model"
         )
-    ranks = _merge_ranks(path, model.get("merges"))
+    ranks: dict[str, int] = {}
+    for left, right in merge_pairs(path, model.get("merges")):
+        ranks.setdefault(left + right, len(ranks))
     by_id: dict[int, Token] = {}
     unknown = model.get("unk_token")
     for text, i in model["vocab"].items():
         kind = UNKNOWN if text == unknown else BYTE if text in BYTE_PIECES else NORMAL
-        _place(by_id, path, i, Token(text, -float(ranks.get(text, len(ranks))), kind))
+        place(by_id, path, i, Token(text, -float(ranks.get(text, len(ranks))), kind))
     n_base = len(by_id)
     for entry in table.get("added_tokens") or []:
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
@@ -40,32 +44,13 @@ def read_hf(path: Path, names: Mapping[str, str]) -> Vocabulary:
         if type(i) is int and i in by_id and by_id[i].text == text:
             token = Token(text, by_id[i].score, UNKNOWN if by_id[i].kind == UNKNOWN else token.kind)
             del by_id[i]
-        _place(by_id, path, i, token)
+        place(by_id, path, i, token)
     if sorted(by_id) != list(range(len(by_id))):
         raise CheckpointError(f"{path}: {len(by_id)} tokens whose ids leave gaps")
     tokens = tuple(by_id[i] for i in range(len(by_id)))
     kinds = [token.kind for token in tokens]
     ids = {"unk": kinds.index(UNKNOWN)} if UNKNOWN in kinds else {}
     return Vocabulary(path, tokens, n_base, ids, add_space_prefix=_adds_prefix(table))
-
-
-def _place(by_id: dict[int, Token], path: Path, i: Any, token: Token) -> None:
-    if type(i) is not int or not 0 <= i < MAX_PIECES or i in by_id:
-        raise CheckpointError(f"{path}: token {shown(token.text)} with id {shown(i)}")
-    by_id[i] = token
-
-
-def _merge_ranks(path: Path, merges: Any) -> dict[str, int]:
-    """Merged text -> rank of the first merge that makes it. A merge is "a b" or ["a", "b"]."""
-    if not isinstance(merges, list):
-        raise CheckpointError(f"{path}: holds no merges")
-    ranks: dict[str, int] = {}
-    for merge in merges:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise CheckpointError(f"{path}: merge {shown(merge)} is not a pair")
-        ranks.setdefault(parts[0] + parts[1], len(ranks))
-    return ranks
 
 
 def _adds_prefix(table: Mapping[str, Any]) -> bool:

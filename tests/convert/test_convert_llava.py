@@ -348,7 +348,7 @@ def test_tokenizer_json_alone(tmp_path: Path) -> None:
         for text in texts():
             assert list(fast.tokenize(text)) == list(spm.tokenize(text)), text
     (folder / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": {}}}')
-    refused(folder, tmp_path / "c", "not a SentencePiece-style vocabulary")
+    refused(folder, tmp_path / "c", "neither byte-level BPE nor SentencePiece-style")
 
 
 # Templates

@@ -393,8 +393,8 @@ def test_fast_tokenizer_gives_the_same_ids(tmp_path: Path, merge_form: str) -> N
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda t: t["model"].update(byte_fallback=False), "not a SentencePiece-style"),
-        (lambda t: t["model"].update(type="WordPiece"), "not a SentencePiece-style"),
+        (lambda t: t["model"].update(byte_fallback=False), "nor SentencePiece-style"),
+        (lambda t: t["model"].update(type="WordPiece"), "nor SentencePiece-style"),
         (lambda t: t["model"].pop("vocab"), "holds no vocabulary"),
         (lambda t: t["model"].update(merges=[["a", 3]]), "is not a pair"),
         (lambda t: t["model"].update(merges="x"), "holds no merges"),
