@@ -71,7 +71,7 @@ def spec_of(info: _lib.ModelInfo, max_tiles: int | None) -> ImageSpec | None:
         for width, height in info.pinpoints
         if max_tiles is None or width // side * (height // side) <= max_tiles
     )
-    return ImageSpec(side, info.image_mean, info.image_std, "anyres" if info.anyres else "pad", fitting)
+    return ImageSpec(side, info.image_mean, info.image_std, info.aspect, fitting)
 
 
 class Pictures:

@@ -272,7 +272,7 @@ PROJECTORS: list[tuple[str, Change, type[Exception], str]] = [
     ("vision type", set_key("clip.has_vision_encoder", 1), Mismatch, "need bool"),
     ("projector type", set_key("clip.projector_type", "resampler", STRING), Unsupported, "resampler"),
     ("image_size 0", set_key("clip.vision.image_size", 0), Mismatch, "found 0"),
-    ("image_size 57", set_key("clip.vision.image_size", 57), Mismatch, "not a multiple of patch_size"),
+    ("image_size 70", set_key("clip.vision.image_size", 70), Mismatch, r"shape \[17, 32\], need \[26, 32\]"),
     ("patch_size", set_key("clip.vision.patch_size", 65536), Mismatch, "patch_size"),
     ("positions", set_tensor("v.position_embd.weight", np.zeros((16, 32))), Mismatch, r"position_embd.weight: shape"),
     ("block_count", set_key("clip.vision.block_count", 200_000_000), Mismatch, "need 1..512"),

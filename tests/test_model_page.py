@@ -380,6 +380,7 @@ class Evaluator:
             "layernorm": lambda t, x: norm(x) * self.weight(t) + self.file[self.full(t) + ".bias"],
             "silu": lambda x: x * sigmoid(x),
             "gelu": gelu,
+            "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
             "quick_gelu": lambda x: x * sigmoid(1.702 * x),
         }
 
@@ -527,19 +528,32 @@ def test_equations_without_what_may_be_absent(maker: Maker) -> None:
     if maker.is_language:
         compare(maker, file, evaluated(maker, file))
         return
-    absent = ("prepend(", "drop_first(", "pre_ln,")
+    _, done = without_steps(file, "quick_gelu", "prepend(", "drop_first(", "pre_ln,")
+    found = {name: x.reshape(-1, x.shape[-1]) for name, x in traced(maker, file)}
+    gates.check_all(gates.INTERMEDIATE, done, found)
+
+
+def without_steps(file: Gguf, act: str, *absent: str) -> tuple[Tower, gates.Arrays]:
+    """The intermediates of a tower whose views have no row before their patches."""
     steps = [
         Table(table.header, tuple(row for row in table.rows if not any(word in row[1] for word in absent)))
         for table in steps_of("projector")
     ]
-    tower = Tower(file, VIEWS.astype(np.float64), "quick_gelu")
+    tower = Tower(file, VIEWS.astype(np.float64), act)
     tower.names["position_embd"] = np.tile(tower.file["v.position_embd.weight"], (TOWER["w"], 1))
     last = f"v.blk.{TOWER['L'] - 1}.out"
-    done = [
-        ("v.features" if name == last else name, shape, x) for name, shape, x in tower.run(steps, TOWER["L"])
-    ]
+    done = {"v.features" if name == last else name: x for name, _, x in tower.run(steps, TOWER["L"]) if name}
+    return tower, {name: x.astype(np.float32) for name, x in done.items()}
+
+
+def test_siglip(converted: Callable[[str], Files], tmp_path: Path) -> None:
+    """Told by its tensors, not by the keys; CLIP's steps for the class token and the norm are left out."""
+    maker = Maker("LLaVA-1.5", converted, tmp_path)
+    file = maker.without("v.class_embd", "v.pre_ln.weight", "v.pre_ln.bias")
+    tower, done = without_steps(file, "gelu_tanh", "prepend(", "drop_first(", "pre_ln,")
+    assert "v.patch_embd.bias" in tower.file
     found = {name: x.reshape(-1, x.shape[-1]) for name, x in traced(maker, file)}
-    gates.check_all(gates.INTERMEDIATE, {name: x.astype(np.float32) for name, _, x in done if name}, found)
+    gates.check_all(gates.INTERMEDIATE, done, found)
 
 
 @pytest.mark.parametrize(("key", "act"), [("clip.use_gelu", "gelu"), ("clip.use_silu", "silu")])

@@ -45,6 +45,7 @@ RANKS = {
     "micro_neoni8mm": 7,
     "cpu": 6,  # micro.h, for the tables
     "fast_linear": 6,
+    "gelu": 6,
     "linear": 6,
     "attention": 6,
     "rope": 6,
@@ -251,7 +252,7 @@ def asked_names() -> set[str]:
 
 
 def test_converter_and_loader_agree_on_tensor_names() -> None:
-    ends = [*families.META_ENDS.values(), families.OUTPUT, *families.CLIP.ends.values(), *MLP["mlp"]]
+    ends = [*families.META_ENDS.values(), families.OUTPUT, *families.CLIP.ends.values(), *MLP["vip"]]
     blocks = [*families.META_BLOCK.values()]
     for family in families.FAMILIES:
         ends += family.ends.values()

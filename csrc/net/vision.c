@@ -29,10 +29,10 @@ static int32_t side(const vision * v) {
 pyllava_status vision_bind(vision * v, weights * w, int32_t n_embd_text, ggml_backend_dev_t device) {
     const vit_hparams * h = &v->vit.hparams;
     weights_place(w, device);
-    TRY(projector_bind(&v->projector, w, h->n_embd, n_embd_text));
+    TRY(projector_bind(&v->projector, w, h->n_features * h->n_embd, n_embd_text));
     TRY(vit_bind(&v->vit, w));
     weights_place(w, NULL);
-    return merge_bind(&v->merge, w, h->anyres, side(v), v->projector.n_embd);
+    return merge_bind(&v->merge, w, h->aspect == PYLLAVA_ANYRES, side(v), v->projector.n_embd);
 }
 
 void vision_free(vision * v) { vit_free(&v->vit); }

@@ -133,7 +133,7 @@ class _ModelInfo(c.Structure):
         ("n_layer_vision_run", _I32),
         ("image_mean", c.c_float * 3),
         ("image_std", c.c_float * 3),
-        ("anyres", _BOOL),
+        ("aspect", _I32),
         ("n_pinpoints", _I32),
         ("pinpoints", _I32 * 2 * 64),
         ("size", _U64),

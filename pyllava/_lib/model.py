@@ -6,6 +6,7 @@ import ctypes as c
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from .handle import Log, Progress, _Callback, _Handle
 from .load import _check, lib, load_plugins
 from .params import Layout, Placement
 from .values import FloatArray, _i32, _path, _pointer
+
+Aspect: TypeAlias = Literal["pad", "squash", "anyres"]
+_ASPECTS: tuple[Aspect, ...] = ("pad", "squash", "anyres")  # pyllava_aspect, by number
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class ModelInfo:
     n_layer_vision_run: int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    anyres: bool
+    aspect: Aspect
+    """How a picture becomes views; see `pyllava.views`."""
     pinpoints: tuple[tuple[int, int], ...]
     size: int
     size_vision: int
@@ -86,6 +91,7 @@ class ModelHandle:
         values |= {"image_mean": tuple(info.image_mean), "image_std": tuple(info.image_std)}
         values["pinpoints"] = tuple((width, height) for width, height in info.pinpoints[: info.n_pinpoints])
         del values["n_pinpoints"]
+        values["aspect"] = _ASPECTS[info.aspect]
         self.info = ModelInfo(**values)
         found = _ModelDevices()
         with self._handle.use() as at:

@@ -27,7 +27,7 @@ from .llama_params import read_llama_params
 from .llava_config import is_hugging_face, tower_base, tower_folders
 from .mixes import OUT_TYPES, language_plan
 from .names import projector_name, projector_type, tower_name
-from .projector_file import OUTPUT_OF, Part, projector_plan
+from .projector_file import OUTPUT_OF, Part, projector_plan, stored_layers
 from .script import log
 from .surgery import find_projector, renamed
 from .tokenizer_files import read_vocabulary
@@ -135,7 +135,8 @@ def _tower(
     for place in (options.vision_tower, folder, tower.path, *tower_folders(folder, config.table)):
         pixels = pixels or ({} if place is None else pixel_settings(place))
     params = vision_params(vision, pixels)
-    return params, llava_facts(settings, params.n_layer), tower
+    facts = llava_facts(settings, params)
+    return replace(params, n_layer=stored_layers(tower, params, facts)), facts, tower
 
 
 def _tower_folder(folder: Path, config: Config) -> Path:

@@ -571,12 +571,21 @@ def test_projector_in_two_shards(tmp_path: Path) -> None:
 
 def test_other_models(tmp_path: Path) -> None:
     out = tmp_path / "out"
+    plain = write_hf(tmp_path / "naflex", SPEC)
+    edit(plain, vision_config={**vision_config(SPEC), "model_type": "siglip2_vision_model"})
+    refused(plain, out, "a tower of type 'siglip2_vision_model', only CLIP's and SigLIP's")
+    siglip = {**vision_config(SPEC), "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
     plain = write_hf(tmp_path / "siglip", SPEC)
-    edit(plain, vision_config={**vision_config(SPEC), "model_type": "siglip_vision_model"})
-    refused(plain, out, "a tower of type 'siglip_vision_model', only CLIP's")
-    plain = write_hf(tmp_path / "vip", SPEC)
-    edit(plain, vision_feature_layer=[-2, -5, -8])
-    refused(plain, out, "vision feature layer .*need one number")
+    edit(plain, vision_config=siglip)
+    refused(plain, out, "features 'default' are selected, only 'full'")
+    edit(plain, vision_config={**siglip, "hidden_act": "gelu"}, vision_feature_select_strategy="full")
+    refused(plain, out, "hidden_act 'gelu', need one of gelu_pytorch_tanh")
+    plain = write_hf(tmp_path / "class", SPEC)
+    edit(plain, vision_feature_select_strategy="full")
+    refused(plain, out, "features 'full' are selected, only 'patch'")
+    plain = write_hf(tmp_path / "several", SPEC)
+    edit(plain, vision_feature_layer=[-2, -3])
+    refused(plain, out, r"the tower gives rows of 64; is this the right vision tower")
     plain = write_hf(tmp_path / "relu", SPEC)
     edit(plain, projector_hidden_act="relu")
     refused(plain, out, "projector_hidden_act is 'relu', need 'gelu'")
@@ -585,7 +594,7 @@ def test_other_models(tmp_path: Path) -> None:
     refused(plain, out, "only the LLaMA family and Qwen2 are supported")
     plain = write_hf(tmp_path / "video", SPEC, tiles=True)
     edit(plain, model_type="llava_next_video")
-    refused(plain, out, "a model of type 'llava_next_video', need llava or llava_next")
+    refused(plain, out, "a model of type 'llava_next_video', need one of llava, llava_next")
     plain = tmp_path / "llama"
     plain.mkdir()
     write_shards(plain, language_tensors(SPEC), "f32")

@@ -1,0 +1,187 @@
+"""The wider LLaVA family, at small size: checkpoint of `transformers` -> converter -> picture and question -> logits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_gguf
+from tiny_gguf import Files, Gguf, gguf
+
+import pyllava
+from pyllava import images, views
+
+from . import gates
+from .cases import picture
+from .variants import VARIANTS, Model, Variant, squashing, write
+
+pytestmark = pytest.mark.reference
+
+QUESTION = "What is in the picture?"
+SIZES = {"wide": (190, 62), "tall": (45, 131), "small": (30, 21), "large": (250, 231), "square": (59, 59)}
+N_GREEDY = 24
+
+
+@dataclass(eq=False)
+class Lab:
+    """A model, what was made of it, and the judge."""
+
+    variant: Variant
+    folder: Path
+    opened: dict[Files, pyllava.Llava] = field(default_factory=dict)
+
+    @functools.cached_property
+    def checkpoint(self) -> Path:
+        return write(self.folder / "checkpoint", self.variant)
+
+    @functools.cached_property
+    def judge(self) -> Model:
+        return Model(self.checkpoint, self.variant)
+
+    @functools.cached_property
+    def files(self) -> Files:
+        return converted(self.checkpoint, self.folder / "converted")
+
+    @functools.cached_property
+    def llava(self) -> pyllava.Llava:
+        return pyllava.Llava(self.files.model, self.files.mmproj, n_threads=1, n_ctx=4096)
+
+
+def converted(checkpoint: Path, out: Path) -> Files:
+    tiny_gguf.run_main("convert_llava", checkpoint, "-o", out, "--outtype", "f16", "--template", "vicuna_v1")
+    (mmproj,) = out.glob("*mmproj*.gguf")
+    (model,) = set(out.glob("*.gguf")) - {mmproj}
+    return Files(model, mmproj)
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(VARIANTS[request.param], tmp_path_factory.mktemp("variant"))
+    yield lab
+    if "llava" in vars(lab):
+        lab.llava.close()
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_numbers(lab: Lab, size: str) -> None:
+    """The image's rows, and the logits of every position."""
+    source = picture(7, *SIZES[size])
+    expected = lab.judge.embeddings(source)
+    gates.check("embeddings", gates.EMBEDDINGS, expected, lab.llava.encode_image(source).array)
+    prompt = lab.llava.prompt_tokens(source, QUESTION)
+    logits = lab.judge.logits(prompt, [source], [len(expected)])
+    gates.check("logits", gates.LOGITS, logits, lab.llava.logits(source, QUESTION))
+
+
+def test_greedy(lab: Lab) -> None:
+    source = picture(8, *SIZES["wide"])
+    prompt = lab.llava.prompt_tokens(source, QUESTION)
+    n_image = len(lab.llava.encode_image(source))
+    ids = lab.judge.greedy(prompt, source, n_image, N_GREEDY)
+    answer = lab.llava.ask(source, QUESTION, max_tokens=N_GREEDY)
+    assert list(answer.tokens) == ids[: [*ids, 2].index(2)]
+    assert answer.usage.image_tokens == n_image
+
+
+# SigLIP's towers
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(VARIANTS["joycaption"], tmp_path_factory.mktemp("siglip"))
+    yield lab
+    lab.llava.close()
+
+
+def dropped(file: Gguf, n_layer: int) -> Gguf:
+    """As a converter leaves it that drops the layers which are not read."""
+    file = file.renamed(lambda name: None if f"v.blk.{n_layer}." in name else name)
+    return file.with_u32(clip__vision__block_count=n_layer)
+
+
+def by_llama_cpp(file: Gguf) -> Gguf:
+    """Its converter knows only the erf form, so it says no GELU; neither layers nor aspect ratio are told."""
+    kinds = gguf.GGUFValueType
+    file = file.without_keys("clip.vision.feature_layer", "clip.vision.image_aspect_ratio", "general.type")
+    return replace(file, keys=file.keys | {"clip.use_gelu": (False, kinds.BOOL, None)})
+
+
+def with_leftovers(file: Gguf) -> Gguf:
+    """Parts of the tower that LLaVA never uses."""
+    ones = tiny_gguf.f32(np.full(48, 3.0))
+    names = ("v.post_ln.weight", "v.post_ln.bias", "v.head.probe", "v.head.ln.weight")
+    return file.with_tensors(dict.fromkeys(names, ones))
+
+
+FILES: dict[str, Callable[[Gguf], Gguf]] = {
+    "27 layers": by_llama_cpp,
+    "26 layers": lambda file: by_llama_cpp(dropped(file, 26)),
+    "leftovers": lambda file: with_leftovers(by_llama_cpp(file)),
+}
+
+
+@pytest.mark.parametrize("kind", list(FILES))
+def test_siglip_files_of_other_tools(siglip: Lab, kind: str, tmp_path: Path) -> None:
+    """The tower's shape tells what the keys do not: tanh-GELU, the layer, that pictures are squashed."""
+    source = picture(7, *SIZES["wide"])
+    file = FILES[kind](tiny_gguf.read(siglip.files.mmproj))
+    mmproj = tiny_gguf.write(tmp_path / "mmproj.gguf", file)
+    with pyllava.Llava(siglip.files.model, mmproj, n_threads=1) as llava:
+        assert (llava.info.n_layer_vision_run, llava.info.aspect) == (26, "squash")
+        expected = siglip.judge.embeddings(source)
+        gates.check("embeddings", gates.EMBEDDINGS, expected, llava.encode_image(source).array)
+
+
+def test_mean_of_clip_is_told(siglip: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is what llama.cpp's converter writes unless it is told otherwise."""
+    kinds = gguf.GGUFValueType
+    file = tiny_gguf.read(siglip.files.mmproj)
+    mean = ([0.48145466, 0.4578275, 0.40821073], kinds.ARRAY, kinds.FLOAT32)
+    wrong = replace(file, keys=file.keys | {"clip.vision.image_mean": mean})
+    for made, told in ((file, False), (wrong, True)):
+        caplog.clear()
+        mmproj = tiny_gguf.write(tmp_path / "mmproj.gguf", made)
+        pyllava.Llava(siglip.files.model, mmproj, n_threads=1).close()
+        assert ("SigLIP has 0.5" in caplog.text) == told
+
+
+def test_pad_is_obeyed(siglip: Lab, tmp_path: Path) -> None:
+    """Models whose original code pads say so."""
+    file = tiny_gguf.read(siglip.files.mmproj)
+    keys = {"clip.vision.image_aspect_ratio": ("pad", gguf.GGUFValueType.STRING, None)}
+    mmproj = tiny_gguf.write(tmp_path / "mmproj.gguf", replace(file, keys=file.keys | keys))
+    source = picture(7, *SIZES["wide"])
+    with pyllava.Llava(siglip.files.model, mmproj, n_threads=1) as llava:
+        found = llava.encode_image(source).array
+    square = np.full((190, 190, 3), 127, np.uint8)
+    square[64:126] = source
+    gates.check("embeddings", gates.EMBEDDINGS, siglip.judge.embeddings(square), found)
+
+
+def test_fast_mode(lab: Lab) -> None:
+    """With the gate of docs/architecture.md for image embeddings."""
+    source = picture(7, *SIZES["wide"])
+    with pyllava.Llava(lab.files.model, lab.files.mmproj, n_threads=1, precision="fast") as llava:
+        cosines = gates.row_cosines(lab.judge.embeddings(source), llava.encode_image(source).array)
+    assert cosines.mean() > 0.9998
+    assert cosines.min() > 0.9995
+
+
+# SigLIP's processor
+
+
+@pytest.mark.parametrize("size", [*SIZES.values(), (1, 9), (1500, 1100)])
+def test_squashed_pixels(size: tuple[int, int]) -> None:
+    """The 8-bit pixels are those of transformers' processor to the bit, the normalised ones to rounding."""
+    source, spec = picture(9, *size), views.ImageSpec(59, (0.5,) * 3, (0.5,) * 3, "squash")
+    image = images.load_image(source)
+    (view,) = views.squash(image, spec)
+    bare: Any = squashing()(source, do_rescale=False, do_normalize=False, return_tensors="np")
+    assert np.array_equal(np.asarray(view).transpose(2, 0, 1), bare["pixel_values"][0])
+    full = squashing()(source, return_tensors="np")["pixel_values"]
+    gates.check("pixels", gates.PIXELS, full, views.preprocess(image, spec).pixels)

@@ -1,0 +1,175 @@
+"""The wider LLaVA family: tiny random checkpoints as `transformers` saves them, one for each kind of model.
+
+What matters of the real models is kept: the kind and the number of the tower's layers, a side that is no multiple of the
+patch, which hidden states are read, the shape of the list of resolutions, ties, scalings, bias. The weights are numbers that
+f16 and bf16 both hold, so that files of f16 are the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+
+from .published import Judge, Picture
+from .reference import Array, torch, transformers
+
+N_VOCAB = 384 + 64  # rows that round the vocabulary up, <image> and <pad> among them
+IMAGE_TOKEN = 384
+SIDE, PATCH = 59, 14  # four patches a side; three pixels are never seen
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`config` of the class `kind`; `processor` makes the pixels; `like`: the published models."""
+
+    like: str
+    kind: str
+    config: Callable[[], Any]
+    processor: Callable[[], Any]
+
+
+# Weights
+
+
+def _drawn(name: str, x: Any, random: np.random.RandomState) -> Array:
+    """Scaled so that activations stay near 1, norms near 1, biases not zero."""
+    shape = tuple(x.shape)
+    values = random.standard_normal(shape)
+    if "norm" in name.split(".")[-2] and name.endswith("weight"):
+        values = 1 + 0.1 * values
+    elif len(shape) == 1 and "newline" not in name:
+        values = 0.1 * values
+    elif (len(shape) > 1 and "embed" not in name.split(".")[-2]) or "patch_embedding" in name:
+        values = values / float(np.prod(shape[1:])) ** 0.5
+    return tiny.rounded(tiny.rounded(values.astype(np.float32), "bf16"), "f16")
+
+
+def write(folder: Path, variant: Variant, seed: int = 0) -> Path:
+    """The checkpoint with its tokenizer and the settings of its image processor."""
+    random = np.random.RandomState(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = getattr(transformers, variant.kind)(variant.config())
+    with torch.no_grad():
+        for name, x in net.named_parameters():
+            x.copy_(torch.from_numpy(_drawn(name, x, random)))
+    folder.mkdir(parents=True)
+    net.to(torch.bfloat16).save_pretrained(folder)
+    variant.processor().save_pretrained(folder)
+    added = {"<image>": IMAGE_TOKEN, "<pad>": IMAGE_TOKEN + 1}
+    tiny.write_tokenizer(folder, tiny.TinySpec(), added)
+    return folder
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Keys of a JSON file; None drops one."""
+    table = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in table.items() if value is not None}))
+
+
+# The judge
+
+
+class Model(Judge):
+    """A checkpoint as `transformers` runs it, with the pixels of its image processor."""
+
+    def __init__(self, folder: Path, variant: Variant) -> None:
+        super().__init__(folder, variant.kind, IMAGE_TOKEN)
+        self.processor = variant.processor()
+
+    def seen(self, *pictures: Picture) -> dict[str, Any]:
+        return dict(self.processor(list(pictures), return_tensors="pt"))
+
+
+# Parts
+
+
+def siglip(n_layer: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 48,
+        "intermediate_size": 134,  # no multiple of 32 either in the real ones
+        "num_hidden_layers": n_layer,
+        "num_attention_heads": 4,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+        **more,
+    }
+
+
+def text(kind: str, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": kind,
+        "vocab_size": N_VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 385,
+        **more,
+    }
+
+
+def clip(n_layer: int) -> dict[str, Any]:
+    return {
+        **siglip(n_layer),
+        "model_type": "clip_vision_model",
+        "intermediate_size": 96,
+        "projection_dim": 16,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+
+
+HALF = [0.5, 0.5, 0.5]
+
+
+def padding() -> Any:
+    size = {"height": SIDE, "width": SIDE}
+    return transformers.LlavaImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size, do_pad=True)
+
+
+def squashing() -> Any:
+    size = {"height": SIDE, "width": SIDE}
+    return transformers.SiglipImageProcessorPil(size=size, image_mean=HALF, image_std=HALF)
+
+
+# The models
+
+
+def joycaption() -> Any:
+    return transformers.LlavaConfig(
+        vision_config=siglip(27),
+        text_config=text("llama", tie_word_embeddings=False),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="full",
+        image_token_index=IMAGE_TOKEN,
+    )
+
+
+def vip() -> Any:
+    return transformers.VipLlavaConfig(
+        vision_config=clip(24), text_config=text("llama"), image_token_index=IMAGE_TOKEN
+    )
+
+
+VARIANTS = {
+    "joycaption": Variant(
+        "llama-joycaption-beta-one-hf-llava", "LlavaForConditionalGeneration", joycaption, squashing
+    ),
+    "vip": Variant("vip-llava-7b-hf", "VipLlavaForConditionalGeneration", vip, padding),
+}
