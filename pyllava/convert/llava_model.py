@@ -19,6 +19,7 @@ from .._template_choice import choose
 from .chat_template import jinja
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files
 from .checkpoints.json_file import Config
+from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, NoCheckpoint, OutputError, shown
 from .gguf_out import Metadata, OutTensor, written
 from .language_model import config_ids, language_metadata, language_tensors
@@ -89,7 +90,8 @@ def convert(folder: Path, output_folder: Path, options: Options) -> Model:
         language, template = _language_model(folder, output_folder, name, config, checkpoint, options)
         _check_widths(folder, mmproj, language)
         output_folder.mkdir(parents=True, exist_ok=True)
-        inputs = {tensor.source.file.path for tensor in (*mmproj.tensors, *language.tensors)}
+        sources = [tensor.source for tensor in (*mmproj.tensors, *language.tensors)]
+        inputs = {source.file.path for source in sources if isinstance(source, Tensor)}
         written_mmproj = stack.enter_context(_written(mmproj, inputs))
         written_model = stack.enter_context(_written(language, inputs))
         if options.check:

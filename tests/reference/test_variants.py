@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +88,42 @@ def test_greedy(lab: Lab) -> None:
     answer = lab.llava.ask(source, QUESTION, max_tokens=N_GREEDY)
     assert list(answer.tokens) == ids[: [*ids, 2].index(2)]
     assert answer.usage.image_tokens == n_image
+
+
+# Names of tensors through the ages
+
+
+def one_level_more(name: str) -> str:
+    return re.sub(r"^(model\.)?vision_tower\.", r"\g<0>vision_model.", name)
+
+
+def in_the_model(name: str) -> str:
+    """As transformers calls them in memory."""
+    name = name.replace("language_model.lm_head", "lm_head").replace("language_model.model", "language_model")
+    return name if name.startswith("lm_head") else "model." + name
+
+
+GENERATIONS: dict[str, Callable[[str], str]] = {
+    "published": one_level_more,
+    "4.52": lambda name: one_level_more(in_the_model(name)),
+    "in memory": in_the_model,
+}
+
+
+@pytest.mark.parametrize("generation", list(GENERATIONS))
+def test_names_of_every_generation(lab: Lab, generation: str, tmp_path: Path) -> None:
+    """The same files, to the byte."""
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "checkpoint"
+    shutil.copytree(lab.checkpoint, source)
+    tensors = load_file(source / "model.safetensors")
+    new = {GENERATIONS[generation](name): x for name, x in tensors.items()}
+    assert set(new) != set(tensors)
+    save_file(new, source / "model.safetensors", metadata={"format": "pt"})
+    files = converted(source, tmp_path / "converted")
+    assert files.model.read_bytes() == lab.files.model.read_bytes()
+    assert files.mmproj.read_bytes() == lab.files.mmproj.read_bytes()
 
 
 # SigLIP's towers

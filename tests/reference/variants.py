@@ -135,6 +135,20 @@ def clip(n_layer: int) -> dict[str, Any]:
     }
 
 
+def qwen2() -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    return text("qwen2", rms_norm_eps=1e-6, rope_parameters=rope, tie_word_embeddings=True)
+
+
+# Of the pairs of a head of 16 the first is left as it is, the second is between, the others are stretched.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 HALF = [0.5, 0.5, 0.5]
 
 
@@ -154,10 +168,21 @@ def squashing() -> Any:
 def joycaption() -> Any:
     return transformers.LlavaConfig(
         vision_config=siglip(27),
-        text_config=text("llama", tie_word_embeddings=False),
+        text_config=text("llama", tie_word_embeddings=False, rope_parameters=LLAMA3),
         vision_feature_layer=-2,
         vision_feature_select_strategy="full",
         image_token_index=IMAGE_TOKEN,
+    )
+
+
+def interleave() -> Any:
+    return transformers.LlavaConfig(
+        vision_config=siglip(26, vision_use_head=False),
+        text_config=qwen2(),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_token_index=IMAGE_TOKEN,
+        tie_word_embeddings=True,
     )
 
 
@@ -170,6 +195,9 @@ def vip() -> Any:
 VARIANTS = {
     "joycaption": Variant(
         "llama-joycaption-beta-one-hf-llava", "LlavaForConditionalGeneration", joycaption, squashing
+    ),
+    "interleave": Variant(
+        "llava-interleave-qwen-0.5b-hf", "LlavaForConditionalGeneration", interleave, squashing
     ),
     "vip": Variant("vip-llava-7b-hf", "VipLlavaForConditionalGeneration", vip, padding),
 }
