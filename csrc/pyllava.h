@@ -197,7 +197,8 @@ typedef struct pyllava_model_info {
     int32_t image_size, patch_size, n_image_tokens; // per view
     int32_t n_embd_vision, n_layer_vision, n_layer_vision_run;
     float image_mean[3], image_std[3];
-    int32_t aspect; // pyllava_aspect
+    int32_t aspect;     // pyllava_aspect
+    int32_t anyres_max; // LLaVA-OneVision's anyres_max_N: large grids of tiles are reduced; 0: they are not
     int32_t n_pinpoints;
     int32_t pinpoints[64][2];   // width, height: resolutions that the tiled picture may have
     uint64_t size, size_vision; // bytes of weights
@@ -249,7 +250,7 @@ typedef struct pyllava_session_params {
     int32_t n_batch;     // positions computed at once in prefill, 1..2048
     int32_t n_seq;       // independent sequences, 1..256
     int32_t n_threads;   // 0: one per physical core
-    int32_t n_views;     // image views encoded at once, >= 1
+    int32_t n_views;     // image views encoded at once, >= 1; fewer where they have more than 4096 patches
     const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
     const char * type_v;
     pyllava_precision precision;

@@ -76,6 +76,19 @@ static pyllava_status read_pinpoints(vit_hparams * h, const pyllava_gguf * f) {
     return PYLLAVA_OK;
 }
 
+// "anyres", or LLaVA-OneVision's "anyres_max_N".
+static bool is_anyres(gguf_text aspect, int32_t * out_max) {
+    static const char START[] = "anyres_max_";
+    const uint64_t n = sizeof START - 1;
+    if (aspect.size == 0 || gguf_text_is(aspect, "anyres")) return true;
+    if (aspect.size <= n || aspect.size > n + 3 || memcmp(aspect.data, START, n)) return false;
+    for (uint64_t i = n; i < aspect.size; i++) {
+        if (aspect.data[i] < '0' || aspect.data[i] > '9') return false;
+        *out_max = 10 * *out_max + (aspect.data[i] - '0');
+    }
+    return *out_max > 0;
+}
+
 // How a picture is cut: LLaVA-1.6 says spatial_unpad and lists the resolutions; everything else is one view,
 // of the padded picture with CLIP (its processor would cut borders off, and LLaVA was trained without that),
 // and with SigLIP as its processor makes it.
@@ -91,8 +104,9 @@ static pyllava_status read_tiling(vit_hparams * h, const pyllava_gguf * f) {
              "%s: clip.vision.mm_patch_merge_type '%.*s', this version runs 'flat' and 'spatial_unpad'",
              f->path, (int) (merge.size < 64 ? merge.size : 64), merge.data);
     }
-    if (anyres && aspect.size && !gguf_text_is(aspect, "anyres")) {
-        FAIL(PYLLAVA_ERR_UNSUPPORTED, "%s: clip.vision.image_aspect_ratio '%.*s', this version runs 'anyres'",
+    if (anyres && !is_anyres(aspect, &h->anyres_max)) {
+        FAIL(PYLLAVA_ERR_UNSUPPORTED,
+             "%s: clip.vision.image_aspect_ratio '%.*s', this version runs 'anyres' and 'anyres_max_N'",
              f->path, (int) (aspect.size < 64 ? aspect.size : 64), aspect.data);
     }
     if (anyres && h->n_pinpoints == 0) {

@@ -21,6 +21,7 @@ typedef struct vit_hparams {
     float eps, image_mean[3], image_std[3];
     vit_act act;
     pyllava_aspect aspect;
+    int32_t anyres_max; // tiles are reduced to about so many views' rows; 0: they are not
     int32_t n_pinpoints;
     int32_t pinpoints[MAX_PINPOINTS][2]; // resolutions of the tiled picture: width, height
 } vit_hparams;

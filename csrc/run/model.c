@@ -50,12 +50,13 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
         s.n_ctx = m->language.hparams.n_ctx_train < 4096 ? m->language.hparams.n_ctx_train : 4096;
     if (s.n_batch < 1) s.n_batch = 1024;
     if (s.n_seq < 1) s.n_seq = 1;
-    if (s.n_views > 0) return s;
-    s.n_views = 1; // a picture's views are encoded at once
+    int32_t n_views = 1; // of the largest picture
     for (int32_t i = 0; v->aspect == PYLLAVA_ANYRES && i < v->n_pinpoints; i++) {
         const int32_t n = 1 + v->pinpoints[i][0] / v->image_size * (v->pinpoints[i][1] / v->image_size);
-        if (n > s.n_views) s.n_views = n;
+        if (n > n_views) n_views = n;
     }
+    if (s.n_views < 1) s.n_views = n_views;
+    if (m->has_vision) s.n_views = vision_views(&m->vision, s.n_views);
     return s;
 }
 
@@ -331,6 +332,7 @@ void model_describe(const pyllava_model * m, pyllava_model_info * out) {
         .n_layer_vision = v->n_layer,
         .n_layer_vision_run = v->n_layer_run,
         .aspect = (int32_t) v->aspect,
+        .anyres_max = v->anyres_max,
         .n_pinpoints = v->aspect == PYLLAVA_ANYRES ? v->n_pinpoints : 0,
         .size = m->text_weights.size,
         .size_vision = m->vision_weights.size,

@@ -134,6 +134,7 @@ class _ModelInfo(c.Structure):
         ("image_mean", c.c_float * 3),
         ("image_std", c.c_float * 3),
         ("aspect", _I32),
+        ("anyres_max", _I32),
         ("n_pinpoints", _I32),
         ("pinpoints", _I32 * 2 * 64),
         ("size", _U64),

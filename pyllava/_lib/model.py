@@ -49,6 +49,8 @@ class ModelInfo:
     image_std: tuple[float, float, float]
     aspect: Aspect
     """How a picture becomes views; see `pyllava.views`."""
+    anyres_max: int
+    """Of LLaVA-OneVision: a grid of tiles with clearly more rows than so many views is reduced; else 0."""
     pinpoints: tuple[tuple[int, int], ...]
     size: int
     size_vision: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,14 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_gguf
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tiny_gguf import Files, Gguf, gguf
 
 import pyllava
-from pyllava import images, views
+from pyllava import _lib, images, views
 
 from . import gates
 from .cases import picture
-from .variants import VARIANTS, Model, Variant, squashing, write
+from .reference import torch
+from .variants import VARIANTS, Model, Variant, anyres_max, onevision, squashing, write
 
 pytestmark = pytest.mark.reference
 
@@ -88,6 +92,17 @@ def test_greedy(lab: Lab) -> None:
     answer = lab.llava.ask(source, QUESTION, max_tokens=N_GREEDY)
     assert list(answer.tokens) == ids[: [*ids, 2].index(2)]
     assert answer.usage.image_tokens == n_image
+
+
+def test_two_pictures(lab: Lab) -> None:
+    """In one prompt; LLaVA-OneVision sees each padded and without tiles then, though alone in tiles."""
+    sources = [picture(7, *SIZES["wide"]), picture(8, *SIZES["large"])]
+    prompt = lab.llava.prompt_tokens(sources, QUESTION)
+    alone = [len(lab.llava.encode_image(source)) for source in sources]
+    counts = [17, 17] if lab.llava.info.anyres_max else alone
+    expected = lab.judge.logits(prompt, sources, counts)
+    gates.check("logits", gates.LOGITS, expected, lab.llava.logits(sources, QUESTION))
+    assert list(map(len, map(lab.llava.encode_image, sources))) == alone
 
 
 # Names of tensors through the ages
@@ -208,6 +223,141 @@ def test_fast_mode(lab: Lab) -> None:
         cosines = gates.row_cosines(lab.judge.embeddings(source), llava.encode_image(source).array)
     assert cosines.mean() > 0.9998
     assert cosines.min() > 0.9995
+
+
+# LLaVA-OneVision at the real side of a view
+
+ONEVISION = replace(
+    VARIANTS["onevision"],
+    config=functools.partial(onevision, 384, 2),
+    processor=functools.partial(anyres_max, 384),
+)
+# Tokens of a picture (width, height); those from 1000 x 1000 on are reduced, but for the slender one.
+COUNTS = {
+    (384, 384): 1485,
+    (100, 100): 1485,
+    (640, 480): 2929,
+    (480, 640): 2943,
+    (800, 600): 4725,
+    (1000, 1000): 7371,
+    (1920, 1080): 7269,
+    (1080, 1920): 7317,
+    (2000, 200): 3500,
+    (2304, 2304): 7371,
+    (4000, 3000): 7309,
+    (3840, 2160): 7317,
+    (1123, 1345): 8765,
+}
+
+
+@pytest.fixture(scope="module")
+def real_side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(ONEVISION, tmp_path_factory.mktemp("real"))
+    yield lab
+    lab.llava.close()
+
+
+@pytest.mark.parametrize("size", list(COUNTS))
+def test_counts(real_side: Lab, size: tuple[int, int]) -> None:
+    llava = real_side.llava
+    picture = llava._pictures.look_at(np.zeros((size[1], size[0], 3), np.uint8))
+    assert len(picture) == COUNTS[size]
+
+
+@pytest.mark.parametrize("size", [(640, 480), (2304, 2304)])
+def test_real_side(real_side: Lab, size: tuple[int, int]) -> None:
+    """5 views, and 37, which are encoded in several batches."""
+    source = picture(3, *size)
+    found = real_side.llava.encode_image(source)
+    assert len(found) == COUNTS[size]
+    gates.check("embeddings", gates.EMBEDDINGS, real_side.judge.embeddings(source), found.array)
+
+
+def test_memory_does_not_grow_with_the_views(real_side: Lab) -> None:
+    model = real_side.llava._model
+    sizes = []
+    for n_views in (1, 5, 6, 37):
+        session = _lib.SessionHandle(model, n_ctx=64, n_views=n_views, precision="exact")
+        sizes.append(session.memory()[2])
+        session.close()
+    assert sizes[0] < sizes[1] == sizes[2] == sizes[3]
+
+
+def original_name(name: str) -> str:
+    for start, new in (
+        ("language_model.", ""),
+        ("vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+        ("multi_modal_projector.linear_1.", "model.mm_projector.0."),
+        ("multi_modal_projector.linear_2.", "model.mm_projector.2."),
+        ("image_newline", "model.image_newline"),
+    ):
+        if name.startswith(start):
+            return new + name[len(start) :]
+    raise AssertionError(name)
+
+
+def write_lmms_lab(folder: Path, checkpoint: Path) -> Path:
+    """The same model in the layout of lmms-lab: a tower without the last layer that its config counts, resolutions as a
+    text, settings that the code for SigLIP does not read.
+    """
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True)
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors = {original_name(name): x for name, x in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.model", "tokenizer_config.json", "added_tokens.json"):
+        shutil.copy(checkpoint / name, folder)
+    table = json.loads((checkpoint / "config.json").read_text())
+    own = {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava",
+        "image_aspect_ratio": "anyres_max_9",
+        "image_grid_pinpoints": "(1x1),...,(6x6)",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    }
+    (folder / "config.json").write_text(json.dumps(table["text_config"] | own))
+    tower = folder.parent / "siglip-so400m-patch14-384"
+    tower.mkdir()
+    vision = table["vision_config"] | {"num_hidden_layers": table["vision_config"]["num_hidden_layers"] + 1}
+    (tower / "config.json").write_text(json.dumps(vision))
+    return folder
+
+
+def test_layout_of_lmms_lab(real_side: Lab, tmp_path: Path) -> None:
+    """Becomes the same tower, projector and language model as that of transformers."""
+    files = converted(write_lmms_lab(tmp_path / "m" / "checkpoint", real_side.checkpoint), tmp_path / "out")
+    assert files.mmproj.read_bytes() == real_side.files.mmproj.read_bytes()
+    assert files.model.read_bytes() == real_side.files.model.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(VARIANTS["onevision"], tmp_path_factory.mktemp("small"))
+    yield lab
+    lab.llava.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 700), st.integers(1, 700)))
+@example((700, 1))
+@example((1, 700))
+@example((354, 354))
+def test_reduced_grids(small: Lab, size: tuple[int, int]) -> None:
+    """Rows of numbers that are no features, merged by transformers' own procedure: nine views' worth of 16 rows each."""
+    llava = small.llava
+    grid = views.tile_grid(size, llava._pictures.spec)
+    shape = (1 + grid[0] * grid[1], 16, 64)
+    rows = np.random.RandomState(size[0]).standard_normal(shape).astype(np.float32)
+    (expected,), _ = small.judge.net.model.pack_image_features(
+        [torch.from_numpy(rows)], torch.tensor([size[::-1]]), small.judge.net.model.image_newline
+    )
+    found = llava._model.merge(_lib.Layout(grid, size, flat=False), rows)
+    gates.check("rows", gates.EMBEDDINGS, expected.detach().numpy(), found)
 
 
 # SigLIP's processor

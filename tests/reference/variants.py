@@ -85,7 +85,9 @@ class Model(Judge):
         self.processor = variant.processor()
 
     def seen(self, *pictures: Picture) -> dict[str, Any]:
-        return dict(self.processor(list(pictures), return_tensors="pt"))
+        """Of one prompt."""
+        nested = "batch_num_images" in self.processor.model_input_names
+        return dict(self.processor([list(pictures)] if nested else list(pictures), return_tensors="pt"))
 
 
 # Parts
@@ -162,6 +164,20 @@ def squashing() -> Any:
     return transformers.SiglipImageProcessorPil(size=size, image_mean=HALF, image_std=HALF)
 
 
+def anyres_max(side: int = SIDE) -> Any:
+    """LLaVA-OneVision's: up to six tiles either way."""
+    return transformers.LlavaOnevisionImageProcessorPil(
+        size={"height": side, "width": side},
+        image_mean=HALF,
+        image_std=HALF,
+        image_grid_pinpoints=six_by_six(side),
+    )
+
+
+def six_by_six(side: int) -> list[list[int]]:
+    return [[side * i, side * j] for i in range(1, 7) for j in range(1, 7)]
+
+
 # The models
 
 
@@ -186,6 +202,15 @@ def interleave() -> Any:
     )
 
 
+def onevision(side: int = SIDE, n_layer: int = 26) -> Any:
+    return transformers.LlavaOnevisionConfig(
+        vision_config=siglip(n_layer, image_size=side, vision_use_head=False),
+        text_config=qwen2(),
+        image_token_id=IMAGE_TOKEN,
+        image_grid_pinpoints=six_by_six(side),
+    )
+
+
 def vip() -> Any:
     return transformers.VipLlavaConfig(
         vision_config=clip(24), text_config=text("llama"), image_token_index=IMAGE_TOKEN
@@ -198,6 +223,12 @@ VARIANTS = {
     ),
     "interleave": Variant(
         "llava-interleave-qwen-0.5b-hf", "LlavaForConditionalGeneration", interleave, squashing
+    ),
+    "onevision": Variant(
+        "llava-onevision-qwen2-0.5b-ov-hf",
+        "LlavaOnevisionForConditionalGeneration",
+        onevision,
+        anyres_max,
     ),
     "vip": Variant("vip-llava-7b-hf", "VipLlavaForConditionalGeneration", vip, padding),
 }
