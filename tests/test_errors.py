@@ -218,7 +218,7 @@ def behind(n_layer: int) -> Change:
 TOKENS = "tokenizer.ggml.tokens"
 Mismatch, Unsupported = pyllava.ModelMismatchError, pyllava.UnsupportedModelError
 MODELS: list[tuple[str, Change, type[Exception], str]] = [
-    ("architecture", set_key("general.architecture", "gpt9", STRING), Unsupported, "'gpt9', this version runs 'llama', 'qwen2'$"),
+    ("architecture", set_key("general.architecture", "gpt9", STRING), Unsupported, "'gpt9', this version runs 'llama', 'qwen2', 'granite'$"),
     ("architecture type", set_key("general.architecture", 7), Mismatch, "is u32, need string"),
     ("no architecture", drop_key("general.architecture"), Mismatch, "general.architecture is missing"),
     ("block_count 0", set_key("llama.block_count", 0), Mismatch, "found 0, need 1..512"),

@@ -227,9 +227,9 @@ def test_families_are_named_in_their_files_alone() -> None:
     for path in C_FILES:
         if path.parent.name in ("run", "files", "csrc"):
             assert not re.search(
-                r"\b(llama|qwen2)_|\b(LLAMA|QWEN2)\b", re.sub(r"//.*", "", path.read_text())
+                r"\b(llama|qwen2|granite)_|\b(LLAMA|QWEN2|GRANITE)\b", re.sub(r"//.*", "", path.read_text())
             ), path.name
-        found = re.findall(r'"(llama|qwen2)\.', path.read_text())
+        found = re.findall(r'"(llama|qwen2|granite)\.', path.read_text())
         assert set(found) <= {path.stem}, path.name
 
 

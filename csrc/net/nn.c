@@ -250,6 +250,11 @@ tensor * nn_mul(graph * g, tensor * x, tensor * y) {
     return x && y && has_room(g) ? ggml_mul(g->ctx, x, y) : NULL;
 }
 
+tensor * nn_scale(graph * g, tensor * x, float factor) {
+    if (factor == 1.0f) return x;
+    return x && has_room(g) ? ggml_scale(g->ctx, x, factor) : NULL;
+}
+
 tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps, tensor * x) {
     if (!w || !b || !x || !has_room(g)) return NULL;
     tensor * y = ggml_add(g->ctx, ggml_mul(g->ctx, ggml_norm(g->ctx, x, eps), w), b);

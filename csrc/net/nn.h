@@ -92,6 +92,7 @@ tensor * nn_gelu_tanh(graph * g, tensor * x);  // x (1 + tanh(sqrt(2 / pi) (x + 
 tensor * nn_quick_gelu(graph * g, tensor * x); // x * sigmoid(1.702 x)
 tensor * nn_silu(graph * g, tensor * x);       // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
+tensor * nn_scale(graph * g, tensor * x, float factor); // x itself where factor is 1
 // Rotary positions: pair i of each head is rotated by the angle position / divisor[i].
 tensor * nn_rope_table(graph * g, tensor * positions, tensor * divisors); // [n_tokens, head_dim] for nn_rope
 tensor * nn_rope(graph * g, tensor * x, tensor * rope_table, rope_kind kind); // of rows of n_head * head_dim

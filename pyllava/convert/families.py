@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .names import Rule
@@ -20,7 +20,7 @@ class Family:
     architectures of a config.json, in lower case with spaces between. `defaults`: by model_type, "" for all
     others. `ends`, `block`: the tensors outside and inside of the layers, as Hugging Face calls them after
     the prefix (`model.`, `language_model.model.`, ...). `paired`: the file wants the rows of q and k in the
-    order in which pairs (2i, 2i + 1) are rotated.
+    order in which pairs (2i, 2i + 1) are rotated. `scales`: keys of the file, and the settings that give them.
     """
 
     architecture: str
@@ -29,6 +29,7 @@ class Family:
     ends: Mapping[str, Rule]
     block: Mapping[str, Rule]
     paired: bool
+    scales: Mapping[str, str] = field(default_factory=dict)
 
     def defaults_of(self, model_type: object) -> Mapping[str, Any]:
         return next((table for kind, table in self.defaults.items() if kind == model_type), self.defaults[""])
@@ -114,7 +115,9 @@ DERIVED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|rope\.freqs|rope_freqs(\.wei
 
 LLAMA = Family(
     "llama",
-    re.compile(r"|(?!.*(qwen|phi|mpt|gemma|mixtral|stablelm)).*(llama|llava|mistral|yi).*", re.DOTALL),
+    re.compile(
+        r"|(?!.*(qwen|phi|granite|mpt|gemma|mixtral|stablelm)).*(llama|llava|mistral|yi).*", re.DOTALL
+    ),
     {"": _LLAMA, "mistral": _MISTRAL},
     _ENDS,
     _LLAMA_BLOCK,
@@ -128,7 +131,22 @@ QWEN2 = Family(
     _QWEN2_BLOCK,
     paired=False,
 )
-FAMILIES = (LLAMA, QWEN2)
+_GRANITE_SCALES = {
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+GRANITE = Family(
+    "granite",
+    re.compile(r"(.* )?(granite|graniteforcausallm)( .*)?", re.DOTALL),
+    {"": _LLAMA | dict.fromkeys(_GRANITE_SCALES.values(), 1.0)},
+    _ENDS,
+    {name: rule for name, rule in _LLAMA_BLOCK.items() if not rule.optional},
+    paired=True,
+    scales=_GRANITE_SCALES,
+)
+FAMILIES = (LLAMA, QWEN2, GRANITE)
 
 
 def family_of(kinds: str) -> Family | None:

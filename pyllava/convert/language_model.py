@@ -212,6 +212,8 @@ def language_metadata(name: str, params: LlamaParams, n_vocab: int, mix: Mix) ->
         meta.u32(f"{arch}.attention.value_length", params.head_dim)
     meta.f32(f"{arch}.attention.layer_norm_rms_epsilon", params.eps)
     meta.f32(f"{arch}.rope.freq_base", params.rope_theta)
+    for key, value in params.scales.items():
+        meta.f32(f"{arch}.{key}", value)
     if params.rope_scaling is not None:
         scaling, factor, original = params.rope_scaling
         meta.text(f"{arch}.rope.scaling.type", scaling)

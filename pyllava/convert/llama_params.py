@@ -34,6 +34,7 @@ class LlamaParams:
     rope_theta: float
     rope_scaling: tuple[str, float, int | None] | None
     rope_factors: tuple[float, ...] | None
+    scales: Mapping[str, float]  # by the file's key
     tied: bool
 
 
@@ -46,6 +47,8 @@ def read_llama_params(
         nested = config.sub("text_config")
         if nested is None and is_hugging_face(config.table):
             nested = Config(f"{config.where}: text_config", {})
+        if nested is not None and config.get("model_type") == "llava_onevision":
+            nested.table = {"model_type": "qwen2", **nested.table}
         if nested is not None:
             nested.defaults = _family(nested).defaults_of(nested.table.get("model_type"))
             said = (config.get("tie_word_embeddings"), nested.get("tie_word_embeddings"))
@@ -71,7 +74,7 @@ def _family(config: Config) -> Family:
     family = family_of(text)
     if family is None:
         raise CheckpointError(
-            f"{config.where}: a model of type {shown(text)}; only the LLaMA family and Qwen2 are supported"
+            f"{config.where}: a model of type {shown(text)}; only the LLaMA family, Qwen2 and Granite are supported"
         )
     experts = config.get("num_local_experts", "num_experts")
     if experts not in (None, 0, 1):
@@ -104,6 +107,7 @@ def _from_config(config: Config, family: Family, n_ctx: int | None) -> LlamaPara
         rope_theta=_rope_theta(config),
         rope_scaling=_rope_scaling(config),
         rope_factors=_rope_factors(config, head_dim),
+        scales={key: config.number(name) for key, name in family.scales.items()},
         tied=config.get("tie_word_embeddings") is True,
     )
 
@@ -205,6 +209,7 @@ def _from_params(config: Config, tensors: Mapping[str, Tensor], n_ctx: int | Non
         rope_theta=_rope_theta(config),
         rope_scaling=None,
         rope_factors=None,
+        scales={},
         tied=False,
     )
 

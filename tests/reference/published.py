@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .reference import Array, next_pixels, pixels_of, torch, transformers
+from .reference import Array, logit_scale, next_pixels, pixels_of, torch, transformers
 from .seed_models import SeedModel
 
 Picture = npt.NDArray[np.uint8]
@@ -57,7 +57,7 @@ class Judge:
         """float32 [n, n_vocab] of all positions; `n_image`: rows of each picture."""
         with torch.no_grad():
             out = self.net(input_ids=self.ids(prompt, n_image), use_cache=False, **self.seen(*pictures))
-        return np.ascontiguousarray(out.logits[0].numpy())
+        return np.ascontiguousarray(out.logits[0].numpy()) / logit_scale(self.net.config.text_config)
 
     def greedy(self, prompt: Prompt, picture: Picture, n_image: int, n: int) -> list[int]:
         """The `n` likeliest next tokens, as transformers generates them."""

@@ -174,6 +174,22 @@ def anyres_max(side: int = SIDE) -> Any:
     )
 
 
+def anyres() -> Any:
+    return transformers.LlavaNextImageProcessorPil(
+        size={"height": SIDE, "width": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=HALF,
+        image_std=HALF,
+        image_grid_pinpoints=granite_pinpoints(),
+    )
+
+
+def granite_pinpoints() -> list[list[int]]:
+    """Granite Vision's 27: flat and slender grids of up to ten tiles."""
+    most = {1: 10, 2: 5, 3: 3, 4: 2, 5: 2, **dict.fromkeys(range(6, 11), 1)}
+    return [[SIDE * i, SIDE * j] for i, n in most.items() for j in range(1, n + 1)]
+
+
 def six_by_six(side: int) -> list[list[int]]:
     return [[side * i, side * j] for i in range(1, 7) for j in range(1, 7)]
 
@@ -211,6 +227,25 @@ def onevision(side: int = SIDE, n_layer: int = 26) -> Any:
     )
 
 
+def granite() -> Any:
+    scales = {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22}
+    rope = {"rope_type": "default", "rope_theta": 3e5}
+    return transformers.LlavaNextConfig(
+        vision_config=siglip(27),
+        text_config=text(
+            "granite",
+            attention_multiplier=0.015625,
+            tie_word_embeddings=True,
+            rope_parameters=rope,
+            **scales,
+        ),
+        vision_feature_layer=[-24, -20, -12, -1],
+        vision_feature_select_strategy="full",
+        image_token_index=IMAGE_TOKEN,
+        image_grid_pinpoints=granite_pinpoints(),
+    )
+
+
 def vip() -> Any:
     return transformers.VipLlavaConfig(
         vision_config=clip(24), text_config=text("llama"), image_token_index=IMAGE_TOKEN
@@ -230,5 +265,6 @@ VARIANTS = {
         onevision,
         anyres_max,
     ),
+    "granite": Variant("granite-vision-3.2-2b", "LlavaNextForConditionalGeneration", granite, anyres),
     "vip": Variant("vip-llava-7b-hf", "VipLlavaForConditionalGeneration", vip, padding),
 }
