@@ -16,6 +16,7 @@ import pytest
 import tiny_gguf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_devices import DEVICES, on_a_device
 from tiny_gguf import Files, Gguf, gguf
 
 import pyllava
@@ -103,6 +104,19 @@ def test_two_pictures(lab: Lab) -> None:
     expected = lab.judge.logits(prompt, sources, counts)
     gates.check("logits", gates.LOGITS, expected, lab.llava.logits(sources, QUESTION))
     assert list(map(len, map(lab.llava.encode_image, sources))) == alone
+
+
+@on_a_device
+def test_on_a_device(lab: Lab) -> None:
+    """All of it there, in the mode that is the default, with the gates of 16-bit computation."""
+    source, files = picture(7, *SIZES["wide"]), lab.files
+    expected = lab.judge.embeddings(source)
+    with pyllava.Llava(files.model, files.mmproj, device=DEVICES[0], precision="fast") as llava:
+        assert (llava.devices.n_gpu_layers, llava.devices.vision) == (3, DEVICES[0])
+        gates.check("embeddings", gates.EMBEDDINGS_F16, expected, llava.encode_image(source).array)
+        prompt = llava.prompt_tokens(source, QUESTION)
+        logits = lab.judge.logits(prompt, [source], [len(expected)])
+        gates.check("logits", gates.LOGITS_F16, logits, llava.logits(source, QUESTION))
 
 
 # Names of tensors through the ages
