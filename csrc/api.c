@@ -217,7 +217,8 @@ static pyllava_status need_layout(const pyllava_model * model, const pyllava_lay
              (int64_t) layout->columns * layout->rows <= MAX_TILES,
          "columns and rows of at most 64 tiles, or 0 and 0");
     NEED(layout->width > 0 && layout->height > 0, "a picture's width and height above 0");
-    NEED(layout->flat || model->vision.vit.hparams.anyres, "flat: the projector has no newline");
+    NEED(layout->flat || model->vision.vit.hparams.aspect == PYLLAVA_ANYRES,
+         "flat: the projector has no newline");
     return PYLLAVA_OK;
 }
 

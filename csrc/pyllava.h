@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 5 // raised with every incompatible change of this file
+#define PYLLAVA_ABI 6 // raised with every incompatible change of this file
 
 #define PYLLAVA_MAX_LAYERS 512
 
@@ -182,6 +182,13 @@ typedef struct pyllava_model_params {
     void * user;
 } pyllava_model_params;
 
+// How a picture that is no square becomes square views.
+typedef enum pyllava_aspect {
+    PYLLAVA_PAD = 0,    // one view: the picture on a square of the mean colour
+    PYLLAVA_SQUASH = 1, // one view: the picture without its shape
+    PYLLAVA_ANYRES = 2, // LLaVA-1.6: the whole picture without its shape, then tiles of it
+} pyllava_aspect;
+
 typedef struct pyllava_model_info {
     int32_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train;
     int32_t bos_id, eos_id, unk_id;                 // bos_id and unk_id may be -1: none
@@ -192,7 +199,8 @@ typedef struct pyllava_model_info {
     int32_t image_size, patch_size, n_image_tokens; // per view
     int32_t n_embd_vision, n_layer_vision, n_layer_vision_run;
     float image_mean[3], image_std[3];
-    bool anyres; // LLaVA-1.6: views are the whole picture, then tiles of it
+    int32_t aspect;     // pyllava_aspect
+    int32_t anyres_max; // LLaVA-OneVision's anyres_max_N: large grids of tiles are reduced; 0: they are not
     int32_t n_pinpoints;
     int32_t pinpoints[64][2];   // width, height: resolutions that the tiled picture may have
     uint64_t size, size_vision; // bytes of weights
@@ -246,7 +254,7 @@ typedef struct pyllava_session_params {
     int32_t n_batch;     // positions computed at once in prefill, 1..2048
     int32_t n_seq;       // independent sequences, 1..256
     int32_t n_threads;   // 0: one per physical core
-    int32_t n_views;     // image views encoded at once, >= 1
+    int32_t n_views;     // image views encoded at once, >= 1; fewer where they have more than 4096 patches
     const char * type_k; // "f32" "f16" "bf16" "q8_0" ...; NULL: f32 when exact, f16 when fast
     const char * type_v;
     pyllava_precision precision;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -54,6 +54,7 @@ class Picture:
     """A decoded picture, with the layout and the number of its rows in the prompt."""
 
     image: PIL.Image.Image
+    spec: ImageSpec
     layout: _lib.Layout
     n_rows: int
 
@@ -71,7 +72,7 @@ def spec_of(info: _lib.ModelInfo, max_tiles: int | None) -> ImageSpec | None:
         for width, height in info.pinpoints
         if max_tiles is None or width // side * (height // side) <= max_tiles
     )
-    return ImageSpec(side, info.image_mean, info.image_std, "anyres" if info.anyres else "pad", fitting)
+    return ImageSpec(side, info.image_mean, info.image_std, info.aspect, fitting)
 
 
 class Pictures:
@@ -84,33 +85,37 @@ class Pictures:
 
     @property
     def most_views(self) -> int:
-        """Views of a picture at most: they are encoded in one batch."""
+        """Views of a picture at most."""
         if self.spec is None:
             return 1
         side = self.spec.image_size
         return 1 + max((w // side * (h // side) for w, h in self.spec.pinpoints), default=0)
 
-    def look_at(self, source: ImageSource | ImageEmbedding) -> Picture | ImageEmbedding:
-        """Decodes an image and counts the rows it will take."""
+    def look_at(self, source: ImageSource | ImageEmbedding, n_images: int = 1) -> Picture | ImageEmbedding:
+        """Decodes an image and counts the rows it will take, as one of `n_images` in a prompt.
+
+        LLaVA-OneVision was trained on several images padded and without tiles.
+        """
         if isinstance(source, ImageEmbedding):
             return source
         if self.spec is None:
             raise PyllavaError(
                 f"{self._name}: an image was given, but there is no projector: name one with mmproj="
             )
-        image = load_image(source)
-        layout = _lib.Layout(tile_grid(image.size, self.spec), image.size, self._flat)
-        return Picture(image, layout, self._model.merge_length(layout))
+        image, spec = load_image(source), self.spec
+        if n_images > 1 and self._model.info.anyres_max:
+            spec = replace(spec, aspect="pad", pinpoints=())
+        layout = _lib.Layout(tile_grid(image.size, spec), image.size, self._flat)
+        return Picture(image, spec, layout, self._model.merge_length(layout))
 
     def encode(self, picture: Picture | ImageEmbedding, epoch: object) -> ImageEmbedding:
         if isinstance(picture, ImageEmbedding):
             return picture
-        content = content_hash(picture.image)
+        content = content_hash(picture.image) + picture.spec.aspect.encode()
         known: ImageEmbedding | None = self._engine.known(content)
         if known is not None:
             return known
-        assert self.spec is not None
-        views = preprocess(picture.image, self.spec)
+        views = preprocess(picture.image, picture.spec)
 
         def merge(features: FloatArray) -> ImageEmbedding:
             array = self._model.merge(picture.layout, features)

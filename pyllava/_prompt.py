@@ -99,7 +99,7 @@ class Prompts:
         if sorted(marks) != list(range(len(images))):
             raise ValueError(f"{len(images)} images for {len(marks)} places in the prompt: {marks}")
         n_text = sum(len(item) for item in texts if isinstance(item, list))
-        pictures = [self._pictures.look_at(image) for image in images]
+        pictures = [self._pictures.look_at(image, len(images)) for image in images]
         self._check_room(n_text, [len(picture) for picture in pictures], most)
         started = time.perf_counter()
         seen = [self._pictures.encode(picture, epoch) for picture in pictures]

@@ -141,7 +141,7 @@ def _bytes_of(source: Any) -> io.BytesIO | None:
     return io.BytesIO(source if isinstance(source, bytes) else view.tobytes())
 
 
-_OF_VIEWS = ("ImageSpec", "Views", "anyres", "best_resolution", "pad", "preprocess", "tile_grid")
+_OF_VIEWS = ("ImageSpec", "Views", "anyres", "best_resolution", "pad", "preprocess", "squash", "tile_grid")
 
 if not TYPE_CHECKING:
 

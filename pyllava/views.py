@@ -1,7 +1,7 @@
 """Pictures as the vision tower takes them: cut, resized and normalised as LLaVA was trained.
 
-LLaVA-1.5 sees a picture once, on a square ("pad"); LLaVA-1.6 sees it whole and in tiles ("anyres").
-The models were trained on Pillow's bicubic, so Pillow does the resizing: the 8-bit pixels equal the
+LLaVA-1.5 sees a picture once, on a square ("pad"); models with SigLIP as its processor makes it, without its
+shape ("squash"); LLaVA-1.6 sees it whole and in tiles ("anyres"). The models were trained on Pillow's bicubic, so Pillow does the resizing: the 8-bit pixels equal the
 reference's to the bit.
 """
 
@@ -27,7 +27,7 @@ class ImageSpec:
     image_size: int
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    aspect: Literal["pad", "anyres"] = "pad"
+    aspect: Literal["pad", "squash", "anyres"] = "pad"
     pinpoints: tuple[tuple[int, int], ...] = ()
     """For "anyres", the resolutions (width, height) to choose from: multiples of `image_size`."""
 
@@ -60,7 +60,7 @@ class Views:
 def preprocess(image: Image.Image, spec: ImageSpec) -> Views:
     """Turn an RGB picture (see `load_image`) into what the vision tower of `spec` takes.
 
-    "pad" gives one view; "anyres" the whole picture, distorted to a square, and its tiles row by row.
+    "pad" and "squash" give one view; "anyres" the whole picture, distorted to a square, and its tiles row by row.
     """
     if image.mode != "RGB":
         raise ValueError(f"picture of mode {image.mode}: need RGB, as load_image gives it")
@@ -94,6 +94,11 @@ def best_resolution(size: tuple[int, int], resolutions: Sequence[tuple[int, int]
     return max(resolutions, key=worth)
 
 
+def squash(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
+    """SigLIP's processor: the picture distorted to a square, u8 [S, S, 3]."""
+    return [image.resize((spec.image_size,) * 2, Image.Resampling.BICUBIC)]
+
+
 def anyres(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     """LLaVA-1.6: the picture distorted to a square, then the tiles of it, u8 [S, S, 3] each.
 
@@ -101,7 +106,7 @@ def anyres(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     Without pinpoints there is the first view alone.
     """
     side = spec.image_size
-    views = [image.resize((side, side), Image.Resampling.BICUBIC)]
+    views = squash(image, spec)
     if not spec.pinpoints:
         return views
     resolution = best_resolution(image.size, spec.pinpoints)
@@ -144,7 +149,11 @@ def pad(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     return [strip.resize((size, size), Image.Resampling.BICUBIC)]
 
 
-_VIEWS: dict[str, Callable[[Image.Image, ImageSpec], list[Image.Image]]] = {"pad": pad, "anyres": anyres}
+_VIEWS: dict[str, Callable[[Image.Image, ImageSpec], list[Image.Image]]] = {
+    "pad": pad,
+    "squash": squash,
+    "anyres": anyres,
+}
 _BAND_PIXELS = 1 << 20
 _SLENDER = 8  # from this height : width on, most of the square is border: skipping it is faster than Pillow
 _FIXED_POINT = 22  # Pillow's weights for 8-bit pictures are integers of 1 / 2^22

@@ -943,7 +943,14 @@ def test_info_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ({"clip.vision.feature_layer": [23]}, 24, 23),
         ({"clip.vision.feature_layer": [-1]}, 24, 24),
         ({"clip.vision.feature_layer": []}, 6, 6),
+        ({"clip.vision.feature_layer": [4, 27, 8]}, 27, 27),
+        ({"clip.vision.feature_layer": [4, 8]}, 27, 8),
     ],
 )
 def test_layers_run(metadata: dict[str, Any], n_stored: int, run: int) -> None:
     assert _layers_run(metadata, n_stored) == run
+
+
+def test_layers_run_of_siglip() -> None:
+    stored = {24: 24, 26: 26, 27: 26, 32: 32}
+    assert {n: _layers_run({}, n, is_siglip=True) for n in stored} == stored

@@ -228,7 +228,7 @@ def behind(n_layer: int) -> Change:
 TOKENS = "tokenizer.ggml.tokens"
 Mismatch, Unsupported = pyllava.ModelMismatchError, pyllava.UnsupportedModelError
 MODELS: list[tuple[str, Change, type[Exception], str]] = [
-    ("architecture", set_key("general.architecture", "gpt9", STRING), Unsupported, "'gpt9', this version runs 'llama', 'qwen2'$"),
+    ("architecture", set_key("general.architecture", "gpt9", STRING), Unsupported, "'gpt9', this version runs 'llama', 'qwen2', 'granite'$"),
     ("architecture type", set_key("general.architecture", 7), Mismatch, "is u32, need string"),
     ("no architecture", drop_key("general.architecture"), Mismatch, "general.architecture is missing"),
     ("block_count 0", set_key("llama.block_count", 0), Mismatch, "found 0, need 1..512"),
@@ -282,7 +282,7 @@ PROJECTORS: list[tuple[str, Change, type[Exception], str]] = [
     ("vision type", set_key("clip.has_vision_encoder", 1), Mismatch, "need bool"),
     ("projector type", set_key("clip.projector_type", "resampler", STRING), Unsupported, "resampler"),
     ("image_size 0", set_key("clip.vision.image_size", 0), Mismatch, "found 0"),
-    ("image_size 57", set_key("clip.vision.image_size", 57), Mismatch, "not a multiple of patch_size"),
+    ("image_size 70", set_key("clip.vision.image_size", 70), Mismatch, r"shape \[17, 32\], need \[26, 32\]"),
     ("patch_size", set_key("clip.vision.patch_size", 65536), Mismatch, "patch_size"),
     ("positions", set_tensor("v.position_embd.weight", np.zeros((16, 32))), Mismatch, r"position_embd.weight: shape"),
     ("block_count", set_key("clip.vision.block_count", 200_000_000), Mismatch, "need 1..512"),

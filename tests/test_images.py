@@ -1017,7 +1017,11 @@ def test_bands_are_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
         exif[0x0112] = orientation
         sources.append(saved(drawn(37, 53), "PNG", exif=exif))
     wholes = [load_image(source) for source in sources]
-    specs = [ImageSpec(28), ImageSpec(28, aspect="anyres", pinpoints=((56, 28), (28, 56)))]
+    specs = [
+        ImageSpec(28),
+        ImageSpec(28, aspect="squash"),
+        ImageSpec(28, aspect="anyres", pinpoints=((56, 28), (28, 56))),
+    ]
     views = [preprocess(whole, spec).pixels for whole in wholes for spec in specs]
     hashes = [content_hash(whole) for whole in wholes]
     for n_pixels in (1, 100, 400):
@@ -1173,7 +1177,16 @@ def test_old_imports_go_on_working() -> None:
     """What became a module of its own is still where it was."""
     from pyllava import cli, images, llava, views
 
-    for name in ("ImageSpec", "Views", "anyres", "best_resolution", "pad", "preprocess", "tile_grid"):
+    for name in (
+        "ImageSpec",
+        "Views",
+        "anyres",
+        "best_resolution",
+        "pad",
+        "preprocess",
+        "squash",
+        "tile_grid",
+    ):
         assert getattr(images, name) is getattr(views, name)
     for name in ("Chat", "ImageEmbedding", "Options", "Sampling"):
         assert hasattr(llava, name)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 Floats = npt.NDArray[np.float64]
 Traced = list[tuple[str, npt.NDArray[np.float32]]]
 
-LANGUAGES, PROJECTORS = ("llama", "qwen2"), ("LLaVA-1.5", "LLaVA-1.6")
+LANGUAGES, PROJECTORS = ("llama", "qwen2", "granite"), ("LLaVA-1.5", "LLaVA-1.6")
 LANGUAGE = {"V": 384, "E": 64, "L": 2, "F": 160, "H": 4, "G": 2, "d": 24, "Q": 96, "K": 48, "d/2": 12}
 TOWER = {
     "S": 56,
@@ -46,6 +46,8 @@ TOWER = {
     "w": 2,
 }
 EPS, THETA, FACTOR = 0.01, 500.0, 3.0
+# Of Granite: e, z, r and l.
+SCALES = {"embedding_scale": 3.0, "attention.scale": 0.3, "residual_scale": 0.4, "logit_scale": 5.0}
 
 
 # The page
@@ -158,6 +160,7 @@ def language_keys(base: Gguf, family: str) -> Gguf:
         ("attention.layer_norm_rms_epsilon", EPS),
         ("rope.freq_base", THETA),
         ("rope.scaling.factor", FACTOR),
+        *(SCALES.items() if family == "granite" else ()),
     ):
         keys[f"{family}.{name}"] = (value, kinds.FLOAT32, None)
     return replace(base, keys=base.keys | keys)
@@ -251,7 +254,10 @@ def test_keys_are_those_that_are_asked_for() -> None:
 def test_keys_are_needed_where_the_page_says(maker: Maker) -> None:
     of_projector, of_language = tables("key")
     for row in (of_language if maker.is_language else of_projector).rows:
-        key, needed = row[0].replace("A.", f"{maker.variant}."), row[2] == "needed"
+        key, needed = (
+            row[0].replace("A.", f"{maker.variant}."),
+            row[2].startswith(("needed", f"{maker.variant}: needed")),
+        )
         if key not in maker.file.keys:
             assert not needed, key
             continue
@@ -354,13 +360,15 @@ def gelu(x: Floats) -> Floats:
     return np.asarray(x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2)
 
 
-def attention(q: Floats, k: Floats, v: Floats, n_head: int, shared: int, causal: bool) -> Floats:
-    """Rows of one sequence or view; `shared`: heads of q for each of k and v."""
+def attention(
+    q: Floats, k: Floats, v: Floats, n_head: int, shared: int, causal: bool, scale: float | None = None
+) -> Floats:
+    """Rows of one sequence or view; `shared`: heads of q for each of k and v; `scale`: instead of 1 / sqrt(d)."""
     out = np.empty_like(q)
     d = q.shape[1] // n_head
     for h in range(n_head):
         own, theirs = slice(h * d, h * d + d), slice(h // shared * d, h // shared * d + d)
-        scores = q[:, own] @ k[:, theirs].T / math.sqrt(d)
+        scores = q[:, own] @ k[:, theirs].T * (scale or 1 / math.sqrt(d))
         if causal:
             scores = np.where(np.tri(len(q), dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -380,6 +388,7 @@ class Evaluator:
             "layernorm": lambda t, x: norm(x) * self.weight(t) + self.file[self.full(t) + ".bias"],
             "silu": lambda x: x * sigmoid(x),
             "gelu": gelu,
+            "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
             "quick_gelu": lambda x: x * sigmoid(1.702 * x),
         }
 
@@ -448,19 +457,24 @@ class Tower(Evaluator):
 
 
 class Decoder(Evaluator):
-    def __init__(self, file: Gguf, ids: list[int], neox: bool, wanted: slice) -> None:
+    def __init__(self, file: Gguf, ids: list[int], family: str, wanted: slice) -> None:
         super().__init__(file, "")
-        self.neox = neox
+        self.neox = family == "qwen2"
+        scales = SCALES if family == "granite" else {}
+        self.attention_scale = scales.get("attention.scale")
         self.file.setdefault("output.weight", self.file["token_embd.weight"])
         self.names |= {
-            "x": self.file["token_embd.weight"][ids],
+            "x": scales.get("embedding_scale", 1.0) * self.file["token_embd.weight"][ids],
+            "r": scales.get("residual_scale", 1.0),
+            "l": scales.get("logit_scale", 1.0),
             "rope": self.rope,
             "attend": self.attend,
             "wanted": lambda x: x[wanted],
         }
 
     def attend(self, q: Floats, k: Floats, v: Floats) -> Floats:
-        return attention(q, k, v, LANGUAGE["H"], LANGUAGE["H"] // LANGUAGE["G"], True)
+        shared = LANGUAGE["H"] // LANGUAGE["G"]
+        return attention(q, k, v, LANGUAGE["H"], shared, True, self.attention_scale)
 
     def rope(self, u: Floats) -> Floats:
         d = LANGUAGE["d"]
@@ -497,8 +511,7 @@ def traced(maker: Maker, file: Gguf, precision: str = "exact") -> Traced:
 
 def evaluated(maker: Maker, file: Gguf, act: str = "quick_gelu") -> list[tuple[str, str, Floats]]:
     if maker.is_language:
-        neox = maker.variant == "qwen2"
-        return list(Decoder(file, IDS, neox, slice(None)).run(steps_of("language"), LANGUAGE["L"]))
+        return list(Decoder(file, IDS, maker.variant, slice(None)).run(steps_of("language"), LANGUAGE["L"]))
     return list(Tower(file, VIEWS.astype(np.float64), act).run(steps_of("projector"), TOWER["L"]))
 
 
@@ -527,19 +540,32 @@ def test_equations_without_what_may_be_absent(maker: Maker) -> None:
     if maker.is_language:
         compare(maker, file, evaluated(maker, file))
         return
-    absent = ("prepend(", "drop_first(", "pre_ln,")
+    _, done = without_steps(file, "quick_gelu", "prepend(", "drop_first(", "pre_ln,")
+    found = {name: x.reshape(-1, x.shape[-1]) for name, x in traced(maker, file)}
+    gates.check_all(gates.INTERMEDIATE, done, found)
+
+
+def without_steps(file: Gguf, act: str, *absent: str) -> tuple[Tower, gates.Arrays]:
+    """The intermediates of a tower whose views have no row before their patches."""
     steps = [
         Table(table.header, tuple(row for row in table.rows if not any(word in row[1] for word in absent)))
         for table in steps_of("projector")
     ]
-    tower = Tower(file, VIEWS.astype(np.float64), "quick_gelu")
+    tower = Tower(file, VIEWS.astype(np.float64), act)
     tower.names["position_embd"] = np.tile(tower.file["v.position_embd.weight"], (TOWER["w"], 1))
     last = f"v.blk.{TOWER['L'] - 1}.out"
-    done = [
-        ("v.features" if name == last else name, shape, x) for name, shape, x in tower.run(steps, TOWER["L"])
-    ]
+    done = {"v.features" if name == last else name: x for name, _, x in tower.run(steps, TOWER["L"]) if name}
+    return tower, {name: x.astype(np.float32) for name, x in done.items()}
+
+
+def test_siglip(converted: Callable[[str], Files], tmp_path: Path) -> None:
+    """Told by its tensors, not by the keys; CLIP's steps for the class token and the norm are left out."""
+    maker = Maker("LLaVA-1.5", converted, tmp_path)
+    file = maker.without("v.class_embd", "v.pre_ln.weight", "v.pre_ln.bias")
+    tower, done = without_steps(file, "gelu_tanh", "prepend(", "drop_first(", "pre_ln,")
+    assert "v.patch_embd.bias" in tower.file
     found = {name: x.reshape(-1, x.shape[-1]) for name, x in traced(maker, file)}
-    gates.check_all(gates.INTERMEDIATE, {name: x.astype(np.float32) for name, _, x in done if name}, found)
+    gates.check_all(gates.INTERMEDIATE, done, found)
 
 
 @pytest.mark.parametrize(("key", "act"), [("clip.use_gelu", "gelu"), ("clip.use_silu", "silu")])
@@ -554,7 +580,8 @@ def test_what_the_fast_mode_joins(maker: Maker) -> None:
     column, joined = 3, set()
     for table in steps_of("language" if maker.is_language else "projector"):
         assert table.header[column] == "in the fast mode"
-        joined |= {name for row in table.rows if row[column] == "joined" for name in numbered(row[0])}
+        words = ("joined",) if maker.variant == "granite" else ("joined", "joined where r = 1")
+        joined |= {name for row in table.rows if row[column] in words for name in numbered(row[0])}
     steps = {name: x for name, _, x in evaluated(maker, maker.file) if name}
     assert joined == set(steps) - set(found)
     if not maker.is_language:  # a sum under the name of one of its parts

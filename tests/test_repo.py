@@ -45,6 +45,7 @@ RANKS = {
     "micro_neoni8mm": 7,
     "cpu": 6,  # micro.h, for the tables
     "fast_linear": 6,
+    "gelu": 6,
     "linear": 6,
     "attention": 6,
     "rope": 6,
@@ -226,9 +227,9 @@ def test_families_are_named_in_their_files_alone() -> None:
     for path in C_FILES:
         if path.parent.name in ("run", "files", "csrc"):
             assert not re.search(
-                r"\b(llama|qwen2)_|\b(LLAMA|QWEN2)\b", re.sub(r"//.*", "", path.read_text())
+                r"\b(llama|qwen2|granite)_|\b(LLAMA|QWEN2|GRANITE)\b", re.sub(r"//.*", "", path.read_text())
             ), path.name
-        found = re.findall(r'"(llama|qwen2)\.', path.read_text())
+        found = re.findall(r'"(llama|qwen2|granite)\.', path.read_text())
         assert set(found) <= {path.stem}, path.name
 
 
@@ -251,7 +252,7 @@ def asked_names() -> set[str]:
 
 
 def test_converter_and_loader_agree_on_tensor_names() -> None:
-    ends = [*families.META_ENDS.values(), families.OUTPUT, *families.CLIP.ends.values(), *MLP["mlp"]]
+    ends = [*families.META_ENDS.values(), families.OUTPUT, *families.CLIP.ends.values(), *MLP["vip"]]
     blocks = [*families.META_BLOCK.values()]
     for family in families.FAMILIES:
         ends += family.ends.values()

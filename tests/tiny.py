@@ -40,7 +40,7 @@ class TinySpec:
     v_ff: int = 96
     v_eps: float = 1e-5
     select_layer: int = -2
-    family: str = "llama"  # or qwen2
+    family: str = "llama"  # or qwen2, granite
     n_embd: int = 64
     n_layer: int = 2
     n_head: int = 4
@@ -100,7 +100,7 @@ class _Draw:
 
 
 def language_tensors(spec: TinySpec) -> Arrays:
-    """The state of a LlamaForCausalLM or Qwen2ForCausalLM: `model.embed_tokens.weight` ... `lm_head.weight` (absent
+    """The state of a Llama-, Granite- or Qwen2ForCausalLM: `model.embed_tokens.weight` ... `lm_head.weight` (absent
     when tied).
     """
     draw = _Draw(spec.seed * 10 + 1, spec.dtype)
@@ -165,8 +165,21 @@ def vision_tensors(spec: TinySpec) -> Arrays:
 # Settings
 
 
+GRANITE_SCALES = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 5.0,
+}
+ARCHITECTURES = {
+    "llama": "LlavaLlamaForCausalLM",
+    "qwen2": "LlavaQwenForCausalLM",
+    "granite": "GraniteForCausalLM",
+}
+
+
 def language_config(spec: TinySpec) -> dict[str, Any]:
-    """What transformers' LlamaConfig or Qwen2Config takes."""
+    """What transformers' LlamaConfig, Qwen2Config or GraniteConfig takes."""
     return {
         "model_type": spec.family,
         "hidden_size": spec.n_embd,
@@ -182,6 +195,7 @@ def language_config(spec: TinySpec) -> dict[str, Any]:
         "hidden_act": "silu",
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **(GRANITE_SCALES if spec.family == "granite" else {}),
     }
 
 
@@ -190,7 +204,7 @@ def llava_config(spec: TinySpec) -> dict[str, Any]:
     return {
         **language_config(spec),
         "model_type": "llava",
-        "architectures": ["LlavaLlamaForCausalLM" if spec.family == "llama" else "LlavaQwenForCausalLM"],
+        "architectures": [ARCHITECTURES[spec.family]],
         "image_aspect_ratio": "pad",
         "image_grid_pinpoints": None,
         "mm_hidden_size": spec.v_embd,

@@ -4,6 +4,7 @@
 #include "hparams.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #define MAX_KEY 128 // of names of keys that are asked for
 
@@ -77,6 +78,15 @@ static pyllava_status read_rope(language_hparams * h, const source * s) {
     return PYLLAVA_OK;
 }
 
+static pyllava_status read_scales(language_hparams * h, const source * s) {
+    h->embedding_scale = h->residual_scale = h->logit_scale = 1.0f;
+    if (strcmp(s->architecture, "granite") != 0) return PYLLAVA_OK;
+    TRY(get_float(s, "embedding_scale", true, 1e-6, 1e6, &h->embedding_scale));
+    TRY(get_float(s, "attention.scale", true, 1e-6, 1e6, &h->attention_scale));
+    TRY(get_float(s, "residual_scale", true, 1e-6, 1e6, &h->residual_scale));
+    return get_float(s, "logit_scale", true, 1e-6, 1e6, &h->logit_scale);
+}
+
 static pyllava_status read_heads(language_hparams * h, const source * s) {
     TRY(get_int(s, "attention.head_count", true, (gguf_range) { 1, 4096 }, &h->n_head));
     h->n_head_kv = h->n_head;
@@ -118,6 +128,7 @@ pyllava_status language_hparams_read(language_hparams * out, const pyllava_gguf 
     TRY(check_flags(&s));
     TRY(read_heads(&h, &s));
     TRY(read_rope(&h, &s));
+    TRY(read_scales(&h, &s));
     const gguf_key * tokens = NULL;
     TRY(gguf_get_array(f, "tokenizer.ggml.tokens", GGUF_STRING, &tokens));
     if (!tokens || tokens->n == 0)

@@ -9,6 +9,11 @@ typedef struct language_hparams {
     float eps;        // of RMSNorm
     float rope_theta; // base of the rotary frequencies
     float rope_scale; // positions are multiplied by this (1 / factor of linear scaling)
+    // Granite's; 1 in all other families, but for attention_scale.
+    float embedding_scale; // of what the first layer reads, tokens' rows and pictures'
+    float attention_scale; // of products of queries and keys; 0: 1 / sqrt(head_dim)
+    float residual_scale;  // of what a layer's parts add to their input
+    float logit_scale;     // logits are divided by this
 } language_hparams;
 
 // architecture: what the names of the keys begin with.

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const language_family * const FAMILIES[] = { &LLAMA, &QWEN2 };
+static const language_family * const FAMILIES[] = { &LLAMA, &QWEN2, &GRANITE };
 
 // ----------------------------------------------------------------------------------------- reading
 
@@ -102,6 +102,8 @@ tensor * language_values(graph * g, const language_step * s, tensor * w, tensor 
 tensor * language_attend(graph * g, const language_step * s, int i, tensor * q, tensor * k, tensor * v) {
     q = nn_name(g, nn_rope(g, q, s->rope_table, s->rope), "blk.%d.attn_q_rope", i);
     k = nn_name(g, nn_rope(g, k, s->rope_table, s->rope), "blk.%d.attn_k_rope", i);
+    const float scale = s->hparams->attention_scale; // nn_attention divides by sqrt(head_dim) itself
+    if (scale != 0.0f) q = nn_scale(g, q, scale * sqrtf((float) s->hparams->head_dim));
     k = nn_store_rows(g, s->kv->k[i], k, s->cells);
     v = nn_store_rows(g, s->kv->v[i], v, s->cells);
     return nn_name(g, nn_attention(g, q, k, v), "blk.%d.attn", i); // [n_tokens, n_head * head_dim]
@@ -110,12 +112,13 @@ tensor * language_attend(graph * g, const language_step * s, int i, tensor * q, 
 tensor * language_logits(graph * g, const language * m, const language_input * in, const kv_cache * kv) {
     const language_step s = { &m->hparams, m->family->rope, kv,
                               nn_rope_table(g, in->positions, in->rope_divisors), in->cells };
-    tensor * x = in->embd;
+    tensor * x = nn_scale(g, in->embd, m->hparams.embedding_scale);
     for (int i = 0; i < m->hparams.n_layer; i++) x = m->family->block(g, layer(m, i), &s, i, x);
     if (in->mask) nn_tap(g, TAP_ROW_SUMS, nn_row_sums(g, x));
     graph_enter(g, m->output_norm);
     x = nn_rows(g, x, in->out_rows); // only these are asked for
     x = nn_name(g, nn_rms_norm(g, m->output_norm, m->hparams.eps, x), "output_norm");
     g->rows = ROWS_ANSWER;
-    return nn_name(g, nn_linear(g, m->output, NULL, x), "logits"); // [n_out, n_vocab]
+    x = nn_scale(g, nn_linear(g, m->output, NULL, x), 1.0f / m->hparams.logit_scale);
+    return nn_name(g, x, "logits"); // [n_out, n_vocab]
 }

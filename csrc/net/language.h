@@ -24,7 +24,7 @@ typedef struct language_family {
     tensor * (*block)(graph * g, const void * layer, const language_step * s, int i, tensor * x);
 } language_family;
 
-extern const language_family LLAMA, QWEN2;
+extern const language_family LLAMA, QWEN2, GRANITE;
 
 typedef struct language {
     const language_family * family;

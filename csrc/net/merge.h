@@ -1,6 +1,6 @@
 // merge.h - from the embeddings of a picture's views to the rows that the language model sees: LLaVA-NeXT's
-// spatial_unpad (Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024), or all
-// patches of the tiles row by row.
+// spatial_unpad (Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024), in
+// LLaVA-OneVision (Li et al., 2024) with large grids reduced; or all patches of the tiles row by row.
 #pragma once
 
 #include "nn.h"
@@ -8,6 +8,7 @@
 
 typedef struct merge {
     int32_t n_side, n_embd; // a view is n_side x n_side rows
+    int32_t n_most;         // a grid of clearly more than n_most views' rows is reduced to that; 0: none is
     tensor * newline;       // [n_embd]; NULL in LLaVA-1.5
 } merge;
 

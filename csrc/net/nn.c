@@ -250,6 +250,11 @@ tensor * nn_mul(graph * g, tensor * x, tensor * y) {
     return x && y && has_room(g) ? ggml_mul(g->ctx, x, y) : NULL;
 }
 
+tensor * nn_scale(graph * g, tensor * x, float factor) {
+    if (factor == 1.0f) return x;
+    return x && has_room(g) ? ggml_scale(g->ctx, x, factor) : NULL;
+}
+
 tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps, tensor * x) {
     if (!w || !b || !x || !has_room(g)) return NULL;
     tensor * y = ggml_add(g->ctx, ggml_mul(g->ctx, ggml_norm(g->ctx, x, eps), w), b);
@@ -277,6 +282,16 @@ tensor * nn_silu(graph * g, tensor * x) {
 tensor * nn_gelu(graph * g, tensor * x) {
     kernel_job * job = open_epilogue(g, x);
     return job ? with_epilogue(job, END_GELU, x) : x && has_room(g) ? ggml_gelu_erf(g->ctx, x) : NULL;
+}
+
+tensor * nn_gelu_tanh(graph * g, tensor * x) {
+    kernel_job * job = open_epilogue(g, x);
+    if (job) return with_epilogue(job, END_GELU_TANH, x);
+    if (!x || !has_room(g)) return NULL;
+    if (g->device) return ggml_gelu(g->ctx, x);
+    tensor * args[] = { x, NULL, NULL };
+    node_call * call = light(new_call(g, kernel_gelu_tanh, NULL), ggml_nelements(x));
+    return add_node(g, call, GGML_TYPE_F32, x->ne[1], x->ne[0], args);
 }
 
 // ggml's own quick GELU goes through a table of f16 values: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
@@ -425,6 +440,10 @@ tensor * nn_skip_first(graph * g, tensor * x) {
     const size_t row = ggml_row_size(GGML_TYPE_F32, x->ne[0]);
     x = ggml_view_3d(g->ctx, x, x->ne[0], n_pos - 1, g->n_views, row, row * (size_t) n_pos, row);
     return ggml_cont_2d(g->ctx, x, x->ne[0], (n_pos - 1) * g->n_views);
+}
+
+tensor * nn_beside(graph * g, tensor * x, tensor * y) {
+    return x && y && has_room(g) ? ggml_concat(g->ctx, x, y, 0) : NULL;
 }
 
 tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows) {

@@ -76,8 +76,8 @@ tensor * nn_input(graph * g, enum ggml_type type, int64_t n_rows, int64_t n,
 tensor * nn_name(graph * g, tensor * x, const char * format, ...)
     PYLLAVA_PRINTF(3, 4); // names an intermediate
 
-// In the fast mode the operation that follows a linear layer (nn_add, nn_silu, nn_gelu, nn_quick_gelu)
-// becomes its epilogue: nothing else may read such a layer. Normalised rows that only linear layers read are
+// In the fast mode the operation that follows a linear layer (nn_add, nn_silu, one of GELU's forms) becomes
+// its epilogue: nothing else may read such a layer. Normalised rows that only linear layers read are
 // normalised and quantised in one pass.
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
 // The same with 12 bits instead of 8 in prompts and views, for layers where rounding matters more than time.
@@ -88,9 +88,11 @@ tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps,
                        tensor * x);                                 // (x - mean) / sqrt(var + eps) * w + b
 tensor * nn_rms_norm(graph * g, tensor * w, float eps, tensor * x); // x / sqrt(mean(x^2) + eps) * w
 tensor * nn_gelu(graph * g, tensor * x);                            // x * Phi(x), the erf form
-tensor * nn_quick_gelu(graph * g, tensor * x);                      // x * sigmoid(1.702 x)
-tensor * nn_silu(graph * g, tensor * x);                            // x * sigmoid(x)
+tensor * nn_gelu_tanh(graph * g, tensor * x);  // x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
+tensor * nn_quick_gelu(graph * g, tensor * x); // x * sigmoid(1.702 x)
+tensor * nn_silu(graph * g, tensor * x);       // x * sigmoid(x)
 tensor * nn_mul(graph * g, tensor * x, tensor * y);
+tensor * nn_scale(graph * g, tensor * x, float factor); // x itself where factor is 1
 // Rotary positions: pair i of each head is rotated by the angle position / divisor[i].
 tensor * nn_rope_table(graph * g, tensor * positions, tensor * divisors); // [n_tokens, head_dim] for nn_rope
 tensor * nn_rope(graph * g, tensor * x, tensor * rope_table, rope_kind kind); // of rows of n_head * head_dim
@@ -106,3 +108,4 @@ tensor * nn_views(graph * g, tensor * x);
 tensor * nn_all_rows(graph * g, tensor * x);
 tensor * nn_put_first(graph * g, tensor * row, tensor * x);
 tensor * nn_skip_first(graph * g, tensor * x);
+tensor * nn_beside(graph * g, tensor * x, tensor * y); // [n, a] and [n, b] to [n, a + b]

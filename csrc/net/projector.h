@@ -7,7 +7,7 @@
 
 typedef struct projector projector;
 
-// D: width of the tower, E: of the language model.
+// D: width of the tower's features, E: of the language model.
 typedef struct projector_kind {
     const char * name; // clip.projector_type of its files
     const char * last; // its last matrix [E, ...]
@@ -21,11 +21,17 @@ typedef struct projector_mlp {
     tensor *mm_2, *mm_2_b; // [E, E], [E]
 } projector_mlp;
 
+typedef struct projector_vip {
+    tensor *input_norm, *input_norm_b; // [D]
+    projector_mlp mlp;
+} projector_vip;
+
 struct projector {
     const projector_kind * kind;
     int32_t n_embd; // E
     union {         // as the kind says
         projector_mlp mlp;
+        projector_vip vip;
     };
 };
 

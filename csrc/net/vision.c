@@ -4,6 +4,8 @@
 #include "hparams.h"
 #include "language.h"
 
+#define VIEW_ROWS 4096 // of views that are encoded at once, where those of one view are not more
+
 pyllava_status vision_read(vision * v, const pyllava_gguf * f) {
     gguf_text name = { 0 };
     bool has_tower = false;
@@ -29,16 +31,22 @@ static int32_t side(const vision * v) {
 pyllava_status vision_bind(vision * v, weights * w, int32_t n_embd_text, ggml_backend_dev_t device) {
     const vit_hparams * h = &v->vit.hparams;
     weights_place(w, device);
-    TRY(projector_bind(&v->projector, w, h->n_embd, n_embd_text));
+    TRY(projector_bind(&v->projector, w, h->n_features * h->n_embd, n_embd_text));
     TRY(vit_bind(&v->vit, w));
     weights_place(w, NULL);
-    return merge_bind(&v->merge, w, h->anyres, side(v), v->projector.n_embd);
+    v->merge.n_most = h->anyres_max;
+    return merge_bind(&v->merge, w, h->aspect == PYLLAVA_ANYRES, side(v), v->projector.n_embd);
 }
 
 void vision_free(vision * v) { vit_free(&v->vit); }
 
 int32_t vision_rows(const vision * v, const pyllava_layout * layout) {
     return layout ? merge_length(&v->merge, layout) : side(v) * side(v);
+}
+
+int32_t vision_views(const vision * v, int32_t n) {
+    const int32_t most = VIEW_ROWS / v->vit.hparams.n_patch;
+    return n <= most ? n : most > 1 ? most : 1;
 }
 
 tensor * vision_embed(graph * g, const vision * v, tensor * patches) {

@@ -56,6 +56,7 @@ static pyllava_status ignore_rest(const vit_hparams * h, weights * w) {
         weights_ignore(w, name);
     }
     weights_ignore(w, "v.post_ln.");
+    weights_ignore(w, "v.head."); // SigLIP's pooling
     return w->status;
 }
 
@@ -92,7 +93,7 @@ void vit_free(vit * v) {
 // ----------------------------------------------------------------------------------------- network
 
 void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
-    const int S = h->image_size, P = h->patch_size, n = S / P;
+    const int S = h->image_size, P = h->patch_size, n = S / P; // pixels right of and below n P are not seen
     for (int patch = 0; patch < n * n; patch++) {
         for (int c = 0; c < 3; c++) {
             for (int y = 0; y < P; y++, out += P) {
@@ -122,7 +123,12 @@ static tensor * vit_attention(graph * g, const vit_layer * l, int i, tensor * x)
 }
 
 static tensor * activate(graph * g, vit_act act, tensor * x) {
-    return act == VIT_GELU ? nn_gelu(g, x) : act == VIT_SILU ? nn_silu(g, x) : nn_quick_gelu(g, x);
+    switch (act) {
+        case VIT_GELU:      return nn_gelu(g, x);
+        case VIT_GELU_TANH: return nn_gelu_tanh(g, x);
+        case VIT_SILU:      return nn_silu(g, x);
+        default:            return nn_quick_gelu(g, x);
+    }
 }
 
 // One pre-norm encoder layer:   h = x + Attention(LN1(x))    y = h + fc2(act(fc1(LN2(h))))
@@ -138,10 +144,21 @@ static tensor * vit_block(graph * g, const vit * v, const vit_layer * l, int i, 
     return nn_name(g, nn_add(g, x, y), "v.blk.%d.out", i); // [n_views * n_pos, D]
 }
 
+// The hidden states that are read, side by side in the order of the list.
+static tensor * selected(graph * g, const vit_hparams * h, tensor * const * states) {
+    tensor * x = states[h->features[0]];
+    for (int i = 1; i < h->n_features; i++) x = nn_beside(g, x, states[h->features[i]]);
+    return x;
+}
+
 tensor * vit_features(graph * g, const vit * v, tensor * patches) {
+    tensor * states[PYLLAVA_MAX_LAYERS + 1]; // state i is what layer i reads
     tensor * x = embed(g, v, patches);
     if (v->pre_ln) x = nn_name(g, nn_layer_norm(g, v->pre_ln, v->pre_ln_b, v->hparams.eps, x), "v.pre_ln");
-    for (int i = 0; i < v->hparams.n_layer_run; i++) x = vit_block(g, v, &v->layers[i], i, x);
+    states[0] = x;
+    for (int i = 0; i < v->hparams.n_layer_run; i++)
+        states[i + 1] = vit_block(g, v, &v->layers[i], i, states[i]);
+    x = selected(g, &v->hparams, states);
     if (v->class_embd) x = nn_skip_first(g, x); // LLaVA reads the patches alone
-    return nn_name(g, x, "v.features");         // [n_views * n_patch, D]
+    return nn_name(g, x, "v.features");         // [n_views * n_patch, n_features * D]
 }

@@ -1,5 +1,5 @@
-// vit.h - the CLIP vision tower (Radford et al., 2021; ViT of Dosovitskiy et al., 2020), up to the hidden
-// state that LLaVA reads.
+// vit.h - the vision tower, CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), both ViTs (Dosovitskiy
+// et al., 2020), up to the hidden states that LLaVA reads.
 #pragma once
 
 #include "nn.h"
@@ -28,7 +28,7 @@ pyllava_status vit_bind(vit * v, weights * w);
 void vit_free(vit * v);
 
 // patches f32 [n_views * n_patch, 3 * patch_size^2] (channel, row, column) to features [n_views * n_patch,
-// D].
+// n_features * D].
 tensor * vit_features(graph * g, const vit * v, tensor * patches); // of g->n_views
 // Pixels f32 [3, image_size, image_size] of one view to its patches f32 [n_patch, 3 * patch_size^2], row by
 // row.

@@ -29,7 +29,7 @@ static uint64_t compute_of_text(const language_hparams * h, const pyllava_sessio
 
 static uint64_t compute_of_vision(const vit_hparams * h, const pyllava_session_params * s, bool flash) {
     const uint64_t n_pos = (uint64_t) h->n_patch + 1, n_views = (uint64_t) s->n_views;
-    const uint64_t row = 6 * (uint64_t) h->n_embd + 2 * (uint64_t) h->n_ff;
+    const uint64_t row = (uint64_t) (5 + h->n_features) * (uint64_t) h->n_embd + 2 * (uint64_t) h->n_ff;
     return 4 * n_views * (n_pos * row + (flash ? 0 : 2 * (uint64_t) h->n_head * n_pos * n_pos));
 }
 
@@ -50,12 +50,13 @@ static pyllava_session_params session_of(const pyllava_model * m, const pyllava_
         s.n_ctx = m->language.hparams.n_ctx_train < 4096 ? m->language.hparams.n_ctx_train : 4096;
     if (s.n_batch < 1) s.n_batch = 1024;
     if (s.n_seq < 1) s.n_seq = 1;
-    if (s.n_views > 0) return s;
-    s.n_views = 1; // a picture's views are encoded at once
-    for (int32_t i = 0; v->anyres && i < v->n_pinpoints; i++) {
+    int32_t n_views = 1; // of the largest picture
+    for (int32_t i = 0; v->aspect == PYLLAVA_ANYRES && i < v->n_pinpoints; i++) {
         const int32_t n = 1 + v->pinpoints[i][0] / v->image_size * (v->pinpoints[i][1] / v->image_size);
-        if (n > s.n_views) s.n_views = n;
+        if (n > n_views) n_views = n;
     }
+    if (s.n_views < 1) s.n_views = n_views;
+    if (m->has_vision) s.n_views = vision_views(&m->vision, s.n_views);
     return s;
 }
 
@@ -144,6 +145,16 @@ static void warn_of_no_device(const pyllava_model * m, const pyllava_model_param
                                   : "this build has no GPU back end (docs/building.md says how to get one)");
 }
 
+// SigLIP was trained with 0.5 for all colours; converters write CLIP's numbers unless they are told.
+static void warn_of_mean(const pyllava_model * m, const pyllava_model_params * p) {
+    const vit_hparams * v = &m->vision.vit.hparams;
+    if (!v->is_siglip || fabsf(v->image_mean[0] - 0.4815f) > 1e-3f) return;
+    log_text(&m->log, PYLLAVA_LOG_WARNING,
+             "%s: a SigLIP tower with CLIP's clip.vision.image_mean and image_std, SigLIP has 0.5: the model "
+             "sees wrong colours if that is a mistake of the conversion",
+             p->mmproj);
+}
+
 // "0-11 on the CPU, 12-31 on CUDA0"
 static void log_placement(const pyllava_model * m) {
     const placement * p = &m->placement;
@@ -203,7 +214,9 @@ static pyllava_status open_vision(pyllava_model * m, const pyllava_model_params 
     weights * w = &m->vision_weights;
     TRY(weights_open(w, p->mmproj, p->use_mmap, p->progress, &m->log));
     m->has_vision = true;
-    return vision_read(&m->vision, w->files[0]);
+    TRY(vision_read(&m->vision, w->files[0]));
+    warn_of_mean(m, p);
+    return PYLLAVA_OK;
 }
 
 static pyllava_status load_text(pyllava_model * m, const pyllava_model_params * p) {
@@ -320,8 +333,9 @@ void model_describe(const pyllava_model * m, pyllava_model_info * out) {
         .n_embd_vision = v->n_embd,
         .n_layer_vision = v->n_layer,
         .n_layer_vision_run = v->n_layer_run,
-        .anyres = v->anyres,
-        .n_pinpoints = v->anyres ? v->n_pinpoints : 0,
+        .aspect = (int32_t) v->aspect,
+        .anyres_max = v->anyres_max,
+        .n_pinpoints = v->aspect == PYLLAVA_ANYRES ? v->n_pinpoints : 0,
         .size = m->text_weights.size,
         .size_vision = m->vision_weights.size,
     };

@@ -122,8 +122,8 @@ static pyllava_status check_params(pyllava_session_params * p) {
     if (p->n_batch < 1 || p->n_batch > 2048)
         FAIL(PYLLAVA_ERR_ARGUMENT, "n_batch: found %d, need 1..2048", p->n_batch);
     if (p->n_seq < 1 || p->n_seq > 256) FAIL(PYLLAVA_ERR_ARGUMENT, "n_seq: found %d, need 1..256", p->n_seq);
-    if (p->n_views < 1 || p->n_views > 64)
-        FAIL(PYLLAVA_ERR_ARGUMENT, "n_views: found %d, need 1..64", p->n_views);
+    if (p->n_views < 1 || p->n_views > MAX_TILES + 1)
+        FAIL(PYLLAVA_ERR_ARGUMENT, "n_views: found %d, need 1..%d", p->n_views, MAX_TILES + 1);
     if (p->n_threads < 0 || p->n_threads > MAX_THREADS)
         FAIL(PYLLAVA_ERR_ARGUMENT, "n_threads: found %d, need 0..%d", p->n_threads, MAX_THREADS);
     if (p->precision != PYLLAVA_EXACT && p->precision != PYLLAVA_FAST)
@@ -184,6 +184,7 @@ static pyllava_status create(void * session) {
     pyllava_session * s = session;
     const pyllava_session_params * p = &s->params;
     TRY(check_params(&s->params));
+    if (s->model->has_vision) s->params.n_views = vision_views(&s->model->vision, s->params.n_views);
     TRY(runner_start(&s->runner, s->model, p));
     TRY(create_cache(s));
     const int32_t n_rows = p->n_batch > p->n_seq ? p->n_batch : p->n_seq;

@@ -44,6 +44,7 @@ typedef enum linear_end {
     END_SILU,       // x sigmoid(x)
     END_GELU,       // x Phi(x)
     END_QUICK_GELU, // x sigmoid(1.702 x)
+    END_GELU_TANH,  // GELU's tanh form
     END_SWIGLU,     // silu(W x) * (U x), U a second matrix
 } linear_end;
 
@@ -100,6 +101,10 @@ void kernel_rope_table(struct ggml_tensor * dst, int ith, int nth, void * unused
 void kernel_rope(struct ggml_tensor * dst, int ith, int nth, void * unused);
 void kernel_rope_neox(struct ggml_tensor * dst, int ith, int nth, void * unused);
 void kernel_store(struct ggml_tensor * dst, int ith, int nth, void * unused);
+
+// x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 of every number, no userdata.   src: x f32, dst: like x,
+// both contiguous
+void kernel_gelu_tanh(struct ggml_tensor * dst, int ith, int nth, void * unused);
 
 // The fast mode, userdata a kernel_job. Activations are quantised by a separate node, kernel_round: src x f32
 // [n_tokens, n_in], weights (and bias) of job->norm; dst bytes [n_tokens, fast_linear_rounded_size]. Then

@@ -288,11 +288,15 @@ INLINE vf normal_cdf(vf x) {
     return vf_choose((vl) (x < 0.0f), tail, one - tail);
 }
 
+// x (1 + tanh(u)) / 2 = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+INLINE vf gelu_tanh(vf x) { return x * sigmoid(x * (vf_set(1.5957691216f) + vf_set(0.0713548163f) * x * x)); }
+
 INLINE vf ended(linear_end end, vf y, vf up) {
     switch (end) {
         case END_SILU:       return y * sigmoid(y);
         case END_GELU:       return y * normal_cdf(y);
         case END_QUICK_GELU: return y * sigmoid(vf_set(1.702f) * y);
+        case END_GELU_TANH:  return gelu_tanh(y);
         case END_SWIGLU:     return y * sigmoid(y) * up;
         default:             return y;
     }
@@ -335,6 +339,7 @@ static void end_tile(const tile_end * e, int n, int n_rows, const float * y, con
             case END_SILU:       end_row(e, END_SILU, n_rows, sums, NULL, t * e->stride); break;
             case END_GELU:       end_row(e, END_GELU, n_rows, sums, NULL, t * e->stride); break;
             case END_QUICK_GELU: end_row(e, END_QUICK_GELU, n_rows, sums, NULL, t * e->stride); break;
+            case END_GELU_TANH:  end_row(e, END_GELU_TANH, n_rows, sums, NULL, t * e->stride); break;
             case END_SWIGLU:     end_row(e, END_SWIGLU, n_rows, sums, others, t * e->stride); break;
             default:             end_row(e, END_PLAIN, n_rows, sums, NULL, t * e->stride);
         }

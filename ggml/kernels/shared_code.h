@@ -2,5 +2,6 @@
 // shared_<set>.c, which names the set.
 #include "attention.c"
 #include "fast_attention.c"
+#include "gelu.c"
 #include "linear.c"
 #include "rope.c"

@@ -16,7 +16,7 @@ from .. import _plugins, errors
 from .._plain import plain
 from .functions import _TEXT, FUNCTIONS, QUICK
 
-ABI = 5
+ABI = 6
 
 _EXCEPTIONS: dict[int, type[Exception]] = {
     1: ValueError,

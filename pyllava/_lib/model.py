@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from threading import Thread
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from .values import FloatArray, _i32, _path, _pointer
 _LONG_TEXT = 1 << 18  # bytes that are tokenized in a tenth of a second
 _SLICE = 0.05  # seconds
 Result = TypeVar("Result")
+Aspect: TypeAlias = Literal["pad", "squash", "anyres"]
+_ASPECTS: tuple[Aspect, ...] = ("pad", "squash", "anyres")  # pyllava_aspect, by number
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class ModelInfo:
     n_layer_vision_run: int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    anyres: bool
+    aspect: Aspect
+    """How a picture becomes views; see `pyllava.views`."""
+    anyres_max: int
+    """Of LLaVA-OneVision: a grid of tiles with clearly more rows than so many views is reduced; else 0."""
     pinpoints: tuple[tuple[int, int], ...]
     size: int
     size_vision: int
@@ -97,6 +102,7 @@ class ModelHandle:
         values |= {"image_mean": tuple(info.image_mean), "image_std": tuple(info.image_std)}
         values["pinpoints"] = tuple((width, height) for width, height in info.pinpoints[: info.n_pinpoints])
         del values["n_pinpoints"]
+        values["aspect"] = _ASPECTS[info.aspect]
         self.info = ModelInfo(**values)
         found = _ModelDevices()
         with self._handle.use() as at:

@@ -166,8 +166,7 @@ class _Bench:
 
     def _images(self, result: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
         info, (width, height) = self.model.info, self.options.image_size
-        aspect = "anyres" if info.anyres else "pad"
-        spec = ImageSpec(info.image_size, info.image_mean, info.image_std, aspect, info.pinpoints)  # type: ignore[arg-type]
+        spec = ImageSpec(info.image_size, info.image_mean, info.image_std, info.aspect, info.pinpoints)
         picture = load_image(self.random.randint(0, 256, (height, width, 3)).astype(np.uint8))
         views = preprocess(picture, spec)
         session = self._session(64, n_views=len(views.pixels))
@@ -175,7 +174,7 @@ class _Bench:
         result["views"] = len(views.pixels)
         result["encode_s"] = self._median(lambda: session.encode(views.pixels))
         rows = self.model.merge(
-            _lib.Layout(views.grid, views.size, flat=not info.anyres), session.encode(views.pixels)
+            _lib.Layout(views.grid, views.size, flat=info.aspect != "anyres"), session.encode(views.pixels)
         )
         result["image_tokens"] = len(rows)
         self._close(session)

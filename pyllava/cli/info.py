@@ -93,6 +93,7 @@ def _projector(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         _count(metadata, f"clip.vision.{name}") for name in ("image_size", "patch_size")
     )
     n_stored = len({name.split(".")[2] for name in shapes if name.startswith("v.blk.")})
+    is_siglip = "v.class_embd" not in shapes and "v.patch_embd.bias" in shapes
     return {
         "kind": "projector",
         "projector": _projector_kind(metadata, shapes),
@@ -100,7 +101,7 @@ def _projector(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         "patch size": patch_size,
         "patches": (image_size // patch_size) ** 2 if image_size and patch_size else None,
         "layers stored": n_stored,
-        "layers run": _layers_run(metadata, n_stored),
+        "layers run": _layers_run(metadata, n_stored, is_siglip=is_siglip),
         "width": metadata.get("clip.vision.embedding_length"),
         "output width": _output_width(shapes),
         "merge": metadata.get("clip.vision.mm_patch_merge_type"),
@@ -114,14 +115,14 @@ def _projector_kind(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int,
     return ("mlp_norm" if "mm.3.weight" in shapes else "mlp") + " (the file does not say so)"
 
 
-def _layers_run(metadata: Mapping[str, Any], n_stored: int) -> int:
+def _layers_run(metadata: Mapping[str, Any], n_stored: int, *, is_siglip: bool = False) -> int:
     """As vision_hparams.c decides: a file without a feature layer holds the layers wanted, or a whole tower."""
     n_layer = _count(metadata, "clip.vision.block_count") or n_stored
     features: Any = metadata.get("clip.vision.feature_layer")
     features = features.tolist() if hasattr(features, "tolist") else features
-    if isinstance(features, list) and features and isinstance(features[0], int):
-        return features[0] if features[0] >= 0 else n_layer
-    return n_layer - 1 if n_layer in (24, 32) else n_layer
+    if isinstance(features, list) and features and all(isinstance(layer, int) for layer in features):
+        return max(layer if layer >= 0 else n_layer for layer in features)
+    return n_layer - 1 if n_layer in ((27,) if is_siglip else (24, 32)) else n_layer
 
 
 def _count(metadata: Mapping[str, Any], key: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .names import Rule
@@ -20,7 +20,7 @@ class Family:
     architectures of a config.json, in lower case with spaces between. `defaults`: by model_type, "" for all
     others. `ends`, `block`: the tensors outside and inside of the layers, as Hugging Face calls them after
     the prefix (`model.`, `language_model.model.`, ...). `paired`: the file wants the rows of q and k in the
-    order in which pairs (2i, 2i + 1) are rotated.
+    order in which pairs (2i, 2i + 1) are rotated. `scales`: keys of the file, and the settings that give them.
     """
 
     architecture: str
@@ -29,6 +29,7 @@ class Family:
     ends: Mapping[str, Rule]
     block: Mapping[str, Rule]
     paired: bool
+    scales: Mapping[str, str] = field(default_factory=dict)
 
     def defaults_of(self, model_type: object) -> Mapping[str, Any]:
         return next((table for kind, table in self.defaults.items() if kind == model_type), self.defaults[""])
@@ -37,11 +38,13 @@ class Family:
 @dataclass(frozen=True)
 class Tower:
     """`kind`: the model_type of its config. `defaults`: what transformers assumes for a key that is left out.
-    `published`: settings by the last part of a model's name. `ends`, `block`: as in Family, after
-    `vision_model.` or nothing. `unused`: other tensors of such a folder, which LLaVA does not need.
+    `published`: settings by the last part of a model's name. `activations`: what readers of the file compute
+    for a hidden_act. `ends`, `block`: as in Family, after `vision_model.` or nothing. `unused`: other tensors
+    of such a folder, which LLaVA does not need.
     """
 
     kind: str
+    activations: Mapping[str, str]
     defaults: Mapping[str, Any]
     published: Mapping[str, Mapping[str, Any]]
     mean: tuple[float, float, float]
@@ -112,7 +115,9 @@ DERIVED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|rope\.freqs|rope_freqs(\.wei
 
 LLAMA = Family(
     "llama",
-    re.compile(r"|(?!.*(qwen|phi|mpt|gemma|mixtral|stablelm)).*(llama|llava|mistral|yi).*", re.DOTALL),
+    re.compile(
+        r"|(?!.*(qwen|phi|granite|mpt|gemma|mixtral|stablelm)).*(llama|llava|mistral|yi).*", re.DOTALL
+    ),
     {"": _LLAMA, "mistral": _MISTRAL},
     _ENDS,
     _LLAMA_BLOCK,
@@ -126,7 +131,22 @@ QWEN2 = Family(
     _QWEN2_BLOCK,
     paired=False,
 )
-FAMILIES = (LLAMA, QWEN2)
+_GRANITE_SCALES = {
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+GRANITE = Family(
+    "granite",
+    re.compile(r"(.* )?(granite|graniteforcausallm)( .*)?", re.DOTALL),
+    {"": _LLAMA | dict.fromkeys(_GRANITE_SCALES.values(), 1.0)},
+    _ENDS,
+    {name: rule for name, rule in _LLAMA_BLOCK.items() if not rule.optional},
+    paired=True,
+    scales=_GRANITE_SCALES,
+)
+FAMILIES = (LLAMA, QWEN2, GRANITE)
 
 
 def family_of(kinds: str) -> Family | None:
@@ -156,8 +176,36 @@ _CLIP_L = {
     "num_attention_heads": 16,
     "patch_size": 14,
 }
+# ffn_down is fc1: the names of the projector files in the field are swapped (CONTRACT 1.3), and readers
+# tell by shape.
+_TOWER_BLOCK = {
+    **{
+        f"self_attn.{hf}.{end}": Rule(f"attn_{name}.{end}", shape)
+        for hf, name in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "out"))
+        for end, shape in (("weight", "D D"), ("bias", "D"))
+    },
+    **{
+        f"{hf}.{end}": Rule(f"{name}.{end}", "D")
+        for hf, name in (("layer_norm1", "ln1"), ("layer_norm2", "ln2"))
+        for end in ("weight", "bias")
+    },
+    "mlp.fc1.weight": Rule("ffn_down.weight", "F D"),
+    "mlp.fc1.bias": Rule("ffn_down.bias", "F"),
+    "mlp.fc2.weight": Rule("ffn_up.weight", "D F"),
+    "mlp.fc2.bias": Rule("ffn_up.bias", "D"),
+}
+_PATCHES = {
+    "embeddings.patch_embedding.weight": Rule("v.patch_embd.weight", "D 3 P P"),
+    "embeddings.position_embedding.weight": Rule("v.position_embd.weight", "T D"),
+}
+# The last norm must not be written: readers would apply it (CONTRACT 1.4).
+_TOWER_UNUSED = re.compile(
+    r"text_model\..*|text_projection\..*|visual_projection\..*|logit_scale|logit_bias"
+    r"|(vision_model\.)?(post_layernorm\..*|head\..*|embeddings\.position_ids)"
+)
 CLIP = Tower(
     "clip_vision_model",
+    activations={"quick_gelu": "quick_gelu", "gelu": "gelu", "silu": "silu"},
     defaults=_CLIP_B,  # CLIPVisionConfig
     published={
         "clip-vit-large-patch14-336": {**_CLIP_L, "image_size": 336},
@@ -168,34 +216,50 @@ CLIP = Tower(
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
     ends={
-        "embeddings.class_embedding": Rule("v.class_embd", "D", optional=True),
-        "embeddings.patch_embedding.weight": Rule("v.patch_embd.weight", "D 3 P P"),
+        "embeddings.class_embedding": Rule("v.class_embd", "D"),
+        **_PATCHES,
         "embeddings.patch_embedding.bias": Rule("v.patch_embd.bias", "D", optional=True),
-        "embeddings.position_embedding.weight": Rule("v.position_embd.weight", "T D"),
-        "pre_layrnorm.weight": Rule("v.pre_ln.weight", "D", optional=True),
-        "pre_layrnorm.bias": Rule("v.pre_ln.bias", "D", optional=True),
+        "pre_layrnorm.weight": Rule("v.pre_ln.weight", "D"),
+        "pre_layrnorm.bias": Rule("v.pre_ln.bias", "D"),
     },
-    # ffn_down is fc1: the names of the projector files in the field are swapped (CONTRACT 1.3), and readers
-    # tell by shape.
-    block={
-        **{
-            f"self_attn.{hf}.{end}": Rule(f"attn_{name}.{end}", shape)
-            for hf, name in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "out"))
-            for end, shape in (("weight", "D D"), ("bias", "D"))
-        },
-        **{
-            f"{hf}.{end}": Rule(f"{name}.{end}", "D")
-            for hf, name in (("layer_norm1", "ln1"), ("layer_norm2", "ln2"))
-            for end in ("weight", "bias")
-        },
-        "mlp.fc1.weight": Rule("ffn_down.weight", "F D"),
-        "mlp.fc1.bias": Rule("ffn_down.bias", "F"),
-        "mlp.fc2.weight": Rule("ffn_up.weight", "D F"),
-        "mlp.fc2.bias": Rule("ffn_up.bias", "D"),
-    },
-    # The last norm must not be written: readers would apply it (CONTRACT 1.4).
-    unused=re.compile(
-        r"text_model\..*|text_projection\..*|visual_projection\..*|logit_scale|logit_bias"
-        r"|(vision_model\.)?(post_layernorm\..*|head\..*|embeddings\.position_ids)"
-    ),
+    block=_TOWER_BLOCK,
+    unused=_TOWER_UNUSED,
 )
+_SIGLIP_B = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 0,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_SIGLIP_SO400M = {
+    **_SIGLIP_B,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+# No class token and no norm before the first layer; by that, readers tell it from CLIP.
+SIGLIP = Tower(
+    "siglip_vision_model",
+    activations={"gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"},
+    defaults=_SIGLIP_B,  # SiglipVisionConfig
+    published={"siglip-so400m-patch14-384": _SIGLIP_SO400M},
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    ends={**_PATCHES, "embeddings.patch_embedding.bias": Rule("v.patch_embd.bias", "D")},
+    block=_TOWER_BLOCK,
+    unused=_TOWER_UNUSED,
+)
+TOWERS = (CLIP, SIGLIP)
+
+
+def tower_of(kind: object) -> Tower | None:
+    """The family of towers with this model_type; CLIP where there is none."""
+    return CLIP if kind is None else next((tower for tower in TOWERS if tower.kind == kind), None)

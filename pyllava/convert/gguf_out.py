@@ -24,7 +24,7 @@ from .._part_file import replacing
 from .._terminal import byte_bar
 from ..formats import BF16, F16, F32, GgmlType
 from .checkpoints.dtypes import FloatArray
-from .checkpoints.tensor import InputFile, Tensor, chunks
+from .checkpoints.tensor import Computed, InputFile, Tensor, chunks
 from .encoding import agrees, decode, encode
 from .errors import CheckpointError, ConvertError, OutputError, shown
 from .script import log
@@ -78,7 +78,7 @@ class OutTensor:
     """One tensor to write; `shape` is row-major. `reorder` maps rows to rows, `multiple` at a time."""
 
     name: str
-    source: Tensor
+    source: Tensor | Computed
     shape: tuple[int, ...]
     kind: GgmlType
     reorder: Callable[[FloatArray], FloatArray] | None = None

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._mixes import Mix, Plan
-from ..formats import FORMATS
+from ..formats import F32, FORMATS
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files, summary
 from .checkpoints.dtypes import FloatArray
 from .checkpoints.json_file import Config
-from .checkpoints.tensor import Tensor
+from .checkpoints.tensor import Computed, Tensor
 from .errors import CheckpointError, shown
 from .families import DERIVED, META_BLOCK, META_ENDS, OUTPUT
 from .gguf_out import Metadata, OutTensor, write_gguf
@@ -105,6 +107,9 @@ def language_tensors(
         if tensor.shape != shape:
             raise CheckpointError(f"{shown(name)}: shape {list(tensor.shape)}, need {list(shape)}")
         tensors.append(_out(tensor, rule, params, plan, meta_layout))
+    if params.rope_factors is not None:
+        factors = np.array(params.rope_factors, np.float32)
+        tensors.append(OutTensor("rope_freqs.weight", Computed("rope_freqs", factors), factors.shape, F32))
     _check_unknown(unknown, skip_unknown)
     _tell_fallbacks(plan)
     return tensors
@@ -207,6 +212,8 @@ def language_metadata(name: str, params: LlamaParams, n_vocab: int, mix: Mix) ->
         meta.u32(f"{arch}.attention.value_length", params.head_dim)
     meta.f32(f"{arch}.attention.layer_norm_rms_epsilon", params.eps)
     meta.f32(f"{arch}.rope.freq_base", params.rope_theta)
+    for key, value in params.scales.items():
+        meta.f32(f"{arch}.{key}", value)
     if params.rope_scaling is not None:
         scaling, factor, original = params.rope_scaling
         meta.text(f"{arch}.rope.scaling.type", scaling)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from .llava_config import is_hugging_face
 
 @dataclass(frozen=True)
 class LlamaParams:
-    """`rope_scaling` is (type, factor, original context) or None; `tied`: the output shares token_embd."""
+    """`rope_scaling` is (type, factor, original context) or None; `rope_factors` divide the frequencies, one for
+    each pair of a head; `tied`: the output shares token_embd.
+    """
 
     family: Family
     n_vocab: int | None  # as the config says; the rows of token_embd decide
@@ -30,6 +33,8 @@ class LlamaParams:
     eps: float
     rope_theta: float
     rope_scaling: tuple[str, float, int | None] | None
+    rope_factors: tuple[float, ...] | None
+    scales: Mapping[str, float]  # by the file's key
     tied: bool
 
 
@@ -42,19 +47,24 @@ def read_llama_params(
         nested = config.sub("text_config")
         if nested is None and is_hugging_face(config.table):
             nested = Config(f"{config.where}: text_config", {})
+        if nested is not None and config.get("model_type") == "llava_onevision":
+            nested.table = {"model_type": "qwen2", **nested.table}
         if nested is not None:
             nested.defaults = _family(nested).defaults_of(nested.table.get("model_type"))
-            if "tie_word_embeddings" in config.table:
-                nested.defaults = {
-                    **nested.defaults,
-                    "tie_word_embeddings": config.table["tie_word_embeddings"],
-                }
-            config = nested
+            said = (config.get("tie_word_embeddings"), nested.get("tie_word_embeddings"))
+            params = _from_config(nested, _family(nested), n_ctx)
+            return replace(params, tied=_is_tied(said, tensors)), nested
         return _from_config(config, _family(config), n_ctx), config
     if (folder / "params.json").exists():
         config = Config(str(folder / "params.json"), read_json(folder / "params.json"))
         return _from_params(config, tensors, n_ctx), config
     raise CheckpointError(f"{folder}: neither config.json nor params.json, the hyper-parameters are unknown")
+
+
+def _is_tied(said: tuple[object, object], tensors: Mapping[str, Tensor]) -> bool:
+    """What the model and its nested language model say; where they disagree, the checkpoint's output decides."""
+    has_output = any(name.endswith("lm_head.weight") for name in tensors)
+    return True in said and not (False in said and has_output)
 
 
 def _family(config: Config) -> Family:
@@ -64,7 +74,7 @@ def _family(config: Config) -> Family:
     family = family_of(text)
     if family is None:
         raise CheckpointError(
-            f"{config.where}: a model of type {shown(text)}; only the LLaMA family and Qwen2 are supported"
+            f"{config.where}: a model of type {shown(text)}; only the LLaMA family, Qwen2 and Granite are supported"
         )
     experts = config.get("num_local_experts", "num_experts")
     if experts not in (None, 0, 1):
@@ -96,6 +106,8 @@ def _from_config(config: Config, family: Family, n_ctx: int | None) -> LlamaPara
         eps=config.number("rms_norm_eps", high=1.0),
         rope_theta=_rope_theta(config),
         rope_scaling=_rope_scaling(config),
+        rope_factors=_rope_factors(config, head_dim),
+        scales={key: config.number(name) for key, name in family.scales.items()},
         tied=config.get("tie_word_embeddings") is True,
     )
 
@@ -130,11 +142,11 @@ def _rope_theta(config: Config) -> float:
 def _rope_scaling(config: Config) -> tuple[str, float, int | None] | None:
     table = config.sub("rope_scaling") or _rope(config)
     kind = table.get("type", "rope_type")
-    if kind in (None, "default"):
+    if kind in (None, "default", "llama3"):
         return None
     if kind not in ("linear", "yarn"):
         raise CheckpointError(
-            f"{table.where}: positions scaled by {shown(kind)}, only linear and yarn are supported"
+            f"{table.where}: positions scaled by {shown(kind)}, only linear, yarn and llama3 are supported"
         )
     original = table.get("original_max_position_embeddings")
     return (
@@ -142,6 +154,30 @@ def _rope_scaling(config: Config) -> tuple[str, float, int | None] | None:
         table.number("factor"),
         None if original is None else table.integer("original_max_position_embeddings"),
     )
+
+
+def _rope_factors(config: Config, head_dim: int) -> tuple[float, ...] | None:
+    """Llama 3.1's: waves that are short beside the original context stay, long ones are stretched by the factor,
+    and those between by a mixture (transformers' `_compute_llama3_parameters`). GGUF has them as a tensor.
+    """
+    table = config.sub("rope_scaling") or _rope(config)
+    if table.get("type", "rope_type") != "llama3":
+        return None
+    factor, low, high = (table.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise CheckpointError(
+            f"{table.where}: low_freq_factor {low:g} is not below high_freq_factor {high:g}"
+        )
+    original = table.integer("original_max_position_embeddings")
+
+    theta = _rope_theta(config)
+
+    def stretch(i: int) -> float:
+        wavelength = 2 * math.pi * math.pow(theta, 2 * i / head_dim)
+        kept = min(max((original / wavelength - low) / (high - low), 0.0), 1.0)
+        return 1 / ((1 - kept) / factor + kept)
+
+    return tuple(stretch(i) for i in range(head_dim // 2))
 
 
 def _from_params(config: Config, tensors: Mapping[str, Tensor], n_ctx: int | None) -> LlamaParams:
@@ -172,6 +208,8 @@ def _from_params(config: Config, tensors: Mapping[str, Tensor], n_ctx: int | Non
         eps=config.number("norm_eps", high=1.0),
         rope_theta=_rope_theta(config),
         rope_scaling=None,
+        rope_factors=None,
+        scales={},
         tied=False,
     )
 

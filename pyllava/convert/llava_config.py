@@ -7,13 +7,14 @@ for the settings. Here both become the original's words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .checkpoints.json_file import Config
 from .errors import CheckpointError, shown
-from .families import CLIP
+from .families import CLIP, SIGLIP, TOWERS, tower_of
 
 # Keys of the original layout that tell how the tower is used.
 SETTINGS = (
@@ -28,18 +29,24 @@ SETTINGS = (
 )
 # What LlavaConfig assumes where there is no vision_config at all.
 LLAVA_TOWER = "clip-vit-large-patch14-336"
+# What transformers assumes: (height, width).
 _NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+_ONEVISION_PINPOINTS = [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)]
+_TILED = {"llava_next": _NEXT_PINPOINTS, "llava_onevision": _ONEVISION_PINPOINTS}
+# The classes of transformers whose checkpoints are read.
+HUGGING_FACE = ("llava", "llava_next", "llava_onevision", "vipllava")
+_ONEVISION_TOWER = {**SIGLIP.published["siglip-so400m-patch14-384"], "num_hidden_layers": 26}
 
 
 def is_hugging_face(table: Mapping[str, Any]) -> bool:
     """Whether a config.json is of the layout of llava-hf."""
     names = table.get("architectures")
     generation = isinstance(names, list) and any(
-        isinstance(name, str) and name.startswith("Llava") and name.endswith("ForConditionalGeneration")
+        isinstance(name, str) and re.fullmatch("(Vip)?Llava.*ForConditionalGeneration", name)
         for name in names
     )
     nested = isinstance(table.get("text_config"), dict) or isinstance(table.get("vision_config"), dict)
-    return generation or (nested and str(table.get("model_type")).startswith("llava"))
+    return generation or (nested and str(table.get("model_type")).startswith(("llava", "vipllava")))
 
 
 def llava_settings(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,20 +62,34 @@ def llava_settings(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translated(table: Mapping[str, Any]) -> dict[str, Any]:
-    """LLaVA-1.5 was trained on padded pictures, whatever its processor in transformers does since."""
+    """LLaVA-1.5 was trained on padded pictures, whatever its processor in transformers does since; models with
+    SigLIP on what its processor makes, which the original code calls square.
+    """
+    kind = table.get("model_type")
+    is_onevision = kind == "llava_onevision"
+    vision = table.get("vision_config")
+    tower = vision.get("model_type") if isinstance(vision, dict) else None
     settings = {
-        "mm_vision_select_layer": table.get("vision_feature_layer"),
-        "mm_vision_select_feature": table.get("vision_feature_select_strategy"),
+        "mm_vision_select_layer": table.get("vision_feature_layer", -1 if is_onevision else None),
+        "mm_vision_select_feature": table.get(
+            "vision_feature_select_strategy", "full" if is_onevision else "default"
+        ),
         "projector_hidden_act": table.get("projector_hidden_act"),
         "mm_projector_type": "mlp2x_gelu",
-        "image_aspect_ratio": "pad",
+        "image_aspect_ratio": "square" if tower == SIGLIP.kind else "pad",
     }
-    if table.get("model_type") == "llava_next":
+    if kind == "vipllava":
+        settings["mm_vision_select_layer"] = (
+            table.get("vision_feature_layers") or table.get("vision_feature_layer") or [-2, -5, -8, -11, 6]
+        )
+        settings["projector_layernorm_eps"] = table.get("projector_layernorm_eps")
+    if kind in _TILED:
         pairs = table.get("image_grid_pinpoints")
+        aspect = table.get("vision_aspect_ratio") or "anyres_max_9"
         settings |= {
-            "image_aspect_ratio": "anyres",
+            "image_aspect_ratio": aspect if is_onevision else "anyres",
             "mm_patch_merge_type": "spatial_unpad",
-            "image_grid_pinpoints": _widths_first(_NEXT_PINPOINTS if pairs is None else pairs),
+            "image_grid_pinpoints": _widths_first(_TILED[kind] if pairs is None else pairs),
         }
     return {key: value for key, value in settings.items() if value is not None}
 
@@ -111,18 +132,29 @@ def tower_folders(model: Path, table: Mapping[str, Any]) -> list[Path]:
 
 def nested_tower(config: Config) -> Config:
     """The tower's own settings in the Hugging Face layout."""
-    vision = config.sub("vision_config", CLIP.defaults)
+    vision = config.sub("vision_config")
+    is_onevision = config.get("model_type") == "llava_onevision"
     if vision is None:
-        return Config(f"{config.where}: vision_config", {}, CLIP.published[LLAVA_TOWER])
-    kind = vision.get("model_type")
-    if kind not in (None, CLIP.kind):
-        raise CheckpointError(f"{vision.where}: a tower of type {shown(kind)}, only CLIP's is supported")
+        table = _ONEVISION_TOWER if is_onevision else CLIP.published[LLAVA_TOWER]
+        return Config(
+            f"{config.where}: vision_config",
+            {"model_type": "siglip_vision_model", **table} if is_onevision else table,
+        )
+    kind = vision.get("model_type") or (SIGLIP.kind if is_onevision else CLIP.kind)
+    tower = tower_of(kind)
+    if tower is None:
+        raise CheckpointError(
+            f"{vision.where}: a tower of type {shown(kind)}, only CLIP's and SigLIP's are supported"
+        )
+    vision.defaults = {"model_type": kind, **tower.defaults}
     return vision
 
 
 def known_tower(config: Config) -> Config | None:
     """The settings of a published tower that the config names, or None."""
     found = tower_base(config.table)
-    if found is None or found[1].lower() not in CLIP.published:
-        return None
-    return Config(f"{config.where}: mm_vision_tower {found[1]}", {}, CLIP.published[found[1].lower()])
+    for tower in TOWERS:
+        if found is not None and found[1].lower() in tower.published:
+            settings = {"model_type": tower.kind, **tower.published[found[1].lower()]}
+            return Config(f"{config.where}: mm_vision_tower {found[1]}", {}, settings)
+    return None

@@ -19,6 +19,7 @@ from .._template_choice import choose
 from .chat_template import jinja
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files
 from .checkpoints.json_file import Config
+from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, NoCheckpoint, OutputError, shown
 from .gguf_out import Metadata, OutTensor, written
 from .language_model import config_ids, language_metadata, language_tensors
@@ -27,7 +28,7 @@ from .llama_params import read_llama_params
 from .llava_config import is_hugging_face, tower_base, tower_folders
 from .mixes import OUT_TYPES, language_plan
 from .names import projector_name, projector_type, tower_name
-from .projector_file import OUTPUT_OF, Part, projector_plan
+from .projector_file import OUTPUT_OF, Part, projector_plan, stored_layers
 from .script import log
 from .surgery import find_projector, renamed
 from .tokenizer_files import read_vocabulary
@@ -89,7 +90,8 @@ def convert(folder: Path, output_folder: Path, options: Options) -> Model:
         language, template = _language_model(folder, output_folder, name, config, checkpoint, options)
         _check_widths(folder, mmproj, language)
         output_folder.mkdir(parents=True, exist_ok=True)
-        inputs = {tensor.source.file.path for tensor in (*mmproj.tensors, *language.tensors)}
+        sources = [tensor.source for tensor in (*mmproj.tensors, *language.tensors)]
+        inputs = {source.file.path for source in sources if isinstance(source, Tensor)}
         written_mmproj = stack.enter_context(_written(mmproj, inputs))
         written_model = stack.enter_context(_written(language, inputs))
         if options.check:
@@ -135,7 +137,8 @@ def _tower(
     for place in (options.vision_tower, folder, tower.path, *tower_folders(folder, config.table)):
         pixels = pixels or ({} if place is None else pixel_settings(place))
     params = vision_params(vision, pixels)
-    return params, llava_facts(settings, params.n_layer), tower
+    facts = llava_facts(settings, params)
+    return replace(params, n_layer=stored_layers(tower, params, facts)), facts, tower
 
 
 def _tower_folder(folder: Path, config: Config) -> Path:

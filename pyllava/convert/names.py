@@ -45,6 +45,7 @@ def projector_name(name: str) -> str | None:
     for prefix in HF_PROJECTOR_PREFIXES:
         if name.startswith(prefix):
             end = name[len(prefix) :].replace("linear_1.", "0.").replace("linear_2.", "2.")
+            end = end.replace("projector_layernorm.", "clip_layernorm.")
             return "model.mm_projector." + end
     return None
 
@@ -61,6 +62,7 @@ def tower_name(name: str) -> str | None:
 def projector_gguf_name(name: str) -> str:
     """`model.mm_projector.*` as the projector file calls it (CONTRACT 8.4)."""
     name = name.replace("model.mm_projector", "mm")
+    name = name.replace("mm.final_linear.", "mm.").replace("mm.clip_layernorm.", "mm.input_norm.")  # ViP's
     return name.replace("mm.mlp.mlp", "mm.model.mlp").replace("mm.peg.peg", "mm.model.peg")
 
 
@@ -73,8 +75,11 @@ def projector_type(names: Iterable[str]) -> str | None:
         return "ldp"
     if {"mm.0.weight", "mm.3.weight"} <= have:
         return "mlp_norm"
-    if {"mm.0.weight", "mm.2.weight"} <= have and len([n for n in have if n.endswith(".weight")]) == 2:
+    matrices = {name for name in have if name.endswith(".weight")}
+    if matrices == {"mm.0.weight", "mm.2.weight"}:
         return "mlp"
+    if matrices == {"mm.input_norm.weight", "mm.0.weight", "mm.2.weight"}:
+        return "vip"
     return None
 
 

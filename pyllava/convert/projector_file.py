@@ -7,6 +7,7 @@ hidden state that feeds the projector, so that each reader stops at the layer th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..formats import F16, F32, GgmlType
 from .checkpoints.checkpoint import Checkpoint, summary
 from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, shown
-from .families import CLIP
+from .families import SIGLIP
 from .gguf_out import Metadata, OutTensor, matrix_or_f32, write_gguf
 from .mixes import OUT_TYPES
 from .names import (
@@ -32,19 +33,23 @@ from .vision_params import LlavaFacts, VisionParams, read_llava_facts, read_visi
 # The tensors whose rows count the width of the language model, by kind of projector.
 OUTPUT_OF = {
     "mlp": "mm.2.weight",
+    "vip": "mm.2.weight",
     "mlp_norm": "mm.3.weight",
     "ldp": "mm.model.mlp.3.weight",
     "ldpv2": "mm.model.mlp.2.weight",
 }
 INPUT_OF = {
     "mlp": "mm.0.weight",
+    "vip": "mm.0.weight",
     "mlp_norm": "mm.0.weight",
     "ldp": "mm.model.mlp.1.weight",
     "ldpv2": "mm.model.mlp.0.weight",
 }
 _FIRST = (Rule("mm.0.weight", "E D"), Rule("mm.0.bias", "E"))
+_TWO = (*_FIRST, Rule("mm.2.weight", "E E"), Rule("mm.2.bias", "E"))
 MLP = {
-    "mlp": (*_FIRST, Rule("mm.2.weight", "E E"), Rule("mm.2.bias", "E")),
+    "mlp": _TWO,
+    "vip": (Rule("mm.input_norm.weight", "D"), Rule("mm.input_norm.bias", "D"), *_TWO),
     "mlp_norm": (
         *_FIRST,
         Rule("mm.1.weight", "E"),
@@ -80,7 +85,7 @@ def convert(
     if not clip_folder.is_dir():
         raise CheckpointError(f"{clip_folder}: not a folder")
     params = read_vision_params(clip_folder, layout=layout, mean=mean, std=std)
-    facts = read_llava_facts(projector, clip_folder, params.n_layer)
+    facts = read_llava_facts(projector, clip_folder, params)
     with Checkpoint(weight_files(clip_folder)) as clip, Checkpoint([projector]) as beside:
         metadata, tensors = projector_plan(
             clip_folder.resolve().name,
@@ -108,7 +113,8 @@ def projector_plan(
     wanted_type: str | None = None,
 ) -> tuple[Metadata, list[OutTensor]]:
     """The keys and tensors of the file; every tensor is there and fits, or CheckpointError."""
-    tensors, found_type = projector_tensors(projector.path, projector.tensors, params, kind)
+    width = params.n_embd * len(facts.feature_layers)
+    tensors, found_type = projector_tensors(projector.path, projector.tensors, width, kind)
     if wanted_type not in (None, found_type, found_type.removesuffix("_norm")):
         raise CheckpointError(
             f"{projector.path}: a projector of type {found_type}, --projector-type says {wanted_type}"
@@ -130,19 +136,19 @@ def _check_newline(path: Path, newline: bool, facts: LlavaFacts) -> None:
 
 
 def projector_tensors(
-    path: Path, projector: Mapping[str, Tensor], params: VisionParams, kind: GgmlType
+    path: Path, projector: Mapping[str, Tensor], width: int, kind: GgmlType
 ) -> tuple[list[OutTensor], str]:
-    """The projector's tensors to write and its type; matrices in `kind`, the rest in f32."""
+    """The projector's tensors to write and its type; matrices in `kind`, the rest in f32. `width`: of features."""
     renamed = {new: tensor for name, tensor in projector.items() if (new := projector_name(name))}
     table = {projector_gguf_name(name): tensor for name, tensor in renamed.items()}
     found_type = projector_type(name for name in table if name.startswith("mm."))
     if found_type is None:
         raise CheckpointError(
-            f"{path}: no projector of a known type (mlp, ldp, ldpv2) among: {summary(projector)}"
+            f"{path}: no projector of a known type ({', '.join(OUTPUT_OF)}) among: {summary(projector)}"
         )
     if len(table) != len(projector):
         log.info("%s: %d tensors that belong to no projector are left out", path, len(projector) - len(table))
-    _check_projector(path, table, found_type, params)
+    _check_projector(path, table, found_type, width)
     tensors = []
     for name, tensor in sorted(table.items()):
         shape = tuple(n for n in tensor.shape if n != 1) or (1,)  # a 1x1 convolution becomes a matrix
@@ -151,18 +157,18 @@ def projector_tensors(
     return tensors, found_type
 
 
-def _check_projector(path: Path, table: Mapping[str, Tensor], found_type: str, params: VisionParams) -> None:
+def _check_projector(path: Path, table: Mapping[str, Tensor], found_type: str, width: int) -> None:
     first, last = table.get(INPUT_OF[found_type]), table.get(OUTPUT_OF[found_type])
     if first is None or last is None:
         raise CheckpointError(
             f"{path}: a projector of type {found_type} without {INPUT_OF[found_type]}: {summary(table)}"
         )
-    if first.shape[1:] != (params.n_embd,):
+    if first.shape[1:] != (width,):
         raise CheckpointError(
-            f"{path}: {first.name}: shape {list(first.shape)}, the tower gives rows of {params.n_embd}; "
-            f"is this the right CLIP model?"
+            f"{path}: {first.name}: shape {list(first.shape)}, the tower gives rows of {width}; "
+            f"is this the right vision tower?"
         )
-    sizes = {"D": params.n_embd, "E": last.shape[0]}
+    sizes = {"D": width, "E": last.shape[0]}
     if "model.image_newline" in table and table["model.image_newline"].shape != (sizes["E"],):
         raise CheckpointError(f"{path}: model.image_newline: need a vector of {sizes['E']}")
     rules = MLP.get(found_type, ())
@@ -196,12 +202,12 @@ def tower_tensors(
     if len(prefixes) != 1:
         raise CheckpointError(f"{folder}: no vision tower ({end}) among: {summary(clip)}")
     prefix = prefixes[0]
-    class_token = _has_class_token(folder, clip, prefix)
-    n_positions = (params.image_size // params.patch_size) ** 2 + int(class_token)
+    has_class = "embeddings.class_embedding" in params.family.ends
+    n_positions = (params.image_size // params.patch_size) ** 2 + int(has_class)
     sizes = {"D": params.n_embd, "F": params.n_ff, "P": params.patch_size, "T": n_positions}
-    plan = {prefix + name: rule for name, rule in CLIP.ends.items()}
+    plan = {prefix + name: rule for name, rule in params.family.ends.items()}
     for i in range(params.n_layer):
-        for name, rule in CLIP.block.items():
+        for name, rule in params.family.block.items():
             plan[f"{prefix}encoder.layers.{i}.{name}"] = rule._replace(name=f"v.blk.{i}.{rule.name}")
     tensors = []
     for name, rule in plan.items():
@@ -209,19 +215,18 @@ def tower_tensors(
             continue
         tensor = _take(folder, clip, name, rule, sizes)
         tensors.append(OutTensor(rule.name, tensor, tensor.shape, _tower_type(rule.name, tensor.shape, kind)))
-    _check_left_over(folder, [name for name in clip if name not in plan])
+    _check_left_over(folder, [name for name in clip if name not in plan], params.family.unused)
     return tensors
 
 
-def _has_class_token(folder: Path, clip: Mapping[str, Tensor], prefix: str) -> bool:
-    """CLIP has a class token and a norm before the first layer, SigLIP neither; a part of them is damage."""
-    names = [
-        prefix + name for name in ("embeddings.class_embedding", "pre_layrnorm.weight", "pre_layrnorm.bias")
-    ]
-    missing = [name for name in names if name not in clip]
-    if 0 < len(missing) < len(names):
-        raise CheckpointError(f"{folder}: {shown(missing[0])} is missing")
-    return not missing
+def stored_layers(tower: Part, params: VisionParams, facts: LlavaFacts) -> int:
+    """Layers that a tower's checkpoint holds. Those of lmms-lab lack SigLIP's last, which their config counts and
+    the model does not read.
+    """
+    last = params.n_layer - 1
+    needed = params.family is not SIGLIP or last < max(facts.feature_layers)
+    is_there = any(f"encoder.layers.{last}." in name for name in tower.tensors)
+    return params.n_layer if needed or is_there else last
 
 
 def _tower_type(name: str, shape: tuple[int, ...], kind: GgmlType) -> GgmlType:
@@ -235,8 +240,8 @@ def _tower_type(name: str, shape: tuple[int, ...], kind: GgmlType) -> GgmlType:
     return matrix_or_f32(shape, kind) if len(shape) == 2 else F32
 
 
-def _check_left_over(folder: Path, names: list[str]) -> None:
-    unknown = [name for name in names if not CLIP.unused.fullmatch(name)]
+def _check_left_over(folder: Path, names: list[str], unused: re.Pattern[str]) -> None:
+    unknown = [name for name in names if not unused.fullmatch(name)]
     if unknown:
         raise CheckpointError(
             f"{folder}: {len(unknown)} tensors that config.json does not explain: {summary(unknown)}"
@@ -267,7 +272,7 @@ def projector_metadata(
     meta.u32("clip.vision.attention.head_count", params.n_head)
     meta.f32("clip.vision.attention.layer_norm_epsilon", params.eps)
     meta.u32("clip.vision.block_count", params.n_layer)
-    meta.i32s("clip.vision.feature_layer", [facts.feature_layer])
+    meta.i32s("clip.vision.feature_layer", facts.feature_layers)
     _add_llava_facts(meta, facts)
     meta.f32s("clip.vision.image_mean", params.mean)
     meta.f32s("clip.vision.image_std", params.std)

@@ -13,8 +13,9 @@ from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.json_file import Config, read_json
 from .checkpoints.unsuitable import adapter_advice, adapter_in
 from .errors import CheckpointError, shown
-from .families import CLIP
+from .families import TOWERS
 from .llava_config import (
+    HUGGING_FACE,
     SETTINGS,
     is_hugging_face,
     known_tower,
@@ -42,9 +43,9 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
         raise CheckpointError(
             f"{path}: a model of type {shown(table.get('model_type'))} without LLaVA's settings (mm_*)"
         )
-    if is_hugging_face(table) and table.get("model_type") not in ("llava", "llava_next"):
+    if is_hugging_face(table) and table.get("model_type") not in HUGGING_FACE:
         raise CheckpointError(
-            f"{path}: a model of type {shown(table.get('model_type'))}, need llava or llava_next"
+            f"{path}: a model of type {shown(table.get('model_type'))}, need one of {', '.join(HUGGING_FACE)}"
         )
     return Config(str(path), table), Config(str(path), settings)
 
@@ -65,7 +66,7 @@ def tower_settings(model: Path, config: Config, folder: Path | None = None) -> C
         named = config.get("mm_vision_tower", "vision_tower")
         raise CheckpointError(
             f"{config.where}: mm_vision_tower is {shown(named)}: neither a folder near {model} "
-            f"nor one of {', '.join(CLIP.published)}"
+            f"nor one of {', '.join(name for tower in TOWERS for name in tower.published)}"
         )
     return known
 
@@ -79,15 +80,15 @@ def write_vit_config(model: Path, folder: Path) -> Path:
     config, settings = read_llava_config(model)
     tower = tower_settings(model, config)
     params = vision_params(tower, {})
-    llava_facts(settings, params.n_layer)  # refuses what the next step would
+    llava_facts(settings, params)  # refuses what the next step would
     clip = model / "llava.clip"
     if clip.exists():
         with Checkpoint([clip]) as tensors:
             tower_tensors(clip, tensors, params, F16)
     else:
         log.info("%s: no llava.clip to compare the sizes with; llava_surgery_v2.py -C -m writes it", model)
-    table = {"model_type": "clip_vision_model"}
-    table |= {key: tower.get(key) for key in CLIP.defaults}
+    table = {"model_type": params.family.kind}
+    table |= {key: tower.get(key) for key in params.family.defaults}
     table |= {key: settings.get(key) for key in SETTINGS if settings.get(key) is not None}
     text = (json.dumps(table, indent=2) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)

@@ -191,9 +191,10 @@ static void test_ends(const micro * m, enum ggml_type type, round_norm norm, lin
             const double y = sum[0], factor = end == END_QUICK_GELU ? 1.702 : 1.0;
             expected[t * n_out + r] =
                 residual[t * n_out + r] +
-                (end == END_PLAIN  ? y
-                 : end == END_GELU ? y / 2 * erfc(-y / sqrt(2))
-                                   : y / (1 + exp(-factor * y)) * (end == END_SWIGLU ? sum[1] : 1.0));
+                (end == END_PLAIN       ? y
+                 : end == END_GELU      ? y / 2 * erfc(-y / sqrt(2))
+                 : end == END_GELU_TANH ? y / 2 * (1 + tanh(sqrt(2 / acos(-1)) * (y + 0.044715 * y * y * y)))
+                                        : y / (1 + exp(-factor * y)) * (end == END_SWIGLU ? sum[1] : 1.0));
         }
     }
     kernel_env env = env_of(m);

@@ -633,6 +633,30 @@ static void test_exp(void) {
     n_checks++;
 }
 
+// ------------------------------------------------------------------------------------------ gelu
+
+// Every number of a range to a relative 1e-6 where it is not tiny, whatever the number of threads; the tails.
+static void test_gelu_tanh(void) {
+    enum { N = 1037 };
+    float *x = take(N * 4), *y = take((N + GUARD) * 4);
+    kernel_env env = new_env(0), used;
+    for (int i = 0; i < N; i++) x[i] = (float) (i - N / 2) * 0.0137f;
+    x[0] = -1e30f, x[1] = 1e30f, x[2] = -40.0f, x[3] = 40.0f;
+    struct ggml_tensor from = tensor_2d(GGML_TYPE_F32, x, 1, N, N * 4);
+    struct ggml_tensor dst = tensor_2d(GGML_TYPE_F32, NULL, 1, N, N * 4);
+    dst.src[0] = &from;
+    run_node(kernel_gelu_tanh, &dst, &env, &used, y, N, "gelu_tanh");
+    for (int i = 0; i < N; i++) {
+        const double v = x[i], u = sqrt(2 / acos(-1)) * (v + 0.044715 * v * v * v);
+        const double expected = u < 0 ? v * (exp(2 * u) / (1 + exp(2 * u))) : v / (1 + exp(-2 * u));
+        if (fabs(y[i] - expected) > 1e-6 * fabs(expected) + 1e-7)
+            fail("gelu_tanh(%.9g) = %.9g, need %.9g", v, y[i], expected);
+    }
+    n_checks++;
+    free(x);
+    free(y);
+}
+
 int main(int argc, char ** argv) {
     if (argc > 1) every_nth = atoi(argv[1]);
     if (every_nth < 1) fail("every %s: need 1 or more", argv[1]);
@@ -645,9 +669,10 @@ int main(int argc, char ** argv) {
     long n_attention = n_checks - n_linear;
     test_rope();
     test_store();
+    test_gelu_tanh();
     ggml_quantize_free();
-    printf("test-kernels: ok: %ld checks of linear over %d weight types, %ld of attention, %ld of rope and "
-           "the cache; worst NMSE %.2g (at most %g)\n",
+    printf("test-kernels: ok: %ld checks of linear over %d weight types, %ld of attention, %ld of rope, "
+           "the cache and GELU; worst NMSE %.2g (at most %g)\n",
            n_linear, n_types, n_attention, n_checks - n_linear - n_attention, worst_nmse, NMSE_GATE);
     return 0;
 }

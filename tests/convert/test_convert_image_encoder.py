@@ -145,7 +145,7 @@ def test_feature_layer(tmp_path: Path, select: Any, layer: int) -> None:
     assert "v.blk.2.ln1.weight" in file.tensors
 
 
-@pytest.mark.parametrize("select", [-5, 4, "last", [-2, -5]])
+@pytest.mark.parametrize("select", [-5, 4, "last", [-2, -5], [], [-1] * 9])
 def test_feature_layer_refused(tmp_path: Path, select: Any) -> None:
     clip, projector = prepared(tmp_path)
     edit(tmp_path / "llava" / "config.json", mm_vision_select_layer=select)
@@ -313,7 +313,7 @@ Change = Callable[[dict[str, np.ndarray]], object]
         (lambda t: t.pop("model.mm_projector.0.weight"), "no projector of a known type"),
         (
             lambda t: t.update({"model.mm_projector.0.weight": np.ones((64, 31), np.float32)}),
-            "right CLIP model",
+            "right vision tower",
         ),
         (
             lambda t: t.update({"model.mm_projector.0.bias": np.ones(63, np.float32)}),
@@ -361,7 +361,7 @@ def test_bad_towers(tmp_path: Path, change: Change, text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("image_size", 57, "multiple of patch_size"),
+        ("image_size", 13, "less than patch_size"),
         ("image_size", 70, r"need \[26, 32\]"),
         ("hidden_size", 33, "does not divide"),
         ("num_hidden_layers", 0, "num_hidden_layers is 0"),

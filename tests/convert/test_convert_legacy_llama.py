@@ -338,6 +338,68 @@ def test_rope_scaling_and_context(tmp_path: Path) -> None:
     assert kv["llama.context_length"] == 777
 
 
+LLAMA3 = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"type": "llama3", **LLAMA3}, "rope_theta": 5e5},
+        {"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_theta": 5e5},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}},
+    ],
+)
+def test_llama3_positions(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Llama 3.1's own numbers, with heads of 128: a tensor, and no key about it, as llama.cpp has it."""
+    spec = TinySpec(n_embd=256, n_head=2, n_head_kv=1)
+    write_llava_checkpoint(tmp_path, spec)
+    change_config(tmp_path, rope_theta=None)
+    change_config(tmp_path, **changes)
+    file = read_gguf(convert(tmp_path, Options(outtype="q8_0", skip_unknown=True)))
+    factors = file.tensors["rope_freqs.weight"]
+    between = [1.207484, 1.553415, 2.026313, 2.694530, 3.684253, 5.257327]
+    np.testing.assert_allclose(factors, [1.0] * 29 + between + [8.0] * 29, rtol=1e-6)
+    assert file.kinds["rope_freqs.weight"] == "F32"
+    assert not [key for key in file.kv if "scaling" in key]
+
+
+def test_llama3_positions_refused(tmp_path: Path) -> None:
+    write_llava_checkpoint(tmp_path, SPEC)
+    for change, text in (
+        ({"factor": None}, "factor is missing"),
+        ({"low_freq_factor": 4}, "low_freq_factor 4 is not below high_freq_factor 4"),
+        ({"original_max_position_embeddings": None}, "original_max_position_embeddings is missing"),
+    ):
+        change_config(tmp_path, rope_scaling={"type": "llama3", **LLAMA3, **change})
+        with pytest.raises(CheckpointError, match=text):
+            convert(tmp_path, LLAVA)
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "has_output", "tied"),
+    [
+        (False, True, True, False),
+        (True, False, True, False),
+        (False, True, False, True),
+        (None, True, False, True),
+        (None, True, True, True),
+        (True, None, False, True),
+        (False, False, True, False),
+    ],
+)
+def test_ties_of_a_nested_model(
+    tmp_path: Path, model: bool | None, text: bool | None, has_output: bool, tied: bool
+) -> None:
+    """Where model and language model disagree, the output that is there, or is not, decides."""
+    write_llava_checkpoint(tmp_path, TinySpec(tied=not has_output))
+    table = json.loads((tmp_path / "config.json").read_text())
+    table.pop("tie_word_embeddings")
+    nested = {**table, "model_type": "llama", "architectures": None, "tie_word_embeddings": text}
+    outer = {"model_type": "llava", "text_config": nested, "tie_word_embeddings": model}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    assert ("output.weight" not in read_gguf(convert(tmp_path, LLAVA)).tensors) == tied
+
+
 def test_head_dim_of_its_own(tmp_path: Path) -> None:
     """Mistral-Nemo style: n_head * head_dim is not n_embd."""
     write_llava_checkpoint(tmp_path, SPEC)

@@ -40,17 +40,18 @@ from pyllava.convert.chat_template import NAMES, jinja
 from pyllava.convert.convert_llava import command, main
 from pyllava.convert.encoding import agrees, decode, encode
 from pyllava.convert.errors import CheckpointError, ConvertError, OutputError
-from pyllava.convert.families import CLIP
+from pyllava.convert.families import CLIP, QWEN2, SIGLIP
 from pyllava.convert.language_model import Options as LanguageOptions
 from pyllava.convert.language_model import convert as convert_language
 from pyllava.convert.llama_params import read_llama_params
-from pyllava.convert.llava_config import LLAVA_TOWER
+from pyllava.convert.llava_config import LLAVA_TOWER, nested_tower
 from pyllava.convert.llava_model import Model, Options, convert, model_name
 from pyllava.convert.llava_surgery_v2 import main as surgery_main
 from pyllava.convert.mixes import MIX_NAMES, OUT_TYPES
 from pyllava.convert.projector_file import convert as convert_tower
 from pyllava.convert.surgery import split_off
-from pyllava.convert.vit_config import write_vit_config
+from pyllava.convert.vision_params import llava_facts, vision_params
+from pyllava.convert.vit_config import read_llava_config, write_vit_config
 from pyllava.formats import FORMATS
 
 SPEC = TinySpec(dtype="bf16")
@@ -183,11 +184,12 @@ def test_pinpoints_of_transformers_are_heights_first(tmp_path: Path) -> None:
 
 @pytest.mark.reference
 def test_defaults_of_nested_configs(tmp_path: Path) -> None:
-    """Keys that published configs leave out, as LlamaConfig, MistralConfig, Qwen2Config, CLIPVisionConfig and
-    LlavaConfig fill them.
+    """Keys that published configs leave out, as the classes of the parts, LlavaConfig and LlavaOnevisionConfig fill
+    them.
     """
     transformers = pytest.importorskip("transformers")
-    for theirs in (transformers.LlamaConfig(), transformers.MistralConfig(), transformers.Qwen2Config()):
+    names = ("LlamaConfig", "MistralConfig", "Qwen2Config", "GraniteConfig")
+    for theirs in (getattr(transformers, name)() for name in names):
         kind = theirs.model_type
         config = {"model_type": "llava", "text_config": {"model_type": kind}, "vision_config": {}}
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -198,11 +200,30 @@ def test_defaults_of_nested_configs(tmp_path: Path) -> None:
         )
         assert (ours.n_head_kv, ours.n_ctx) == (theirs.num_key_value_heads, theirs.max_position_embeddings)
         assert (ours.eps, ours.n_vocab) == (theirs.rms_norm_eps, theirs.vocab_size)
+        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+        assert ours.scales == {key: getattr(theirs, name) for key, name in ours.family.scales.items()}
     vision = transformers.LlavaConfig().vision_config
     for key, value in CLIP.published[LLAVA_TOWER].items():
         assert getattr(vision, key) == value, key
     for key, value in CLIP.defaults.items():
         assert getattr(transformers.CLIPVisionConfig(), key) == value, key
+    for key, value in SIGLIP.defaults.items():
+        assert key == "projection_dim" or getattr(transformers.SiglipVisionConfig(), key) == value, key
+    theirs = transformers.LlavaOnevisionConfig()
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(
+            {"architectures": ["LlavaOnevisionForConditionalGeneration"], "model_type": "llava_onevision"}
+        )
+    )
+    config, settings = read_llava_config(tmp_path)
+    params = vision_params(nested_tower(config), {})
+    for key, name in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("image_size",) * 2):
+        assert getattr(theirs.vision_config, key) == getattr(params, name), key
+    facts = llava_facts(settings, params)
+    assert list(facts.pinpoints) == [side for pair in theirs.image_grid_pinpoints for side in pair]
+    assert (facts.aspect_ratio, facts.feature_layers) == (theirs.vision_aspect_ratio, (26,))
+    assert read_llama_params(tmp_path, {}, None)[0].family is QWEN2
 
 
 @pytest.mark.reference
@@ -571,21 +592,30 @@ def test_projector_in_two_shards(tmp_path: Path) -> None:
 
 def test_other_models(tmp_path: Path) -> None:
     out = tmp_path / "out"
+    plain = write_hf(tmp_path / "naflex", SPEC)
+    edit(plain, vision_config={**vision_config(SPEC), "model_type": "siglip2_vision_model"})
+    refused(plain, out, "a tower of type 'siglip2_vision_model', only CLIP's and SigLIP's")
+    siglip = {**vision_config(SPEC), "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
     plain = write_hf(tmp_path / "siglip", SPEC)
-    edit(plain, vision_config={**vision_config(SPEC), "model_type": "siglip_vision_model"})
-    refused(plain, out, "a tower of type 'siglip_vision_model', only CLIP's")
-    plain = write_hf(tmp_path / "vip", SPEC)
-    edit(plain, vision_feature_layer=[-2, -5, -8])
-    refused(plain, out, "vision feature layer .*need one number")
+    edit(plain, vision_config=siglip)
+    refused(plain, out, "features 'default' are selected, only 'full'")
+    edit(plain, vision_config={**siglip, "hidden_act": "gelu"}, vision_feature_select_strategy="full")
+    refused(plain, out, "hidden_act 'gelu', need one of gelu_pytorch_tanh")
+    plain = write_hf(tmp_path / "class", SPEC)
+    edit(plain, vision_feature_select_strategy="full")
+    refused(plain, out, "features 'full' are selected, only 'patch'")
+    plain = write_hf(tmp_path / "several", SPEC)
+    edit(plain, vision_feature_layer=[-2, -3])
+    refused(plain, out, r"the tower gives rows of 64; is this the right vision tower")
     plain = write_hf(tmp_path / "relu", SPEC)
     edit(plain, projector_hidden_act="relu")
     refused(plain, out, "projector_hidden_act is 'relu', need 'gelu'")
     plain = write_hf(tmp_path / "qwen", SPEC)
     edit(plain, text_config={"model_type": "qwen3"})
-    refused(plain, out, "only the LLaMA family and Qwen2 are supported")
+    refused(plain, out, "only the LLaMA family, Qwen2 and Granite are supported")
     plain = write_hf(tmp_path / "video", SPEC, tiles=True)
     edit(plain, model_type="llava_next_video")
-    refused(plain, out, "a model of type 'llava_next_video', need llava or llava_next")
+    refused(plain, out, "a model of type 'llava_next_video', need one of llava, llava_next")
     plain = tmp_path / "llama"
     plain.mkdir()
     write_shards(plain, language_tensors(SPEC), "f32")

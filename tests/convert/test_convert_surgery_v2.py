@@ -129,8 +129,9 @@ def test_published_tower(tmp_path: Path, known: str) -> None:
         "image_crop_resolution": 224,
         "image_split_resolution": 224,
     }
-    facts = read_llava_facts(tmp_path / "vit" / "llava.projector", tmp_path / "vit", 24)
-    assert facts.feature_layer == 23
+    tower = read_vision_params(tmp_path / "vit", layout="vision", mean=None, std=None)
+    facts = read_llava_facts(tmp_path / "vit" / "llava.projector", tmp_path / "vit", tower)
+    assert facts.feature_layers == (23,)
     assert len(facts.pinpoints) == 10
 
 

@@ -56,6 +56,7 @@ CASES = {
     "f32 to f16": Case(TinySpec(seed=8), "f16", lossless=False),
     "bf16 to f32": Case(TinySpec(dtype="bf16", eps=1e-6, seed=9), "f32"),
     "qwen2": Case(TinySpec(family="qwen2", tied=True, rope_theta=1e6, eps=1e-6, seed=10)),
+    "granite": Case(TinySpec(family="granite", tied=True, eps=1e-5, rope_theta=3e5, seed=11)),
 }
 GOLDEN_CASES = ("gqa", "mha", "heads of 12", "bf16 checkpoint", "qwen2")
 GOLDEN_PICTURE = (11, 90, 61)  # seed, width, height

@@ -195,12 +195,16 @@ def packed(
 
 
 def language_config(spec: tiny.TinySpec, **more: Any) -> Any:
-    kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[spec.family]
-    return kind(**tiny.language_config(spec), **more)
+    kinds = {
+        "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
+        "granite": transformers.GraniteConfig,
+    }
+    return kinds[spec.family](**tiny.language_config(spec), **more)
 
 
 class Reference:
-    """CLIP's vision tower, the projector and LLaMA or Qwen2, with the weights of a checkpoint."""
+    """CLIP's vision tower, the projector and LLaMA, Qwen2 or Granite, with the weights of a checkpoint."""
 
     def __init__(self, spec: tiny.TinySpec, weights: Weights | None = None) -> None:
         self.spec = spec
@@ -249,7 +253,7 @@ class Reference:
         modeling = importlib.import_module(f"transformers.models.{spec.family}.modeling_{spec.family}")
         rotate = modeling.apply_rotary_pos_emb
         with capture(self.llama, _decoder_places(spec.n_layer)) as found, torch.no_grad():
-            self.llama(inputs_embeds=self._embed(prompt), use_cache=False)
+            found["logits"] = self.llama(inputs_embeds=self._embed(prompt), use_cache=False).logits
             cos, sin = found.pop("rope")
             for i in range(spec.n_layer):
                 q, k = (found[f"blk.{i}.attn_{x}"].unflatten(-1, (-1, spec.head_dim)) for x in "qk")
@@ -259,7 +263,7 @@ class Reference:
         out = {name: _rows(x) for name, x in found.items()}
         for name in out:
             kind = name.split(".")[-1].removesuffix("_rope")
-            if kind in ("attn_q", "attn_k") and spec.family == "llama":
+            if kind in ("attn_q", "attn_k") and spec.family in ("llama", "granite"):
                 out[name] = paired(out[name], spec.n_head if kind == "attn_q" else spec.n_head_kv)
         return out
 
@@ -280,6 +284,13 @@ def _load_vision(tower: Any, arrays: Arrays) -> Any:
     if not hasattr(tower, "vision_model"):  # transformers 5 dropped a level
         arrays = {name.removeprefix("vision_model."): array for name, array in arrays.items()}
     return _load(tower, arrays)
+
+
+def logit_scale(text_config: Any) -> float:
+    """What GraniteForCausalLM divides its logits by. The LLaVA classes of transformers 5 compute the output themselves and
+    leave that out.
+    """
+    return float(getattr(text_config, "logits_scaling", 1.0))
 
 
 def whole_model_logits(
@@ -303,7 +314,8 @@ def whole_model_logits(
         arrays[f"model.multi_modal_projector.linear_{1 if i == '0' else 2}.{part}"] = array
     _load(model, arrays, absent=("lm_head.weight",) if spec.tied else ())
     with torch.no_grad():
-        return _rows(model(input_ids=torch.tensor([ids]), pixel_values=torch.from_numpy(pixels)).logits)
+        logits = model(input_ids=torch.tensor([ids]), pixel_values=torch.from_numpy(pixels)).logits
+    return _rows(logits) / logit_scale(config.text_config)
 
 
 # Looking inside
@@ -344,7 +356,6 @@ def _decoder_places(n_layer: int) -> Places:
     places = {
         "rope": ("model.rotary_emb", "out"),
         "output_norm": ("model.norm", "out"),
-        "logits": ("lm_head", "out"),
     }
     inside = {
         "attn_norm": ("input_layernorm", "out"),

@@ -104,7 +104,7 @@ def through_llava(llava: pyllava.Llava, reference: Reference, source: np.ndarray
     return parts
 
 
-@pytest.mark.parametrize("name", ["gqa", "tied", "heads of 20", "qwen2"])
+@pytest.mark.parametrize("name", ["gqa", "tied", "heads of 20", "qwen2", "granite"])
 def test_llava(name: str, pairs: Callable[[str], Any]) -> None:
     """From a picture to text through the front door."""
     pair, source, question = pairs(name), picture(5, 90, 50), "What is in the picture?"
@@ -120,7 +120,7 @@ def test_llava(name: str, pairs: Callable[[str], Any]) -> None:
         assert answer.text == llava.detokenize(answer.tokens).strip()
 
 
-@pytest.mark.parametrize("name", ["gqa", "mha", "heads of 12", "qwen2"])
+@pytest.mark.parametrize("name", ["gqa", "mha", "heads of 12", "qwen2", "granite"])
 def test_whole_model(name: str, pairs: Callable[[str], Any]) -> None:
     """transformers' LlavaForConditionalGeneration does the merging; one image in the middle."""
     pair = pairs(name)

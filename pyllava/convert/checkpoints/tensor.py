@@ -127,6 +127,30 @@ class Tensor:
         return to_f32(self.stored_rows(start, stop), self.dtype)
 
 
+@dataclass(frozen=True)
+class Computed:
+    """A vector that no checkpoint holds, where one of its tensors is expected."""
+
+    name: str
+    values: FloatArray  # [n]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.values)
+
+    @property
+    def row_elements(self) -> int:
+        return 1
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """As those of `Tensor`."""
+        return self.values[start:stop].reshape(-1, 1)
+
+
 def chunks(n_rows: int, row_elements: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Row ranges that cover a tensor, each about CHUNK_ELEMENTS and starting at a multiple of `multiple`."""
     step = max(CHUNK_ELEMENTS // max(row_elements, 1) // multiple, 1) * multiple
