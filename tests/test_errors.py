@@ -303,7 +303,7 @@ PROJECTORS: list[tuple[str, Change, type[Exception], str]] = [
     ("mm.0", drop_tensor("mm.0.weight"), Mismatch, "missing tensor mm.0.weight"),
     ("mm.2", set_tensor("mm.2.weight", np.zeros((48, 64))), Mismatch, "wrong mmproj"),
     ("bias", drop_tensor("v.blk.0.attn_q.bias"), Mismatch, "missing tensor v.blk.0.attn_q.bias"),
-    ("mlp_norm", set_tensor("mm.3.weight", np.zeros((64, 64))), Unsupported, "mlp_norm"),
+    ("mlp_norm", set_tensor("mm.3.weight", np.zeros((64, 64))), Mismatch, "missing tensor mm.1.weight"),
 ]  # fmt: skip
 
 

@@ -459,3 +459,55 @@ tensor * nn_store_rows(graph * g, tensor * to, tensor * x, tensor * rows) {
     ggml_build_forward_expand(g->nodes, stored); // before whatever reads it
     return stored;
 }
+
+// ------------------------------------------------------------------------------------ convolutions
+
+// Rows [n_views * n, width] of squares as [width, column, line, view].
+static tensor * squares(graph * g, tensor * x, int32_t n_side) {
+    return ggml_reshape_4d(g->ctx, x, x->ne[0], n_side, n_side, g->n_views);
+}
+
+// ggml takes the channels side by side as they are, if the kernel has them so as well.
+tensor * nn_depthwise(graph * g, tensor * w, int32_t n_side, int32_t stride, tensor * x) {
+    if (!w || !x || !has_room(g)) return NULL;
+    const int64_t width = x->ne[0];
+    w = ggml_cont(g->ctx, ggml_transpose(g->ctx, w)); // [9, width] to [width, 9]
+    w = ggml_permute(g->ctx, ggml_reshape_4d(g->ctx, w, width, 1, 3, 3), 3, 2, 0, 1);
+    x = ggml_permute(g->ctx, squares(g, x, n_side), 2, 0, 1, 3);
+    x = ggml_conv_2d_dw_direct(g->ctx, w, x, stride, stride, 1, 1, 1, 1);
+    const int64_t n = x->ne[0] * x->ne[1] * x->ne[3];
+    return ggml_reshape_2d(g->ctx, ggml_permute(g->ctx, x, 1, 2, 0, 3), width, n);
+}
+
+tensor * nn_pool(graph * g, tensor * x, int32_t n_side, int32_t k) {
+    if (!x || !has_room(g)) return NULL;
+    const int64_t width = x->ne[0];
+    x = ggml_cont(g->ctx, ggml_permute(g->ctx, squares(g, x, n_side), 2, 0, 1, 3));
+    x = ggml_pool_2d(g->ctx, x, GGML_OP_POOL_AVG, k, k, k, k, 0, 0);
+    const int64_t n = x->ne[0] * x->ne[1] * x->ne[3];
+    return ggml_reshape_2d(g->ctx, ggml_cont(g->ctx, ggml_permute(g->ctx, x, 1, 2, 0, 3)), width, n);
+}
+
+tensor * nn_mean_of_views(graph * g, tensor * x) {
+    if (!x || !has_room(g)) return NULL;
+    const int64_t width = x->ne[0];
+    x = ggml_reshape_3d(g->ctx, x, width, x->ne[1] / g->n_views, g->n_views);
+    x = ggml_mean(g->ctx, ggml_cont(g->ctx, ggml_permute(g->ctx, x, 1, 0, 2, 3)));
+    return ggml_reshape_2d(g->ctx, x, width, g->n_views);
+}
+
+tensor * nn_mul_views(graph * g, tensor * x, tensor * y) {
+    if (!x || !y || !has_room(g)) return NULL;
+    const int64_t width = x->ne[0], n = x->ne[1];
+    x = ggml_reshape_3d(g->ctx, x, width, n / g->n_views, g->n_views);
+    x = ggml_mul(g->ctx, x, ggml_reshape_3d(g->ctx, y, width, 1, g->n_views));
+    return ggml_reshape_2d(g->ctx, x, width, n);
+}
+
+tensor * nn_relu(graph * g, tensor * x) { return x && has_room(g) ? ggml_relu(g->ctx, x) : NULL; }
+
+tensor * nn_hard_sigmoid(graph * g, tensor * x) {
+    return x && has_room(g) ? ggml_hardsigmoid(g->ctx, x) : NULL;
+}
+
+tensor * nn_hard_swish(graph * g, tensor * x) { return x && has_room(g) ? ggml_hardswish(g->ctx, x) : NULL; }

@@ -109,3 +109,15 @@ tensor * nn_all_rows(graph * g, tensor * x);
 tensor * nn_put_first(graph * g, tensor * row, tensor * x);
 tensor * nn_skip_first(graph * g, tensor * x);
 tensor * nn_beside(graph * g, tensor * x, tensor * y); // [n, a] and [n, b] to [n, a + b]
+
+// What convolutional projectors are made of. The n rows of a view stand in a square of n_side.
+//
+// A convolution of 3 x 3 in each channel, w [width, 9], zeros around the square: [n_views * n, width] to as many
+// rows, or to a square of (n_side + 1) / 2 with stride 2.
+tensor * nn_depthwise(graph * g, tensor * w, int32_t n_side, int32_t stride, tensor * x);
+tensor * nn_pool(graph * g, tensor * x, int32_t n_side, int32_t k); // means of k x k rows
+tensor * nn_mean_of_views(graph * g, tensor * x);         // [n_views * n, width] to [n_views, width]
+tensor * nn_mul_views(graph * g, tensor * x, tensor * y); // each row of view i of x times row i of y
+tensor * nn_relu(graph * g, tensor * x);                  // max(x, 0)
+tensor * nn_hard_sigmoid(graph * g, tensor * x);          // min(max(x + 3, 0), 6) / 6
+tensor * nn_hard_swish(graph * g, tensor * x);            // x * hard_sigmoid(x)

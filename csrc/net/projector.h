@@ -21,6 +21,33 @@ typedef struct projector_mlp {
     tensor *mm_2, *mm_2_b; // [E, E], [E]
 } projector_mlp;
 
+typedef struct projector_mlp_norm {
+    tensor *mm_0, *mm_0_b; // [E, D], [E]
+    tensor *mm_1, *mm_1_b; // [E]
+    tensor *mm_3, *mm_3_b; // [E, E], [E]
+    tensor *mm_4, *mm_4_b; // [E]
+} projector_mlp_norm;
+
+// A block of MobileNetV3 (Howard et al., 2019): a convolution in each channel, squeeze-and-excitation, a
+// matrix. U: width between fc1 and fc2.
+typedef struct mobile_block {
+    tensor * depthwise;                // [E, 9]
+    tensor *norm_1, *norm_1_b;         // [E]
+    tensor *fc1, *fc1_b, *fc2, *fc2_b; // [U, E], [U], [E, U], [E]
+    tensor * pointwise;                // [E, E]
+    tensor *norm_2, *norm_2_b;         // [E]
+} mobile_block;
+
+typedef struct projector_ldp {
+    projector_mlp mlp;
+    mobile_block blocks[2];
+} projector_ldp;
+
+typedef struct projector_ldpv2 {
+    projector_mlp mlp;
+    tensor *peg, *peg_b; // [E, 9], [E]
+} projector_ldpv2;
+
 typedef struct projector_vip {
     tensor *input_norm, *input_norm_b; // [D]
     projector_mlp mlp;
@@ -28,12 +55,18 @@ typedef struct projector_vip {
 
 struct projector {
     const projector_kind * kind;
-    int32_t n_embd; // E
-    union {         // as the kind says
-        projector_mlp mlp;
+    int32_t n_embd;        // E
+    int32_t n_side;        // of the square of patches
+    union {                // as the kind says
+        projector_mlp mlp; // linear: mm_0 alone
+        projector_mlp_norm mlp_norm;
+        projector_ldp ldp;
+        projector_ldpv2 ldpv2;
         projector_vip vip;
     };
 };
 
 pyllava_status projector_read(projector * p, const pyllava_gguf * file); // its kind
-pyllava_status projector_bind(projector * p, weights * w, int32_t n_embd_vision, int32_t n_embd_text);
+// n_side: of the square of patches.
+pyllava_status projector_bind(projector * p, weights * w, int32_t n_side, int32_t n_embd_vision,
+                              int32_t n_embd_text);

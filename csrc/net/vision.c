@@ -23,15 +23,13 @@ pyllava_status vision_read(vision * v, const pyllava_gguf * f) {
 }
 
 // Rows of a view stand in a square of this side.
-static int32_t side(const vision * v) {
-    const vit_hparams * h = &v->vit.hparams;
-    return v->projector.kind->side(h->image_size / h->patch_size);
-}
+static int32_t side(const vision * v) { return v->projector.kind->side(v->projector.n_side); }
 
 pyllava_status vision_bind(vision * v, weights * w, int32_t n_embd_text, ggml_backend_dev_t device) {
     const vit_hparams * h = &v->vit.hparams;
     weights_place(w, device);
-    TRY(projector_bind(&v->projector, w, h->n_features * h->n_embd, n_embd_text));
+    const int32_t n_side = h->image_size / h->patch_size;
+    TRY(projector_bind(&v->projector, w, n_side, h->n_features * h->n_embd, n_embd_text));
     TRY(vit_bind(&v->vit, w));
     weights_place(w, NULL);
     v->merge.n_most = h->anyres_max;

@@ -62,6 +62,7 @@ def tower_name(name: str) -> str | None:
 def projector_gguf_name(name: str) -> str:
     """`model.mm_projector.*` as the projector file calls it (CONTRACT 8.4)."""
     name = name.replace("model.mm_projector", "mm")
+    name = re.sub(r"^mm\.(weight|bias)$", r"mm.0.\1", name)  # the only layer
     name = name.replace("mm.final_linear.", "mm.").replace("mm.clip_layernorm.", "mm.input_norm.")  # ViP's
     return name.replace("mm.mlp.mlp", "mm.model.mlp").replace("mm.peg.peg", "mm.model.peg")
 
@@ -76,6 +77,8 @@ def projector_type(names: Iterable[str]) -> str | None:
     if {"mm.0.weight", "mm.3.weight"} <= have:
         return "mlp_norm"
     matrices = {name for name in have if name.endswith(".weight")}
+    if matrices == {"mm.0.weight"} and "mm.2.bias" not in have:
+        return "linear"
     if matrices == {"mm.0.weight", "mm.2.weight"}:
         return "mlp"
     if matrices == {"mm.input_norm.weight", "mm.0.weight", "mm.2.weight"}:

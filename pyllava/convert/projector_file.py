@@ -32,6 +32,7 @@ from .vision_params import LlavaFacts, VisionParams, read_llava_facts, read_visi
 
 # The tensors whose rows count the width of the language model, by kind of projector.
 OUTPUT_OF = {
+    "linear": "mm.0.weight",
     "mlp": "mm.2.weight",
     "vip": "mm.2.weight",
     "mlp_norm": "mm.3.weight",
@@ -39,6 +40,7 @@ OUTPUT_OF = {
     "ldpv2": "mm.model.mlp.2.weight",
 }
 INPUT_OF = {
+    "linear": "mm.0.weight",
     "mlp": "mm.0.weight",
     "vip": "mm.0.weight",
     "mlp_norm": "mm.0.weight",
@@ -47,7 +49,8 @@ INPUT_OF = {
 }
 _FIRST = (Rule("mm.0.weight", "E D"), Rule("mm.0.bias", "E"))
 _TWO = (*_FIRST, Rule("mm.2.weight", "E E"), Rule("mm.2.bias", "E"))
-MLP = {
+RULES: dict[str, tuple[Rule, ...]] = {  # all tensors of a projector of a kind
+    "linear": _FIRST,
     "mlp": _TWO,
     "vip": (Rule("mm.input_norm.weight", "D"), Rule("mm.input_norm.bias", "D"), *_TWO),
     "mlp_norm": (
@@ -60,6 +63,40 @@ MLP = {
         Rule("mm.4.bias", "E"),
     ),
 }
+
+
+_MOBILE_BLOCK = (
+    Rule("0.0.weight", "E 1 3 3"),
+    Rule("0.1.weight", "E"),
+    Rule("0.1.bias", "E"),
+    Rule("1.fc1.weight", "U E 1 1"),
+    Rule("1.fc1.bias", "U"),
+    Rule("1.fc2.weight", "E U 1 1"),
+    Rule("1.fc2.bias", "E"),
+    Rule("2.0.weight", "E E 1 1"),
+    Rule("2.1.weight", "E"),
+    Rule("2.1.bias", "E"),
+)
+RULES["ldp"] = (
+    Rule("mm.model.mlp.1.weight", "E D"),
+    Rule("mm.model.mlp.1.bias", "E"),
+    Rule("mm.model.mlp.3.weight", "E E"),
+    Rule("mm.model.mlp.3.bias", "E"),
+    *(
+        rule._replace(name=f"mm.model.mb_block.{i}.block.{rule.name}")
+        for i in (1, 2)
+        for rule in _MOBILE_BLOCK
+    ),
+)
+RULES["ldpv2"] = (
+    Rule("mm.model.mlp.0.weight", "E D"),
+    Rule("mm.model.mlp.0.bias", "E"),
+    Rule("mm.model.mlp.2.weight", "E E"),
+    Rule("mm.model.mlp.2.bias", "E"),
+    Rule("mm.model.peg.0.weight", "E 1 3 3"),
+    Rule("mm.model.peg.0.bias", "E"),
+)
+_SQUEEZED = "mm.model.mb_block.1.block.1.fc1.weight"  # its rows: U
 
 
 @dataclass(frozen=True)
@@ -168,14 +205,15 @@ def _check_projector(path: Path, table: Mapping[str, Tensor], found_type: str, w
             f"{path}: {first.name}: shape {list(first.shape)}, the tower gives rows of {width}; "
             f"is this the right vision tower?"
         )
-    sizes = {"D": width, "E": last.shape[0]}
+    squeezed = table.get(_SQUEEZED)
+    sizes = {"D": width, "E": last.shape[0], "U": squeezed.shape[0] if squeezed else 0}
     if "model.image_newline" in table and table["model.image_newline"].shape != (sizes["E"],):
         raise CheckpointError(f"{path}: model.image_newline: need a vector of {sizes['E']}")
-    rules = MLP.get(found_type, ())
+    rules = RULES[found_type]
     for rule in rules:
         _take(path, table, rule.name, rule, sizes)
     extra = set(table) - {rule.name for rule in rules} - {"model.image_newline"}
-    if rules and extra:
+    if extra:
         raise CheckpointError(
             f"{path}: unexpected tensors beside the {found_type} projector: {summary(extra)}"
         )

@@ -268,12 +268,17 @@ def projector_of(kind: str, spec: TinySpec) -> dict[str, np.ndarray]:
             **{p + "mlp.mlp.2.weight": x(e, e), p + "mlp.mlp.2.bias": x(e)},
             **{p + "peg.peg.0.weight": x(e, 1, 3, 3), p + "peg.peg.0.bias": x(e)},
         }
-    b = p + "model.mb_block.1.block."
-    return {
+    tensors = {
         **{p + "model.mlp.1.weight": x(e, d), p + "model.mlp.1.bias": x(e)},
         **{p + "model.mlp.3.weight": x(e, e), p + "model.mlp.3.bias": x(e)},
-        **{b + "0.0.weight": x(e, 1, 3, 3), b + "0.1.weight": x(e), b + "1.fc1.weight": x(8, e, 1, 1)},
     }
+    for i in (1, 2):
+        b = f"{p}model.mb_block.{i}.block."
+        tensors |= {b + "0.0.weight": x(e, 1, 3, 3), b + "2.0.weight": x(e, e, 1, 1)}
+        tensors |= {b + f"{norm}.{part}": x(e) for norm in ("0.1", "2.1") for part in ("weight", "bias")}
+        tensors |= {b + "1.fc1.weight": x(8, e, 1, 1), b + "1.fc1.bias": x(8)}
+        tensors |= {b + "1.fc2.weight": x(e, 8, 1, 1), b + "1.fc2.bias": x(e)}
+    return tensors
 
 
 @pytest.mark.parametrize("kind", ["mlp_norm", "ldp", "ldpv2"])
