@@ -84,11 +84,15 @@ pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64
 
 int32_t pyllava_device_count(void) {
     devices_set_up();
-    return devices_count();
+    int32_t n = 0;
+    const pyllava_status status = devices_count(&n);
+    return status == PYLLAVA_OK ? n : -(int32_t) status;
 }
 
 pyllava_status pyllava_device_describe(int32_t i, pyllava_device * out_device) {
-    NEED(out_device && i >= 0 && i < devices_count(), "out_device and i < the count of devices");
+    int32_t n = 0;
+    TRY(devices_count(&n));
+    NEED(out_device && i >= 0 && i < n, "out_device and i < the count of devices");
     device_describe(ggml_backend_dev_get((size_t) i), out_device);
     return PYLLAVA_OK;
 }
