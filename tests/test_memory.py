@@ -6,6 +6,7 @@ dozen, spread over all calls, and all of them with ``pytest -m slow``.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from pyllava.quantize import quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIM = ROOT / "tests" / "c" / "failing_memory.c"
+TELLS = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallinfo2")
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 pytestmark = [
@@ -71,3 +73,56 @@ def test_memory_that_runs_out(
     assert [each for each in found if not each["right"]] == []
     failed = [each for each in found if each["found"]["first"].startswith("memory")]
     assert len(failed) > 0.9 * len(found)  # some calls can do without what they asked for
+
+
+CYCLES = """
+import ctypes, gc, os, sys, threading
+import pyllava
+
+class Info(ctypes.Structure):  # glibc's struct mallinfo2
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    )]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+
+def held():
+    gc.collect()
+    info = libc.mallinfo2()
+    counts = len(os.listdir("/proc/self/fd")), threading.active_count(), len(os.listdir("/proc/self/task"))
+    return info.uordblks + info.hblkhd, sys.getallocatedblocks(), counts
+
+def cycles(n):
+    for _ in range(n):
+        with pyllava.Llava(*sys.argv[2:], n_ctx=128, n_threads=2) as model:
+            model.ask(None, "x", max_tokens=4)
+
+n = int(sys.argv[1])
+cycles(60)
+before = held()
+cycles(n)
+after = held()
+print(after[0] - before[0], after[1] - before[1], after[2] == before[2])
+"""
+
+
+@pytest.mark.skipif(not TELLS, reason="glibc 2.33 and later tell what is held")
+@pytest.mark.parametrize(
+    ("n", "which"),
+    [
+        (60, "tiny"),
+        pytest.param(3000, "tiny", marks=pytest.mark.slow),
+        pytest.param(1000, "demo", marks=pytest.mark.slow),
+    ],
+)
+def test_load_and_close_leave_nothing(files: dict[str, tiny_gguf.Files], n: int, which: str) -> None:
+    """Beyond what the first cycles take for good; what glibc keeps free for its next requests is not looked at."""
+    model = [str(files["f32"].model), str(files["f32"].mmproj)] if which == "tiny" else []
+    command = [sys.executable, "-c", CYCLES, str(n), *model]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    n_bytes, n_objects, same = done.stdout.split()
+    assert int(n_bytes) < 65_536 + 8 * n
+    assert int(n_objects) < 500 + n // 20
+    assert same == "True"
