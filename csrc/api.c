@@ -1,4 +1,5 @@
 // api.c - the public functions: they check pointers and ranges and call the module that does the work.
+#include "memory.h"
 #include "model.h"
 #include "plugins.h"
 #include "quantize.h"
@@ -96,6 +97,8 @@ pyllava_status pyllava_device_describe(int32_t i, pyllava_device * out_device) {
     device_describe(ggml_backend_dev_get((size_t) i), out_device);
     return PYLLAVA_OK;
 }
+
+int32_t pyllava_cpu_count(void) { return cpu_count(); }
 
 // ---------------------------------------------------------------------------------- number formats
 
