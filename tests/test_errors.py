@@ -287,6 +287,8 @@ PROJECTORS: list[tuple[str, Change, type[Exception], str]] = [
     ("text encoder", set_key("clip.has_text_encoder", 0), Mismatch, "is u32, need bool"),
     ("says it projects", set_key("clip.has_llava_projector", 1), Mismatch, "is u32, need bool"),
     ("gelu", set_key("clip.use_gelu", 0, gguf.GGUFValueType.UINT8), Mismatch, "is u8, need bool"),
+    ("ffn_down", set_tensor("v.blk.0.ffn_down.weight", np.zeros((96, 40))), Mismatch, "ffn_down.weight: shape"),
+    ("ffn_up", set_tensor("v.blk.0.ffn_up.weight", np.zeros((32, 90))), Mismatch, "ffn_up.weight: shape"),
     ("layers behind", behind(4), Mismatch, "missing tensor v.blk.3.ln1.weight"),
     ("many layers behind", behind(512), Mismatch, "missing tensor v.blk.3.ln1.weight"),
     ("a whole tower", set_key("clip.vision.block_count", 24), Mismatch, "missing tensor v.blk.3.ln1.weight"),
