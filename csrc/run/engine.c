@@ -114,8 +114,8 @@ static pyllava_status start_again(void * engine_) {
     return start_sched(e);
 }
 
-// Where the CPU alone computes, what a failed call has left, mostly for want of memory, is abandoned for a new
-// start. A device is in an unknown state.
+// Where the CPU alone computes, what a call left that failed, mostly for want of memory, is abandoned for a
+// new start. A device is in an unknown state.
 static pyllava_status mend(engine * e) {
     if (!e->broken) return PYLLAVA_OK;
     if (e->n > 1) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " DEVICES_WAY_OUT);
