@@ -1,6 +1,6 @@
-// failing_memory.c - preloaded into a process (LD_PRELOAD) whose memory is to run out: the n-th allocation that
-// our libraries ask for fails, or every one from the n-th on. Which it was is told by its place in its library.
-// Requests of operator new come from libstdc++, which throws what malloc does not give. glibc only.
+// failing_memory.c - preloaded into a process (LD_PRELOAD) whose memory is to run out: the n-th request of
+// our libraries fails, or every one from the n-th on. Which it was is told by its place in its library.
+// Requests of operator new come from libstdc++, which throws where malloc gives nothing. glibc only.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <link.h>
