@@ -1,4 +1,5 @@
 // api.c - the public functions: they check pointers and ranges and call the module that does the work.
+#include "memory.h"
 #include "model.h"
 #include "plugins.h"
 #include "quantize.h"
@@ -84,14 +85,20 @@ pyllava_status pyllava_gguf_record(const pyllava_gguf * file, uint64_t i, uint64
 
 int32_t pyllava_device_count(void) {
     devices_set_up();
-    return devices_count();
+    int32_t n = 0;
+    const pyllava_status status = devices_count(&n);
+    return status == PYLLAVA_OK ? n : -(int32_t) status;
 }
 
 pyllava_status pyllava_device_describe(int32_t i, pyllava_device * out_device) {
-    NEED(out_device && i >= 0 && i < devices_count(), "out_device and i < the count of devices");
+    int32_t n = 0;
+    TRY(devices_count(&n));
+    NEED(out_device && i >= 0 && i < n, "out_device and i < the count of devices");
     device_describe(ggml_backend_dev_get((size_t) i), out_device);
     return PYLLAVA_OK;
 }
+
+int32_t pyllava_cpu_count(void) { return cpu_count(); }
 
 // ---------------------------------------------------------------------------------- number formats
 

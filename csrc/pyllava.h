@@ -134,9 +134,11 @@ typedef struct pyllava_device {
     uint64_t memory_free, memory_total; // bytes; 0 where unknown
 } pyllava_device;
 
-// What this build finds on this machine; numbered from 0.
+// What this build finds on this machine; numbered from 0. Below 0: minus the status, nothing could be listed.
 PYLLAVA_API int32_t pyllava_device_count(void);
 PYLLAVA_API pyllava_status pyllava_device_describe(int32_t i, pyllava_device * out_device);
+// Hardware threads that this process may use; fewer where a control group allows less of their time.
+PYLLAVA_API int32_t pyllava_cpu_count(void);
 
 // ---------------------------------------------------------------------------------- number formats
 

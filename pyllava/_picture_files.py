@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal, TypeAlias
 from PIL import Image, ImageFile
 
 from . import _jpeg
+from ._leaving import leavable
 from ._pixels import Clear, Color, check_size, content_hash, to_rgb, with_clear
 from .errors import ImageError
 
@@ -22,6 +23,9 @@ MAX_BYTES = 1 << 30
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 _LARGE = 1 << 24
 _SMALL_BLOCK = 1 << 14  # bytes of a large picture decoded at a time: they may hold a thousand times as many
+# What Pillow decodes, or some of it, in one call. WebP, too, but while it does no other thread runs Python.
+_IN_ONE_CALL = ("JPEG", "TIFF", "AVIF", "HEIF")
+_LONG = 1 << 21  # pixels from which on such a call may take a tenth of a second
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -152,6 +156,13 @@ def read(file: BinaryIO, name: str, background: Color, on_truncated: OnTruncated
     def picture(file: BinaryIO) -> Image.Image:
         with plugin(file) as image:
             check_size(image.size, name)
+            if kind not in _IN_ONE_CALL or image.width * image.height < _LONG:
+                return upright_rgb(image, background, on_truncated)
+        own = _owned(file)
+        return leavable(lambda: at_once(own))
+
+    def at_once(file: BinaryIO) -> Image.Image:
+        with file, plugin(file) as image:
             return upright_rgb(image, background, on_truncated)
 
     def decode() -> Image.Image:
@@ -181,6 +192,15 @@ def _read_jpeg(
     ):
         raise ValueError('the file ends before its last pixel (on_truncated="pad" shows what there is)')
     return shown
+
+
+def _owned(file: BinaryIO) -> BinaryIO:
+    """The same file from its beginning, for a thread that may outlive who opened it."""
+    if isinstance(file, io.BytesIO):
+        return io.BytesIO(file.getbuffer())
+    own = os.fdopen(os.dup(file.fileno()), "rb")
+    own.seek(0)
+    return own
 
 
 def _check_png(file: BinaryIO, name: str) -> None:

@@ -68,10 +68,8 @@ def quantize_rows(
 
 
 def default_threads() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The hardware threads that this process may use; fewer where a control group allows less of their time."""
+    return int(_lib.lib.pyllava_cpu_count())
 
 
 # --------------------------------------------------------------------------------------------------- files

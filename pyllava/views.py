@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ._leaving import leavable
 from ._pixels import Color, bands, check_size
 
 
@@ -96,7 +97,7 @@ def best_resolution(size: tuple[int, int], resolutions: Sequence[tuple[int, int]
 
 def squash(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     """SigLIP's processor: the picture distorted to a square, u8 [S, S, 3]."""
-    return [image.resize((spec.image_size,) * 2, Image.Resampling.BICUBIC)]
+    return [_resized(image, (spec.image_size,) * 2)]
 
 
 def anyres(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
@@ -111,7 +112,7 @@ def anyres(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
         return views
     resolution = best_resolution(image.size, spec.pinpoints)
     canvas = Image.new("RGB", resolution)
-    inside = image.resize(_fitted(image.size, resolution), Image.Resampling.BICUBIC)
+    inside = _resized(image, _fitted(image.size, resolution))
     canvas.paste(inside, ((canvas.width - inside.width) // 2, (canvas.height - inside.height) // 2))
     for y in range(0, canvas.height, side):
         views += [canvas.crop((x, y, x + side, y + side)) for x in range(0, canvas.width, side)]
@@ -155,8 +156,16 @@ _VIEWS: dict[str, Callable[[Image.Image, ImageSpec], list[Image.Image]]] = {
     "anyres": anyres,
 }
 _BAND_PIXELS = 1 << 20
+_LONG = 1 << 23  # pixels from which on one call to resize a picture may take a tenth of a second
 _SLENDER = 8  # from this height : width on, most of the square is border: skipping it is faster than Pillow
 _FIXED_POINT = 22  # Pillow's weights for 8-bit pictures are integers of 1 / 2^22
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """In one call: whether Pillow takes rows or columns first, which changes the bytes, depends on its version."""
+    if image.width * image.height < _LONG:
+        return image.resize(size, Image.Resampling.BICUBIC)
+    return leavable(lambda: image.resize(size, Image.Resampling.BICUBIC))
 
 
 def _narrowed(rows: Image.Image, size: int) -> Image.Image:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,6 +300,24 @@ def test_answers_alone_on_stdout(demo: pyllava.Llava, say: Any) -> None:
     assert f"[{expected[1].usage.prompt_tokens} tokens, {n_known} of them known; encode 0.00 s, " in err
     assert "> " not in err
     assert "/help" not in err
+
+
+def test_a_bad_picture_in_a_folder(say: Any, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    shutil.copy(SCENE, album / "b.png")
+    for name in ("a.png", "c.png"):
+        (album / name).write_text("no picture")
+    code, out, err = say(f"{COUNT}\n", "--image", str(album))
+    assert code == 0
+    assert out.strip()
+    assert [name for name in ("a.png", "b.png", "c.png") if f"{name}: not a" in err] == ["a.png", "c.png"]
+    code, _, err = say(f"{COUNT}\n", "--image", str(album / "c.png"))
+    assert code == 1
+    (album / "b.png").unlink()
+    code, _, err = say(f"{COUNT}\n", "--image", str(album))
+    assert code == 1
+    assert "c.png: not a" in err
 
 
 def test_commands_from_a_pipe(say: Any, folder: Path) -> None:

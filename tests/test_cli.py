@@ -581,6 +581,16 @@ def test_a_pattern_that_a_shell_expanded() -> None:
     assert options_of("--image", "-x", "b").image == ["-x", "b"]
 
 
+def test_a_prompt_from_standard_input(
+    fake: type[FakeLlava], red: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("Was ist das für ein Bild?\r\n".encode())))
+    assert cli.main(["--image", red, "-f", "-"]) == 0
+    assert fake.built[0].asked[0]["prompt"] == "Was ist das für ein Bild?"
+    assert cli.main(["--image", "-", "-f", "-"]) == 1
+    assert "standard input is one of them" in capsys.readouterr().err
+
+
 def test_raw_prompt(fake: type[FakeLlava], pictures: dict[str, str]) -> None:
     both = ["--image", pictures["red"], "--image", pictures["blue"]]
     assert cli.main([*both, "-p", r"<image>\nUSER:\nHi\nASSISTANT:\n"]) == 0

@@ -28,8 +28,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pyllava import _pixels, _sources
+from pyllava import _picture_files, _pixels, _sources
 from pyllava import views as views_module
+from pyllava._leaving import leavable
 from pyllava.errors import ImageError, PyllavaError
 from pyllava.images import content_hash, decode_data_url, load_image, open_source
 from pyllava.views import ImageSpec, pad, preprocess
@@ -1027,6 +1028,7 @@ def test_bands_are_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     for n_pixels in (1, 100, 400):
         monkeypatch.setattr(_pixels, "_BAND_PIXELS", n_pixels)
         monkeypatch.setattr(views_module, "_BAND_PIXELS", n_pixels)
+        monkeypatch.setattr(views_module, "_LONG", n_pixels)
         banded = [load_image(source) for source in sources]
         assert banded == wholes
         assert [content_hash(whole) for whole in banded] == hashes
@@ -1053,9 +1055,65 @@ class Clock:
         signal.signal(signal.SIGALRM, self.before)
 
 
+def stops(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
+def test_a_long_call_can_be_left() -> None:
+    """The call goes on unseen; the next one begins when it has ended, and one that nobody waits for never does."""
+    running, most = [0], [0]
+    begun: list[str] = []
+
+    def call(name: str, seconds: float) -> str:
+        begun.append(name)
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(seconds)
+        running[0] -= 1
+        return name
+
+    before = signal.signal(signal.SIGALRM, stops)
+    try:
+        for name in ("left", "never begun"):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                leavable(lambda name=name: call(name, 1.0))
+            assert time.monotonic() - began < 0.6
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert leavable(lambda: call("next", 0.0)) == "next"
+    assert begun == ["left", "next"]
+    assert most == [1]
+    with pytest.raises(ZeroDivisionError):
+        leavable(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "TIFF"])
+def test_a_picture_decoded_on_a_thread(format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "picture"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"progressive": True} if format_ == "JPEG" else {"compression": "tiff_lzw"}
+    drawn(37, 53).save(path, format_, exif=exif, **options)
+    sources = [path, path.read_bytes(), io.BytesIO(path.read_bytes())]
+    cut = path.read_bytes()[:-300]
+    usual = [load_image(source) for source in sources]
+    shown_cut = load_image(cut, on_truncated="pad") if format_ == "JPEG" else None
+    monkeypatch.setattr(_picture_files, "_LONG", 1)
+    assert [load_image(source) for source in sources] == usual
+    with pytest.raises(ImageError, match="damaged or unusable"):
+        load_image(cut)
+    assert shown_cut is None or load_image(cut, on_truncated="pad") == shown_cut
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer")
-@pytest.mark.parametrize("kind", ["PIL", "RGBA", "array", "float64", "JPEG", "PNG", "turned"])
+@pytest.mark.parametrize(
+    "kind", ["PIL", "RGBA", "array", "float64", "JPEG", "progressive", "TIFF", "PNG", "turned"]
+)
 def test_ctrl_c_in_a_picture_of_170_megapixels(kind: str) -> None:
     size = (13_300, 12_800)
     flat = Image.new(
@@ -1063,9 +1121,12 @@ def test_ctrl_c_in_a_picture_of_170_megapixels(kind: str) -> None:
     )
     exif = Image.Exif()
     exif[0x0112] = 6
-    source: Any = {"array": lambda: np.asarray(flat), "JPEG": lambda: saved(flat, "JPEG")}.get(
-        kind, lambda: flat
-    )()
+    source: Any = {
+        "array": lambda: np.asarray(flat),
+        "JPEG": lambda: saved(flat, "JPEG"),
+        "progressive": lambda: saved(flat, "JPEG", progressive=True),
+        "TIFF": lambda: saved(flat, "TIFF", compression="tiff_lzw"),
+    }.get(kind, lambda: flat)()
     if kind == "float64":
         source = np.broadcast_to(0.5, (*size[::-1], 3))
     elif kind in ("PNG", "turned"):
@@ -1076,6 +1137,7 @@ def test_ctrl_c_in_a_picture_of_170_megapixels(kind: str) -> None:
     with Clock() as clock:
         content_hash(picture)
         preprocess(picture, ImageSpec(336))
+        preprocess(picture, ImageSpec(336, aspect="anyres", pinpoints=((672, 672), (336, 1008))))
     assert clock.longest < 0.25
 
 

@@ -25,7 +25,7 @@ from pyllava._part_file import replacing
 from pyllava.cli.quantize import quantize_command
 from pyllava.formats import FORMATS
 from pyllava.gguf import GgufFile
-from pyllava.quantize import TYPES, Plan, ProjectorPlan, quantize, quantize_rows
+from pyllava.quantize import TYPES, Plan, ProjectorPlan, default_threads, quantize, quantize_rows
 
 tiny_gguf = pytest.importorskip("tiny_gguf")
 gguf = tiny_gguf.gguf
@@ -808,3 +808,15 @@ def test_llama_quantize_writes_the_same_projector(peer: Peer, tmp_path: Path) ->
         quantize(MMPROJ, tmp_path / "ours.gguf", name)
         peer.quantize(MMPROJ, tmp_path / "theirs.gguf", TYPES[name].file_type, False)
         assert tensors(tmp_path / "ours.gguf") == tensors(tmp_path / "theirs.gguf"), name
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux lets a process choose")
+def test_default_threads_are_what_the_process_may_use() -> None:
+    """Quotas of control groups, which count too, are in tests/c/test_cores.c."""
+    allowed = os.sched_getaffinity(0)
+    assert 1 <= default_threads() <= len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert default_threads() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -67,7 +67,8 @@ static pyllava_status load(file_bytes * out, int fd, const char * path, bool use
     if (use_mmap) {
         void * data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED)
-            FAIL(PYLLAVA_ERR_IO, "%s: mmap of %zu bytes: %s", path, out->size, strerror(errno));
+            FAIL(errno == ENOMEM ? PYLLAVA_ERR_MEMORY : PYLLAVA_ERR_IO, "%s: mmap of %zu bytes: %s", path,
+                 out->size, strerror(errno));
         out->data = data;
         out->mapped = true;
         return PYLLAVA_OK;

@@ -6,10 +6,14 @@
 #include <atomic>
 #include <cstdio>
 #include <exception>
+#include <new>
 #include <stdexcept>
 
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
+#endif
+#if defined(PYLLAVA_CHECKED)
+#include <checked.h>
 #endif
 
 namespace {
@@ -28,13 +32,28 @@ void on_abort(const char * text) {
     std::fprintf(stderr, "%s\n", text);
 }
 
+#if defined(PYLLAVA_CHECKED)
+void on_no_memory() {
+    if (depth > 0) throw std::bad_alloc();
+}
+#endif
+
+void watch() {
+    ggml_set_abort_callback(on_abort);
+#if defined(PYLLAVA_CHECKED)
+    checked_watch(on_no_memory);
+#endif
+}
+
 } // namespace
 
 pyllava_status guarded(pyllava_status (*fn)(void * user), void * user) {
-    ggml_set_abort_callback(on_abort);
+    watch();
     const entered here;
     try {
         return fn(user);
+    } catch (const std::bad_alloc &) {
+        return error_set(PYLLAVA_ERR_MEMORY, "out of memory in the engine");
     } catch (const std::exception & error) {
         failed = true;
         return error_set(PYLLAVA_ERR_DEVICE, "the back end failed: %s", error.what());

@@ -1,6 +1,7 @@
 // weights.c - see weights.h.
 #include "weights.h"
 
+#include "context.h"
 #include "guard.h"
 #include "memory.h"
 
@@ -121,8 +122,7 @@ pyllava_status weights_prepare(weights * w) {
     int32_t n_max = 1;
     for (int32_t i = 0; i < w->n_files; i++) n_max += (int32_t) w->files[i]->n_tensors;
     w->n_max = n_max;
-    w->ctx = ggml_init((struct ggml_init_params) { .mem_size = ggml_tensor_overhead() * (size_t) (n_max + 1),
-                                                   .no_alloc = true });
+    w->ctx = context_new(ggml_tensor_overhead() * (size_t) (n_max + 1));
     TRY_ALLOC(w->ctx, ggml_tensor_overhead() * (size_t) n_max);
     w->buffers = calloc((size_t) (w->n_files + n_max), sizeof *w->buffers);
     w->blocks = calloc((size_t) n_max, sizeof *w->blocks);
@@ -140,10 +140,10 @@ pyllava_status weights_prepare(weights * w) {
 }
 
 void weights_close(weights * w) {
-    ggml_free(w->ctx);
+    context_free(w->ctx);
     for (int32_t i = 0; i < w->n_stores; i++) {
         ggml_backend_buffer_free(w->stores[i].buffer);
-        ggml_free(w->stores[i].ctx);
+        context_free(w->stores[i].ctx);
     }
     for (int32_t i = 0; w->buffers && i < w->n_files + w->n_blocks; i++)
         ggml_backend_buffer_free(w->buffers[i]);
@@ -264,8 +264,7 @@ static pyllava_status ctx_of(weights * w, ggml_backend_dev_t place, struct ggml_
     while (i < w->n_stores && w->stores[i].device != place) i++;
     if (i == w->n_stores) {
         const size_t size = ggml_tensor_overhead() * (size_t) (w->n_max + 1);
-        struct ggml_context * ctx =
-            ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+        struct ggml_context * ctx = context_new(size);
         TRY_ALLOC(ctx, size);
         w->stores[w->n_stores].device = place;
         w->stores[w->n_stores++].ctx = ctx;
@@ -277,12 +276,12 @@ static pyllava_status ctx_of(weights * w, ggml_backend_dev_t place, struct ggml_
 // Whether the device multiplies with such a matrix.
 static bool can_multiply(ggml_backend_dev_t device, enum ggml_type type, int64_t n_out, int64_t n_in) {
     const size_t size = 4 * ggml_tensor_overhead();
-    struct ggml_context * ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+    struct ggml_context * ctx = context_new(size);
     if (!ctx) return false;
     struct ggml_tensor * m = ggml_new_tensor_2d(ctx, type, n_in, n_out);
     struct ggml_tensor * x = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_in, MANY_TOKENS);
     const bool can = ggml_backend_dev_supports_op(device, ggml_mul_mat(ctx, m, x));
-    ggml_free(ctx);
+    context_free(ctx);
     return can;
 }
 

@@ -4,6 +4,7 @@
 #endif
 #include "devices.h"
 
+#include "context.h"
 #include "guard.h"
 
 #include <ggml.h>
@@ -34,7 +35,12 @@ bool device_sums_floats(ggml_backend_dev_t d) {
     return !strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(d)), "CUDA");
 }
 
-int32_t devices_count(void) { return (int32_t) ggml_backend_dev_count(); }
+static pyllava_status count(void * n) {
+    *(int32_t *) n = (int32_t) ggml_backend_dev_count();
+    return PYLLAVA_OK;
+}
+
+pyllava_status devices_count(int32_t * out_n) { return guarded(count, out_n); }
 
 static bool is_cpu(ggml_backend_dev_t d) { return ggml_backend_dev_type(d) == GGML_BACKEND_DEVICE_TYPE_CPU; }
 
@@ -154,7 +160,7 @@ bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_
                       enum ggml_type k, enum ggml_type v) {
     if (head_dim % ggml_blck_size(k) || head_dim % ggml_blck_size(v)) return false;
     const size_t size = 8 * ggml_tensor_overhead();
-    struct ggml_context * ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+    struct ggml_context * ctx = context_new(size);
     if (!ctx) return false;
     struct ggml_tensor * Q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, head_dim, 256, n_head);
     struct ggml_tensor * K = ggml_new_tensor_3d(ctx, k, head_dim, 256, n_head_kv);
@@ -163,7 +169,7 @@ bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_
     struct ggml_tensor * y = ggml_flash_attn_ext(ctx, Q, K, V, mask, 1.0f, 0.0f, 0.0f);
     ggml_flash_attn_ext_set_prec(y, GGML_PREC_F32);
     const bool has = ggml_backend_dev_supports_op(device, y);
-    ggml_free(ctx);
+    context_free(ctx);
     return has;
 }
 

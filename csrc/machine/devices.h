@@ -12,8 +12,8 @@ typedef struct device_list {
     ggml_backend_dev_t items[MAX_DEVICES];
 } device_list;
 
-void devices_set_up(void); // silences ggml, makes CUDA sum in float32; call it first
-int32_t devices_count(void);
+void devices_set_up(void);                     // silences ggml, makes CUDA sum in float32; call it first
+pyllava_status devices_count(int32_t * out_n); // of ggml, which registers them at the first call
 void device_describe(ggml_backend_dev_t device, pyllava_device * out);
 ggml_backend_dev_t device_of(const struct ggml_tensor * t); // that holds its data; NULL: host memory, or none
 bool device_is_gpu(ggml_backend_dev_t device);              // with memory of its own

@@ -130,8 +130,11 @@ pyllava_status pool_create(int32_t n_threads, pool ** out) {
     condition_init(&p->started);
     condition_init(&p->finished);
     p->helpers = calloc((size_t) n_threads, sizeof *p->helpers);
-    while (p->helpers && p->n_helpers < n_threads - 1 && thread_start(&p->helpers[p->n_helpers], help, p))
-        p->n_helpers++;
+    if (!p->helpers) {
+        pool_free(p);
+        FAIL(PYLLAVA_ERR_MEMORY, "out of memory for %d threads", n_threads);
+    }
+    while (p->n_helpers < n_threads - 1 && thread_start(&p->helpers[p->n_helpers], help, p)) p->n_helpers++;
     if (p->n_helpers < n_threads - 1) {
         pool_free(p);
         FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started: try fewer", n_threads);

@@ -1,6 +1,7 @@
 // kv_cache.c - see kv_cache.h.
 #include "kv_cache.h"
 
+#include "context.h"
 #include "memory.h"
 
 #include <ggml-alloc.h>
@@ -37,8 +38,7 @@ static pyllava_status find_store(kv_cache * kv, ggml_backend_buffer_type_t type,
     if (i == kv->n_stores) {
         if (i == KV_STORES) FAIL(PYLLAVA_ERR_ARGUMENT, "KV cache on more than %d devices", KV_STORES);
         const size_t size = ggml_tensor_overhead() * (size_t) (2 * kv->n_layer + 1);
-        struct ggml_context * ctx =
-            ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+        struct ggml_context * ctx = context_new(size);
         TRY_ALLOC(ctx, size);
         kv->stores[i].type = type;
         kv->stores[i].ctx = ctx;
@@ -106,7 +106,7 @@ void kv_cache_free(kv_cache * kv) {
     for (int32_t i = 0; i < kv->n_stores; i++) {
         ggml_backend_buffer_free(kv->stores[i].buffer);
         pages_free(kv->stores[i].pages, kv->stores[i].size);
-        ggml_free(kv->stores[i].ctx);
+        context_free(kv->stores[i].ctx);
     }
     memset(kv, 0, sizeof *kv);
 }

@@ -1,6 +1,8 @@
 // nn.c - see nn.h. Where ggml does not do what we need, the workaround is here and nowhere else.
 #include "nn.h"
 
+#include "context.h"
+
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -29,7 +31,7 @@ pyllava_status graph_begin(graph * g, pool * p, kernel_env * env, attention_env 
     *g = (graph) { .pool = p, .env = env, .attention = attention, .n_max = n_max, .n_views = 1 };
     g->calls = calloc((size_t) n_max, sizeof *g->calls);
     TRY_ALLOC(g->calls, sizeof *g->calls * (size_t) n_max);
-    g->ctx = ggml_init((struct ggml_init_params) { .mem_size = size, .no_alloc = true });
+    g->ctx = context_new(size);
     TRY_ALLOC(g->ctx, size);
     g->nodes = ggml_new_graph_custom(g->ctx, (size_t) n_max, false);
     g->size = ggml_used_mem(g->ctx) + ggml_tensor_overhead() * (size_t) n_max;
@@ -62,7 +64,7 @@ void graph_rewind(graph * g) {
 }
 
 void graph_free(graph * g) {
-    ggml_free(g->ctx);
+    context_free(g->ctx);
     free(g->calls);
     *g = (graph) { 0 };
 }

@@ -7,6 +7,18 @@
 
 // ----------------------------------------------------------------------------------------- weights
 
+// Files of the legacy converter call the expanding layer ffn_down; newer ones call it ffn_up. The shape tells
+// (vit_bind refuses towers where it does not); where ffn_down's is wrong, that of ffn_up.
+static bool is_legacy(const weights * w, const vit_hparams * h, int i) {
+    char name[GGML_MAX_NAME];
+    snprintf(name, sizeof name, "v.blk.%d.ffn_down.weight", i);
+    const gguf_tensor * down = weights_find(w, name, NULL);
+    if (down && (down->ne[0] == h->n_embd || down->ne[0] == h->n_ff)) return down->ne[0] == h->n_embd;
+    snprintf(name, sizeof name, "v.blk.%d.ffn_up.weight", i);
+    const gguf_tensor * up = weights_find(w, name, NULL);
+    return up && up->ne[0] == h->n_ff;
+}
+
 static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i) {
     const int64_t D = h->n_embd, F = h->n_ff;
     // clang-format off: a table
@@ -24,12 +36,7 @@ static void bind_layer(vit_layer * l, weights * w, const vit_hparams * h, int i)
     l->ln2_b      = weights_vector(w, D,    "v.blk.%d.ln2.bias", i);
     // clang-format on
 
-    // Files of the legacy converter call the expanding layer ffn_down; newer ones call it ffn_up. The shape
-    // tells (vit_bind refuses towers where it does not).
-    char name[GGML_MAX_NAME];
-    snprintf(name, sizeof name, "v.blk.%d.ffn_down.weight", i);
-    const gguf_tensor * down = weights_find(w, name, NULL);
-    const bool legacy = !down || down->ne[0] == D;
+    const bool legacy = is_legacy(w, h, i);
     const char *fc1 = legacy ? "ffn_down" : "ffn_up", *fc2 = legacy ? "ffn_up" : "ffn_down";
     // clang-format off
     l->fc1        = weights_matrix(w, F, D, "v.blk.%d.%s.weight", i, fc1);

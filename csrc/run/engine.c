@@ -10,7 +10,7 @@
 
 // ------------------------------------------------------------------------------------------- start
 
-static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, void * user) {
+static pyllava_status start_cpu(engine * e) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_t backend = cpu ? ggml_backend_dev_init(cpu, NULL) : NULL;
     if (!backend) FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end could not be started");
@@ -30,7 +30,7 @@ static pyllava_status start_cpu(engine * e, ggml_abort_callback has_to_stop, voi
             reg, "ggml_backend_set_abort_callback");
     if (!e->threads_new || !e->threads_free || !e->set_threads || !e->set_n || !set_abort)
         FAIL(PYLLAVA_ERR_DEVICE, "the CPU back end is too old");
-    set_abort(backend, has_to_stop, user);
+    set_abort(backend, e->has_to_stop, e->user);
     return PYLLAVA_OK;
 }
 
@@ -54,6 +54,8 @@ static pyllava_status start_transfer(void * engine_) {
 
 pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback has_to_stop, void * user) {
     TRY(devices_check(&p->devices));
+    e->has_to_stop = has_to_stop;
+    e->user = user;
     for (int32_t i = 0; i < p->devices.n; i++) {
         ggml_backend_dev_t device = p->devices.items[i];
         starting s = { device, NULL };
@@ -64,14 +66,14 @@ pyllava_status engine_start(engine * e, const placement * p, ggml_abort_callback
     if (e->n) TRY(guarded(start_transfer, e));
     // The CPU's buffers are not in pinned memory, which the device would read directly: the scheduler lets
     // the CPU overwrite them too early.
-    return start_cpu(e, has_to_stop, user);
+    return start_cpu(e);
 }
 
 static pyllava_status stop(void * engine_) {
     engine * e = engine_;
-    if (e->sched) ggml_backend_sched_free(e->sched);
+    if (e->sched && !e->broken) ggml_backend_sched_free(e->sched);
     transfer_stop(&e->transfer);
-    for (int32_t i = 0; i < e->n; i++) ggml_backend_free(e->backends[i]);
+    for (int32_t i = 0; i < e->n && !e->broken; i++) ggml_backend_free(e->backends[i]);
     if (e->threads) e->threads_free(e->threads);
     return PYLLAVA_OK;
 }
@@ -86,14 +88,44 @@ ggml_backend_buffer_type_t engine_memory(const engine * e, const placement * p, 
     return ggml_backend_get_default_buffer_type(e->backends[e->n - 1]);
 }
 
-pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool offload) {
-    e->sched = ggml_backend_sched_new(e->backends, e->memory, e->n, (size_t) n_nodes, false, offload);
+static pyllava_status start_sched(engine * e) {
+    e->sched = ggml_backend_sched_new(e->backends, e->memory, e->n, (size_t) e->n_nodes, false, e->offload);
     if (!e->sched) FAIL(PYLLAVA_ERR_DEVICE, "the scheduler could not be started");
+    ggml_backend_sched_set_eval_callback(e->sched, e->observer, e->observer_user);
     return PYLLAVA_OK;
 }
 
+pyllava_status engine_schedule(engine * e, int32_t n_nodes, bool offload) {
+    e->n_nodes = n_nodes;
+    e->offload = offload;
+    return start_sched(e);
+}
+
 void engine_observe(engine * e, ggml_backend_sched_eval_callback fn, void * user) {
-    ggml_backend_sched_set_eval_callback(e->sched, fn, fn ? user : NULL);
+    e->observer = fn;
+    e->observer_user = fn ? user : NULL;
+    if (!e->broken) ggml_backend_sched_set_eval_callback(e->sched, fn, e->observer_user);
+}
+
+static pyllava_status start_again(void * engine_) {
+    engine * e = engine_;
+    TRY(start_cpu(e));
+    if (e->threads) e->set_threads(e->backends[0], e->threads);
+    return start_sched(e);
+}
+
+// Where the CPU alone computes, what a call left that failed, mostly for want of memory, is abandoned for a
+// new start. A device is in an unknown state.
+static pyllava_status mend(engine * e) {
+    if (!e->broken) return PYLLAVA_OK;
+    if (e->n > 1) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " DEVICES_WAY_OUT);
+    engine fresh = *e;
+    fresh.n = 0;
+    fresh.sched = NULL;
+    fresh.broken = false;
+    TRY(guarded(start_again, &fresh));
+    *e = fresh;
+    return PYLLAVA_OK;
 }
 
 // ------------------------------------------------------------------------------------------ graphs
@@ -108,7 +140,7 @@ typedef struct sched_call {
 } sched_call;
 
 static pyllava_status call_sched(sched_call * c, pyllava_status (*fn)(void *)) {
-    if (c->e->broken) FAIL(PYLLAVA_ERR_DEVICE, "the back end has failed before: " DEVICES_WAY_OUT);
+    TRY(mend(c->e));
     pyllava_status status = guarded(fn, c);
     if (status != PYLLAVA_OK) c->e->broken = true;
     return status;
@@ -177,17 +209,32 @@ pyllava_status engine_load(engine * e, graph * g) {
     return c.done ? PYLLAVA_OK : no_buffer(e);
 }
 
+// Arguments of guarded calls that concern the CPU's threads.
+typedef struct threads_call {
+    engine * e;
+    int32_t n;
+    struct ggml_threadpool * threads;
+} threads_call;
+
+static pyllava_status start_threads(void * call_) {
+    threads_call * c = call_;
+    struct ggml_threadpool_params params = ggml_threadpool_params_default(c->n);
+    params.poll = 0; // between graphs they sleep
+    c->threads = c->e->threads_new(&params);
+    return PYLLAVA_OK;
+}
+
 static pyllava_status set_threads(engine * e, int32_t n) {
     ggml_backend_t cpu = e->backends[e->n - 1];
+    const int32_t n_now = e->n_threads > 1 ? e->n_threads : 1;
+    if (n > n_now && !threads_can_start(n)) n = n_now; // ggml would abort: the threads it has must do
     if (n > e->n_threads) {
-        if (!threads_can_start(n)) return PYLLAVA_OK; // ggml would abort: the threads it has must do
-        struct ggml_threadpool_params params = ggml_threadpool_params_default(n);
-        params.poll = 0; // between graphs they sleep
-        struct ggml_threadpool * threads = e->threads_new(&params);
-        if (!threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", n);
-        e->set_threads(cpu, threads);
+        threads_call c = { .e = e, .n = n };
+        TRY(guarded(start_threads, &c));
+        if (!c.threads) FAIL(PYLLAVA_ERR_DEVICE, "%d threads could not be started", n);
+        e->set_threads(cpu, c.threads);
         if (e->threads) e->threads_free(e->threads);
-        e->threads = threads;
+        e->threads = c.threads;
         e->n_threads = n;
     }
     e->set_n(cpu, n);
@@ -197,7 +244,9 @@ static pyllava_status set_threads(engine * e, int32_t n) {
 pyllava_status engine_run(engine * e, graph * g, int32_t n_threads) {
     sched_call c = { .e = e, .nodes = g->nodes };
     TRY(set_threads(e, g->on_engine ? n_threads : 1));
-    TRY(call_sched(&c, compute));
+    pyllava_status status = call_sched(&c, compute);
+    if (e->broken) e->threads = NULL, e->n_threads = 0; // they may wait for one another within the graph
+    TRY(status);
     if (c.status == GGML_STATUS_SUCCESS) return PYLLAVA_OK;
     if (c.status == GGML_STATUS_ABORTED) FAIL(PYLLAVA_ERR_CANCELLED, "cancelled");
     if (c.status == GGML_STATUS_ALLOC_FAILED) return no_buffer(e);

@@ -12,13 +12,19 @@ typedef struct engine {
     ggml_backend_buffer_type_t memory[MAX_DEVICES + 1]; // buffer type of each back end's graphs
     ggml_backend_sched_t sched;
     transfer transfer; // to and from the first device
-    bool broken;       // a back end has failed: nothing more can be computed
-    int32_t n_threads; // 1 until more are needed
+    bool broken;       // a call of ggml did not return: scheduler and back ends can neither be used nor freed
+    int32_t n_threads; // of those below
     struct ggml_threadpool * threads;
     struct ggml_threadpool * (*threads_new)(struct ggml_threadpool_params *);
     void (*threads_free)(struct ggml_threadpool *);
     void (*set_threads)(ggml_backend_t, struct ggml_threadpool *);
     ggml_backend_set_n_threads_t set_n;
+    ggml_abort_callback has_to_stop; // what the back ends and the scheduler were started with
+    void * user;
+    int32_t n_nodes;
+    bool offload;
+    ggml_backend_sched_eval_callback observer;
+    void * observer_user;
 } engine;
 
 // Starts the back ends; has_to_stop is called between the nodes that the CPU computes.

@@ -119,7 +119,9 @@ static int32_t cells_looked_at(const runner * r) {
 static pyllava_status graph_for(runner * r, int kind, row_kind rows, int32_t n, int32_t n_out) {
     built_graph * b = &r->built;
     const int32_t n_cells = kind == GRAPH_TEXT ? cells_looked_at(r) : 0;
-    if ((int) b->kind == kind && b->rows == rows && b->n == n && b->n_out == n_out && b->n_cells == n_cells) {
+    const bool fits =
+        (int) b->kind == kind && b->rows == rows && b->n == n && b->n_out == n_out && b->n_cells == n_cells;
+    if (fits && !r->engine.broken) {
         graph_rewind(&b->g);
         return PYLLAVA_OK;
     }
@@ -138,9 +140,13 @@ static pyllava_status run(runner * r, graph * g) {
     TRY(cores_take(r->model->cores, r->params->n_threads, &r->cancelled));
     atomic_store(&r->stop, 0);
     if (runner_is_cancelled(r)) atomic_store(&r->stop, 1);
+    r->trace_has_gap = false;
     pyllava_status status = engine_run(&r->engine, g, pool_threads(r->pool));
     cores_give(r->model->cores, r->params->n_threads);
-    return has_to_stop(r) ? runner_cancelled() : status;
+    if (has_to_stop(r)) return runner_cancelled();
+    TRY(status);
+    if (r->trace_has_gap) FAIL(PYLLAVA_ERR_MEMORY, "out of memory for the copy of a traced tensor");
+    return PYLLAVA_OK;
 }
 
 static pyllava_status put(runner * r, tensor * t, const void * data) {
@@ -170,6 +176,7 @@ static bool on_tensor(struct ggml_tensor * t, bool ask, void * runner_) {
     runner * r = runner_;
     if (ask) return is_intermediate(t);
     float * data = malloc(ggml_nbytes(t));
+    if (!data) r->trace_has_gap = true;
     if (!data) return true;
     ggml_backend_tensor_get(t, data, 0, ggml_nbytes(t));
     int64_t shape[4];

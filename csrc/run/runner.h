@@ -38,6 +38,7 @@ typedef struct runner {
     atomic_int stop;      // of this run: not cleared before it has ended
     pyllava_trace_fn trace;
     void * trace_user;
+    bool trace_has_gap; // there was no memory for a tensor of the last run
 } runner;
 
 typedef struct runner_size {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .. import errors
 from .functions import _Device, _ModelDevices, _ModelParams
-from .load import _check, lib, load_plugins
+from .load import _check, device_count, lib, load_plugins
 from .params import Placement
 from .values import _path
 
@@ -32,7 +32,7 @@ def devices() -> list[Device]:
     """All devices that this build finds on this machine."""
     load_plugins()
     found = []
-    for i in range(lib.pyllava_device_count()):
+    for i in range(device_count()):
         d = _Device()
         _check(lib.pyllava_device_describe(i, c.byref(d)))
         texts = (d.name.decode(), d.description.decode(errors="replace"), d.backend.decode())

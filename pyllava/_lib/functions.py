@@ -222,6 +222,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_gguf_record": (_STATUS, [_P, _U64, c.POINTER(_U64), c.POINTER(_U64)]),
     "pyllava_device_count": (_I32, []),
     "pyllava_device_describe": (_STATUS, [_I32, c.POINTER(_Device)]),
+    "pyllava_cpu_count": (_I32, []),
     "pyllava_tensor_type_find": (_STATUS, [_TEXT, c.POINTER(_TensorType)]),
     "pyllava_quantize": (_STATUS, [c.POINTER(_Rows), _P, _P]),
     "pyllava_dequantize": (_STATUS, [c.POINTER(_Rows), _P, _P]),

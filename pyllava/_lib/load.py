@@ -120,7 +120,7 @@ def load_plugins() -> None:
         own = _plugins.beside(Path(lib._name))
         if own:
             _check(_load_plugin(own[0]))
-        elif not lib.pyllava_device_count():
+        elif not device_count():
             raise errors.DeviceError(f"{lib._name}: no back end of the CPU (libggml-cpu*) lies beside it")
         _plugins_loaded.extend(paths[0] for paths in own[:1] or [["built in"]])
         wrong = [_plugin_error(paths) for paths in own[1:]]
@@ -129,6 +129,13 @@ def load_plugins() -> None:
             wrong += [f"{package} is not used: {error}" for error in filter(None, found)]
     for text in filter(None, wrong):
         logging.getLogger("pyllava").warning("%s", text)
+
+
+def device_count() -> int:
+    """How many devices there are."""
+    found = int(lib.pyllava_device_count())
+    _check(max(-found, 0))
+    return found
 
 
 def _load_plugin(paths: Sequence[str]) -> int:

@@ -136,7 +136,11 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
 
 def _prompt(options: argparse.Namespace) -> str:
     text: str = options.prompt or ""
-    if options.file is not None:
+    if options.file == "-":
+        if "-" in options.image:
+            raise ValueError("-f - and --image -: standard input is one of them")
+        text = text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+    elif options.file is not None:
         with open(options.file, "rb") as file:
             text = text_of(file.read(), options.file).removesuffix("\n")
     try:

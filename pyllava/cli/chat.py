@@ -23,7 +23,7 @@ from ..errors import ContextOverflowError, PyllavaError
 from ..images import load_image, open_source, source_name
 from .chat_file import Record, Turn, write
 from .lines import Lines
-from .options import chat_parser, model_arguments, sampling_arguments
+from .options import PROGRAM, chat_parser, model_arguments, sampling_arguments
 from .pictures import SUFFIXES, expanded, found
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def chat(argv: list[str]) -> None:
         parser.error("--mmproj: needs -m, the model it belongs to")
     console = Console(options.log_disable)
     console.note_inert(options)
-    pictures = [
-        Picture.load(found(path)) for path in expanded(options.image)
-    ]  # before the model, which takes longer
+    pictures = _pictures(options.image, console)  # before the model, which takes longer
     from ..llava import Llava
 
     with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
@@ -75,6 +73,21 @@ class Picture:
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.path)}, {self.image.width} x {self.image.height}"
+
+
+def _pictures(names: Sequence[str], console: Console) -> list[Picture]:
+    """Of a folder or a pattern what can be shown, and a line for each file that cannot; one at least."""
+    pictures: list[Picture] = []
+    for name in names:
+        paths, n_before = expanded([name]), len(pictures)
+        for path in paths:
+            try:
+                pictures.append(Picture.load(found(path)))
+            except (PyllavaError, OSError, ValueError) as error:
+                if path == paths[-1] and len(pictures) == n_before:
+                    raise
+                console.tell(f"{PROGRAM}: error: {one_line(error)}")
+    return pictures
 
 
 class Conversation:

@@ -302,7 +302,7 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
     )
     if question:
         add("-p --prompt", "TEXT", prompt)
-        add("-f --file", "FILE", "read the prompt from a file")
+        add("-f --file", "FILE", "read the prompt from a file; - is standard input")
         add("-e --escape", None, r"decode \n \r \t \' \" \\ \xHH in the prompt (default)", default=True)
         add("--no-escape", None, "take the prompt as it is", dest="escape", action="store_false")
     add(

@@ -5,11 +5,16 @@
 
 #include <ggml-backend.h>
 #include <ggml.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #if defined(__linux__)
 #include <pthread.h>
 #include <unistd.h>
+#endif
+#if defined(PYLLAVA_CHECKED)
+#include <checked.h>
 #endif
 
 typedef struct work {
@@ -37,6 +42,24 @@ static pyllava_status compute(void * work_) {
     ggml_free(ctx);
     return PYLLAVA_OK;
 }
+
+#if defined(PYLLAVA_CHECKED)
+static pyllava_status ask_for_too_much(void * user) {
+    (void) user;
+    free(checked_malloc(SIZE_MAX / 2));
+    return PYLLAVA_OK;
+}
+
+// In a guard, what ggml's sources ask for is there, or they do not go on.
+static int test_memory(void) {
+    int n_wrong = guarded(ask_for_too_much, NULL) != PYLLAVA_ERR_MEMORY;
+    n_wrong += ask_for_too_much(NULL) != PYLLAVA_OK; // elsewhere they get NULL
+    if (n_wrong) printf("guard: memory that is not there: %d wrong\n", n_wrong);
+    return n_wrong;
+}
+#else
+static int test_memory(void) { return 0; }
+#endif
 
 #if defined(__linux__)
 // How a thread ends: depth guards deep, inside a graph or not.
@@ -109,6 +132,7 @@ int main(void) {
         n_wrong += !right;
     }
     n_wrong += w.n_computed != 2;
+    n_wrong += test_memory();
     n_wrong += test_endings(&w);
     w.gives_up = false;
     n_wrong += guarded(compute, &w) != PYLLAVA_OK || w.n_computed != 3;
