@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -90,6 +91,18 @@ class Pictures:
             return 1
         side = self.spec.image_size
         return 1 + max((w // side * (h // side) for w, h in self.spec.pinpoints), default=0)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a picture, at most; a reduced grid may be 1.1 times as long and wide as the model's limit."""
+        if self.spec is None:
+            return 0
+        info, side = self._model.info, self.spec.image_size
+        n_tiles = float(self.most_views - 1)
+        if info.anyres_max:
+            n_tiles = min(n_tiles, 1.1**2 * info.anyres_max)
+        n_lines = math.isqrt(info.n_image_tokens) * max((h // side for _, h in self.spec.pinpoints), default=0)
+        return math.ceil(info.n_image_tokens * (1 + n_tiles) + n_lines) + 1
 
     def look_at(self, source: ImageSource | ImageEmbedding, n_images: int = 1) -> Picture | ImageEmbedding:
         """Decodes an image and counts the rows it will take, as one of `n_images` in a prompt.

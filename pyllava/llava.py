@@ -40,6 +40,7 @@ ImageMerge: TypeAlias = Literal["unpad", "flat"]
 
 _log = logging.getLogger("pyllava")
 _DEFAULT_CTX = 4096
+_BESIDE_A_PICTURE = 1024  # positions
 _MOST_PARALLEL = 128
 _KEPT = 2  # sequences for each answer under way: the others keep what earlier ones held
 
@@ -66,7 +67,7 @@ class Llava:
     Context, in positions (text tokens and image rows):
 
     - `n_ctx`: for prompt, images and answer. By default as many as they need, up to what the model was trained for
-      and what memory holds; at most 4096 where a GPU holds the KV cache.
+      and what memory holds; where a GPU holds the KV cache, 4096, or as many as the largest picture and 1024 more.
     - `kv_cells`: for all answers together, and for what is kept of earlier ones (default: n_ctx; if that is not given
       either, 4096, which only an answer that needs more by itself exceeds; at most 2 * n_parallel * n_ctx).
     - `type_k`, `type_v`: the KV cache's number formats (default: f16 in "fast", f32 in "exact").
@@ -196,12 +197,7 @@ class Llava:
         self.files = files
         self.info = self._model.info
         self.template: Template = self._choose_template(template, files)
-<<<<<<< HEAD
-        flat = image_merge == "flat" or not self.info.anyres
-=======
-        self.n_ctx = n_ctx if n_ctx is not None else min(self.info.n_ctx_train, _DEFAULT_CTX)
         flat = image_merge == "flat" or self.info.aspect != "anyres"
->>>>>>> e7af5d7 (SigLIP towers, several hidden states, ViP-LLaVA's projector)
         spec = spec_of(self.info, image_max_tiles)
         self._pictures = Pictures(self._engine, str(files.model), spec, flat=flat)
         self.precision = precision
@@ -218,7 +214,8 @@ class Llava:
         self.n_parallel = n_parallel
         self.kv_cells = usual if kv_cells is None else kv_cells
         on_host = self.devices.kv_on_host or self.devices.n_gpu_layers == 0
-        grows = n_ctx is None and kv_cells is None and on_host
+        grows = n_ctx is None and kv_cells is None
+        wanted = trained if on_host else min(trained, self._pictures.most_rows + _BESIDE_A_PICTURE)
 
         def session_of(n_ctx: int, kv_cells: int) -> _lib.SessionHandle:
             views = self._pictures.most_views
@@ -227,14 +224,12 @@ class Llava:
             )
 
         def open_session() -> None:
-            self.n_ctx = max(usual, trained) if grows else usual
+            self.n_ctx = max(usual, wanted) if grows else usual
             while True:
                 try:
                     session = session_of(self.n_ctx, self.n_ctx if grows else self.kv_cells)
                     break
-                except (
-                    ModelMemoryError
-                ):  # pages are taken as they are used: what memory cannot hold is halved
+                except ModelMemoryError:  # the whole need not be there at once, but it must be there
                     if self.n_ctx <= usual:
                         raise
                     self.n_ctx = max(usual, self.n_ctx // 2)
