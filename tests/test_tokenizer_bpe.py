@@ -215,6 +215,39 @@ def test_others_do_not_compose(both: Trained) -> None:
     assert both.handle.info.nfc == (plain_ids(both.handle, text) == plain_ids(both.handle, "\u00e9"))
 
 
+# Text alone
+
+
+def test_a_language_model_alone(qwen2: pyllava.Llava) -> None:
+    """A question without pictures, in the template that the vocabulary tells, and a conversation."""
+    assert qwen2.template.name == "qwen_1_5"
+    start, end = qwen2.tokenize("<|im_start|>")[0], qwen2.tokenize("<|im_end|>")[0]
+    ids = qwen2.prompt_tokens(None, "the cat <|im_end|>")
+    assert [i for i in ids if i in (start, end)] == [start, end, start, end, start]
+    answer = qwen2.ask(None, "the cat", max_tokens=4)
+    assert 0 < len(answer.tokens) <= 4
+    chat = qwen2.chat()
+    chat.ask("the cat", max_tokens=4)
+    chat.ask("the dog", max_tokens=4)
+    assert len(chat.messages) == 4
+
+
+def test_the_system_message_of_its_own_template(tmp_path: Path) -> None:
+    """ChatML as a file's Jinja template has it: with the message that it writes where none is given."""
+    jinja = (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}"
+        "{% endif %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    )
+    vocab, merges = parts_of(trained(RULES["gpt-2"]))
+    keys = keys_of(texts_of(vocab), merges, "gpt-2")
+    keys["tokenizer.chat_template"] = (jinja, gguf.GGUFValueType.STRING, None)
+    with pyllava.Llava(tiny_gguf.with_vocabulary(tmp_path, keys), n_threads=1) as model:
+        turn = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+        expected = f"<|im_start|>system\nBe kind<|im_end|>\n{turn}"
+        assert model.prompt_tokens(None, "the cat") == model.tokenize(expected)
+        assert model.prompt_tokens(None, "the cat", system="") == model.tokenize(turn)
+
+
 # Special tokens
 
 

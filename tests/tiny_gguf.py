@@ -146,7 +146,7 @@ def with_vocabulary(folder: Path, keys: Mapping[str, Any]) -> Path:
     spec = tiny.TinySpec(n_embd=8, n_head=1, n_head_kv=1, n_ff=8, n_layer=1)
     small = read(convert(folder, spec).model)
     n_vocab = len(keys["tokenizer.ggml.tokens"][0])
-    rows = f32(np.zeros((n_vocab, spec.n_embd)))
+    rows = f32(np.random.RandomState(1).standard_normal((n_vocab, spec.n_embd)))
     own = {k: v for k, v in small.keys.items() if not k.startswith("tokenizer.")}
     own |= {k: v for k, v in keys.items() if k.startswith(("tokenizer.", "pyllava."))}
     file = replace(small, keys=own).with_u32(llama__vocab_size=n_vocab)
