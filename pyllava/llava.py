@@ -196,12 +196,7 @@ class Llava:
         self.files = files
         self.info = self._model.info
         self.template: Template = self._choose_template(template, files)
-<<<<<<< HEAD
-        flat = image_merge == "flat" or not self.info.anyres
-=======
-        self.n_ctx = n_ctx if n_ctx is not None else min(self.info.n_ctx_train, _DEFAULT_CTX)
         flat = image_merge == "flat" or self.info.aspect != "anyres"
->>>>>>> e7af5d7 (SigLIP towers, several hidden states, ViP-LLaVA's projector)
         spec = spec_of(self.info, image_max_tiles)
         self._pictures = Pictures(self._engine, str(files.model), spec, flat=flat)
         self.precision = precision
