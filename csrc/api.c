@@ -359,7 +359,7 @@ pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t from, int32_t
 pyllava_status pyllava_sampler_create(const pyllava_model * model, const pyllava_sampler_params * params,
                                       pyllava_sampler ** out_sampler) {
     NEED(model && params && out_sampler, "model, params and out_sampler");
-    return sampler_create(model->vocab.n, params, out_sampler);
+    return sampler_create(&model->tokenizer, params, out_sampler);
 }
 
 void pyllava_sampler_free(pyllava_sampler * sampler) { sampler_free(sampler); }

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define PYLLAVA_ABI 6 // raised with every incompatible change of this file
+#define PYLLAVA_ABI 7 // raised with every incompatible change of this file
 
 #define PYLLAVA_MAX_LAYERS 512
 
@@ -319,8 +319,8 @@ PYLLAVA_API pyllava_status pyllava_merge(const pyllava_model * model, const pyll
                                          const float * views, float * out_rows);
 
 // log_prob is the natural logarithm of the probability that the model itself gives the token: softmax of the
-// unchanged logits over the whole vocabulary, before mask, repeat penalty, top_k, top_p, min_p and
-// temperature. It is exact to 3e-6 and the rounding to float32.
+// unchanged logits over the whole vocabulary at temperature 1, before the mask and any stage of the sampler.
+// It is exact to 3e-6 and the rounding to float32.
 typedef struct pyllava_choice {
     int32_t id;
     float log_prob;
@@ -399,24 +399,62 @@ PYLLAVA_API pyllava_status pyllava_seq_copy(pyllava_session * session, int32_t f
 
 // ----------------------------------------------------------------------------------------- sampler
 
+typedef struct pyllava_bias {
+    int32_t id;
+    float bias; // is added to the token's logit; -INFINITY: it is not to be chosen
+} pyllava_bias;
+
+// Names, defaults and formulas are llama.cpp's. Only tokens that this sampler chose count for the penalties
+// and for DRY, never those of the prompt.
 typedef struct pyllava_sampler_params {
-    float temperature;     // <= 0: greedy
-    int32_t top_k;         // 0: off
-    float top_p;           // 1: off
-    float min_p;           // 0: off
-    float repeat_penalty;  // 1: off
-    int32_t repeat_last_n; // the penalty applies to the last n tokens
+    float temperature;       // <= 0: greedy, if dynatemp_range is 0
+    float dynatemp_range;    // 0: off; else temperature +- range: least at no entropy, most at the largest,
+    float dynatemp_exponent; // least + (most - least) * (entropy / ln n)^exponent
+    int32_t top_k;           // 0: off
+    float top_p;             // 1: off
+    float min_p;             // 0: off
+    float typical_p;         // 1: off
+    float top_n_sigma;       // <= 0: off
+    float xtc_probability;   // 0: off; that of excluding the top choices for a token
+    float xtc_threshold;     // probability that makes a token one of them; above 0.5: off
+    float repeat_penalty;    // 1: off
+    float presence_penalty;  // 0: off
+    float frequency_penalty; // 0: off
+    int32_t repeat_last_n;   // the penalties apply to the last n tokens
+    // DRY: a token that would continue a repeat of n >= allowed_length tokens loses multiplier * base^(n -
+    // allowed_length). Repeats do not reach over the text of a breaker (1..40 bytes).
+    float dry_multiplier; // 0: off
+    float dry_base;
+    int32_t dry_allowed_length;
+    int32_t dry_penalty_last_n;                 // tokens that are looked back on
+    const char * const * dry_sequence_breakers; // [n_dry_sequence_breakers], terminated by zeros
+    int32_t n_dry_sequence_breakers;
+    int32_t mirostat;      // 0: off; version 1 or 2. Bias, temperature and it are then the only stages
+    float mirostat_tau;    // bits of surprise that are aimed at
+    float mirostat_eta;    // rate of learning
+    float adaptive_target; // < 0: off; adaptive-p: probability that is aimed at
+    float adaptive_decay;  // it remembers about 1 / (1 - decay) tokens
+    const pyllava_bias * logit_bias; // [n_logit_bias]; those of one token add up
+    int32_t n_logit_bias;
+    bool ignore_eos; // tokens that end an answer are not to be chosen
+    // Which stages there are, in this order: [n_samplers] names. NULL: penalties, dry, top_n_sigma, top_k,
+    // typ_p, top_p, min_p, xtc, temperature, adaptive_p. One that is not named is off, whatever its options;
+    // without "temperature", it is 1. adaptive_p always comes last.
+    const char * const * samplers;
+    int32_t n_samplers;
     uint64_t seed;
 } pyllava_sampler_params;
 
-// For the vocabulary of this model. All its memory is taken here.
+// For the vocabulary of this model. All its memory is taken here; arrays of params are copied.
 PYLLAVA_API pyllava_status pyllava_sampler_create(const pyllava_model * model,
                                                   const pyllava_sampler_params * params,
                                                   pyllava_sampler ** out_sampler);
 PYLLAVA_API void pyllava_sampler_free(pyllava_sampler * sampler);
-// Chooses from logits f32 [n_vocab] and remembers the choice for the repeat penalty. The stages, in this
-// order: mask, repeat_penalty, top_k, top_p, min_p, temperature, then a draw; of equal logits the lowest ids
-// come first. The same seed and logits give the same tokens on every platform. Takes no memory.
+// Chooses from logits f32 [n_vocab] and remembers the choice. The stages: mask, logit_bias and ignore_eos,
+// then those of params.samplers, then a draw; of equal logits the lowest ids come first. No stage but the
+// mask leaves nothing: tokens that are not to be chosen are, where the mask leaves no others. The same seed
+// and logits give the same tokens on every platform (with mirostat or dynatemp_range only as far as the C
+// library's log and pow have the same digits). Takes no memory.
 // mask: a bit for each token, number id % 32 of word id / 32, set where it may be chosen; NULL: any may.
 // PYLLAVA_ERR_ARGUMENT where it leaves none.
 // out_alternatives: [n_alternatives], at most n_vocab: the most probable tokens by log_prob, whatever the

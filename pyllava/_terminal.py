@@ -156,9 +156,15 @@ class Console:
         say(text)
 
     def note_inert(self, options: argparse.Namespace) -> None:
-        names = ("top_k", "top_p", "min_p", "seed")
+        """Tells of options that have no effect, where the answer is always the likeliest one."""
+        drawn = (
+            options.temperature
+            or options.dynatemp_range
+            or "temperature" not in (options.samplers or ["temperature"])
+        )
+        names = ("top_k", "top_p", "min_p", "top_n_sigma", "mirostat", "adaptive_target", "seed")
         inert = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
-        if inert and not options.temperature:
+        if inert and not (drawn or options.typical_p or options.xtc_probability):
             given = ", ".join(inert)
             self.note(f"{given}: no effect without --temp above 0, the answer is the likeliest one")
 

@@ -394,7 +394,8 @@ class Llava:
 
         - max_tokens=512; stop=(): texts that end the answer.
         - temperature=0.0 (greedy), top_k=0, top_p=1.0, min_p=0.0, seed=None (random).
-        - repeat_penalty=1.0, repeat_last_n=64 (-1: all).
+        - repeat_penalty=1.0, repeat_last_n=64 (-1: all); logit_bias={}: what is added to tokens' logits, by id or text.
+        - the other ways of choosing a token: see `Sampling`.
         - reuse=True: what the model still holds of the prompt is not computed again. False computes the whole
           prompt, in a conversation earlier answers, too, whose positions otherwise stay as they were
           computed.

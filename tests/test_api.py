@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import os
 import re
 import shutil
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,11 +150,75 @@ def test_stop_strings_end_the_answer_before_them(m: pyllava.Llava) -> None:
         ({"top_p": 1.5}, "top_p: found 1.5"),
         ({"min_p": -0.1}, "min_p"),
         ({"repeat_penalty": 0.0}, "repeat_penalty: found 0"),
+        ({"mirostat": 3}, "mirostat: found 3"),
+        ({"samplers": ["top-k"]}, "samplers: found top-k, need some of penalties, dry"),
+        ({"logit_bias": {-5: 1.0}}, "logit_bias: found token -5"),
     ],
 )
 def test_wrong_options_are_named(m: pyllava.Llava, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         m.ask(None, "x", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samplers": "top_k"}, "samplers: found a text, need a list of texts"),
+        ({"dry_sequence_breakers": ":"}, "dry_sequence_breakers: found a text"),
+        ({"logit_bias": [(5, 1.0)]}, "logit_bias: found .*, need a dict of token ids or texts"),
+    ],
+)
+def test_options_of_another_type(m: pyllava.Llava, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        m.ask(None, "x", **options)
+
+
+def test_biases_by_id_and_by_text(m: pyllava.Llava) -> None:
+    first = m.ask(None, "Say.", max_tokens=1).tokens[0]
+    assert m.ask(None, "Say.", max_tokens=1, logit_bias={first: -math.inf}).tokens != (first,)
+    wanted = m.prompt_tokens(None, "cat", raw=True)[1:]
+    assert set(m.ask(None, "Say.", max_tokens=4, logit_bias={"cat": 1e4}).tokens) <= set(wanted)
+
+
+def test_ignore_eos(m: pyllava.Llava) -> None:
+    eos = m.info.eos_id
+    assert m.ask(None, "Say.", max_tokens=9, logit_bias={eos: 1e4}).finish_reason == "stop"
+    answer = m.ask(None, "Say.", max_tokens=9, logit_bias={eos: 1e4}, ignore_eos=True)
+    assert (len(answer.tokens), answer.finish_reason) == (9, "length")
+
+
+EVERY_WAY: list[dict[str, Any]] = [
+    {
+        "temperature": 1.2,
+        "dynatemp_range": 0.3,
+        "top_k": 60,
+        "top_p": 0.98,
+        "min_p": 0.01,
+        "typical_p": 0.95,
+        "top_n_sigma": 3.0,
+        "xtc_probability": 0.5,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.1,
+        "repeat_last_n": -1,
+        "dry_multiplier": 0.8,
+        "dry_penalty_last_n": -1,
+        "adaptive_target": 0.3,
+    },
+    {"temperature": 1.0, "mirostat": 1},
+    {"temperature": 1.0, "mirostat": 2},
+]
+
+
+@pytest.mark.parametrize("options", EVERY_WAY, ids=["stages", "mirostat 1", "mirostat 2"])
+def test_a_seed_fixes_the_text_whatever_runs_beside_it(m: pyllava.Llava, options: dict[str, Any]) -> None:
+    options = options | {"max_tokens": 24, "ignore_eos": True}
+    alone = m.ask(None, "Say.", seed=3, **options)
+    streams = [m.ask(None, "Say.", seed=seed, stream=True, **options) for seed in (3, 4)]
+    for _ in itertools.zip_longest(*streams):
+        pass
+    assert streams[0].answer.text == alone.text
+    assert streams[1].answer.text != alone.text
 
 
 def test_several_images_and_raw_prompts(m: pyllava.Llava) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -230,9 +232,63 @@ def test_options_reach_the_model(fake: type[FakeLlava], red: str) -> None:
     assert {key: asked[key] for key in expected} == expected
 
 
+def test_every_way_of_sampling_reaches_the_model() -> None:
+    argv = "--dynatemp-range .5 --dynatemp-exp 2 --typical .9 --top-nsigma 1.5 --xtc-probability .5 --xtc-threshold .2"
+    argv += " --presence-penalty -1 --frequency-penalty .25 --dry-multiplier .8 --dry-base 2 --dry-allowed-length 3"
+    argv += (
+        " --dry-penalty-last-n -1 --dry-sequence-breaker none --mirostat 2 --mirostat-ent 4 --mirostat-lr .2"
+    )
+    argv += " --adaptive-target .3 --adaptive-decay .5 -l 15+1.5 -l 15-1e-1 --logit-bias 7-inf -l ab-1+2 --ignore-eos"
+    argv += " --samplers top-k;temp;typical"
+    assert sampling_arguments(options_of(*argv.split())) == {
+        "max_tokens": 256,
+        "dynatemp_range": 0.5,
+        "dynatemp_exponent": 2.0,
+        "typical_p": 0.9,
+        "top_n_sigma": 1.5,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
+        "presence_penalty": -1.0,
+        "frequency_penalty": 0.25,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": -1,
+        "dry_sequence_breakers": [],
+        "mirostat": 2,
+        "mirostat_tau": 4.0,
+        "mirostat_eta": 0.2,
+        "adaptive_target": 0.3,
+        "adaptive_decay": 0.5,
+        "logit_bias": {15: 1.4, 7: -math.inf, "ab-1": 2.0},
+        "ignore_eos": True,
+        "samplers": ["top_k", "temperature", "typ_p"],
+    }
+
+
+def test_every_option_of_an_answer_is_one_of_the_command_line() -> None:
+    """But for what a command line has no use for."""
+    known = {action.dest for action in ask_parser()._actions}
+    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse"}
+
+
+def test_the_order_of_stages_and_the_breakers() -> None:
+    letters = sampling_arguments(options_of("--sampling-seq", "edskypmxta"))["samplers"]
+    shown = re.sub(r"\s", "", ask_parser().format_help())
+    assert f"(default:{';'.join(letters)})" in shown
+    assert options_of("--samplers", ";".join(letters)).samplers == letters
+    assert options_of("--samplers", "").samplers == options_of("--sampler-seq", "").samplers == []
+    argv = ["--dry-sequence-breaker", r"\n\n", "--dry-sequence-breaker", "-"]
+    assert options_of(*argv).dry_sequence_breakers == ["\n\n", "-"]
+
+
 @pytest.mark.parametrize(
     ("names", "value"),
     [
+        (["--typical", "--typical-p", "--typical_p"], ".5"),
+        (["--top-nsigma", "--top-n-sigma"], ".5"),
+        (["-l", "--logit-bias"], "5+1"),
+        (["--sampling-seq", "--sampler-seq"], "kt"),
         (["-n", "--predict", "--n-predict", "--n_predict"], "5"),
         (["-c", "--ctx-size", "--ctx_size"], "5"),
         (["-ngl", "--gpu-layers", "--n-gpu-layers", "--n_gpu_layers"], "5"),
@@ -283,6 +339,14 @@ def test_defaults_of_the_library_stay() -> None:
         (["--temp", "nan"], "need a number"),
         (["--top-p", "1.5"], "need a number in 0..1"),
         (["--repeat-penalty", "0"], "need a number above 0"),
+        (["--samplers", "top_k;infill"], "'infill', need names with semicolons between them: penalties, dry"),
+        (["--sampling-seq", "ki"], "'i', need letters of: e penalties, d dry"),
+        (["-l", "15"], "-l/--logit-bias: '15', need a token's id or a text, + or -, and a number or inf"),
+        (["-l", "+5"], "'+5', need a token's id"),
+        (["--mirostat", "3"], "'3', need 0, 1 or 2"),
+        (["--dry-base", "0.5"], "need a number of at least 1"),
+        (["--adaptive-target", "2"], "need a number of at most 1"),
+        (["--adaptive-decay", "1"], "need a number in 0..0.99"),
         (["-b", "0"], "need an integer of at least 1"),
         (["-ctk", "q9"], "argument -ctk/--cache-type-k: invalid choice: 'q9'"),
         (["--template", "gpt9"], "argument --template: invalid choice: 'gpt9'"),
@@ -364,6 +428,9 @@ def test_inert_sampling_options_are_named(
     assert "--top-k, --seed: no effect without --temp above 0" in capsys.readouterr().err
     assert cli.main(["--image", red, "--top-k", "5", "-s", "1", "--temp", "0.5"]) == 0
     assert "no effect" not in capsys.readouterr().err
+    for drawn in (["--dynatemp-range", "1"], ["--sampling-seq", "k"], ["--xtc-probability", "0.5"]):
+        assert cli.main(["--image", red, "--top-k", "5", "--mirostat", "2", *drawn]) == 0
+        assert "no effect" not in capsys.readouterr().err
 
 
 def test_help_and_version(fake: type[FakeLlava], capsys: pytest.CaptureFixture[str]) -> None:

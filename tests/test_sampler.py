@@ -1,4 +1,6 @@
-"""Sampling against the stages written down in NumPy and float64: what is kept, how it is drawn, what it is worth."""
+"""Choosing a token against the stages written down in NumPy and float64 (`sampler_reference.py`), of which
+`test_samplers.py` has the less usual ones: what is kept, how it is drawn, what it is worth.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,14 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sampler_reference import Logits, Reference, log_softmax, uniform
 
 from pyllava import _lib
 from pyllava._lib import SamplerHandle
@@ -21,8 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 write_model = pytest.importorskip("bench.sampler").write_model
 
-Logits: TypeAlias = npt.NDArray[np.float32]
-Numbers: TypeAlias = npt.NDArray[np.float64]
 SMALL, MEDIUM, LARGE = 300, 32_000, 152_064
 N = 20_000
 
@@ -60,67 +61,8 @@ def bits(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
     return np.packbits(filled, bitorder="little").view("<u4").astype(np.uint32)
 
 
-# ------------------------------------------------------------------------------------------ the reference
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The stages in float64, on the whole vocabulary sorted by (logit, id)."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-
-    def distribution(
-        self, logits: Logits, recent: tuple[int, ...] = (), mask: npt.NDArray[np.bool_] | None = None
-    ) -> Numbers:
-        x = self.penalised(logits, recent).astype(np.float64)
-        order = np.lexsort((np.arange(len(x)), -x))
-        order = order if mask is None else order[mask[order]]
-        if self.temperature <= 0:
-            order = order[:1]
-        elif self.top_k:
-            order = order[: self.top_k]
-        if self.temperature > 0 and self.top_p < 1:
-            p = softmax(x[order])
-            before = np.cumsum(p) - p
-            order = order[(before < np.float32(self.top_p)) | (np.arange(len(order)) == 0)]
-        if self.temperature > 0 and self.min_p > 0:
-            order = order[x[order] >= x[order[0]] + np.log(np.float64(np.float32(self.min_p)))]
-        out = np.zeros(len(x))
-        out[order] = softmax(x[order] / np.float32(self.temperature)) if self.temperature > 0 else 1.0
-        return out
-
-    def penalised(self, logits: Logits, recent: tuple[int, ...]) -> Logits:
-        x, at, penalty = logits.copy(), list(set(recent)), np.float32(self.repeat_penalty)
-        x[at] = np.where(logits[at] <= 0, logits[at] * penalty, logits[at] / penalty)
-        return x
-
-
-def softmax(x: Numbers) -> Numbers:
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def log_softmax(logits: Logits) -> Numbers:
-    x = logits.astype(np.float64)
-    return x - x.max() - np.log(np.exp(x - x.max()).sum())
-
-
 def handle(model: _lib.ModelHandle, reference: Reference, **options: Any) -> SamplerHandle:
     return SamplerHandle(model, **{**reference.__dict__, **options})
-
-
-def uniform(seed: int) -> Iterator[float]:
-    """SplitMix64."""
-    state, low = seed, 2**64 - 1
-    while True:
-        state = (state + 0x9E3779B97F4A7C15) & low
-        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & low
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & low
-        yield ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
 # ------------------------------------------------------------------------------ every stage, draw by draw
@@ -404,9 +346,9 @@ def test_repeat_penalty(small: _lib.ModelHandle, penalty: float) -> None:
     sampler = SamplerHandle(small, repeat_penalty=penalty, repeat_last_n=window)
     chosen: list[int] = []
     for _ in range(30):
-        x = Reference(repeat_penalty=penalty).penalised(logits, tuple(chosen[-window:]))
+        p = Reference(repeat_penalty=penalty, repeat_last_n=window).distribution(logits, tuple(chosen))
         chosen.append(sampler.sample(logits).id)
-        assert chosen[-1] == int(x.argmax())
+        assert chosen[-1] == int(p.argmax())
 
 
 def test_repeat_penalty_off(small: _lib.ModelHandle) -> None:

@@ -1,33 +1,13 @@
 // candidates.c - see candidates.h. Every array has room for whole blocks, so that vectors may end beyond n.
 #include "candidates.h"
+#include "vectors.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK  1024 // weights in one sum: what a draw walks through
-#define STEP   16   // numbers that a loop takes at once
-#define N_BINS 512
-#define FEW    256 // so many are sorted rather than put into bins
-
-typedef float f4 __attribute__((vector_size(16)));
-typedef int32_t i4 __attribute__((vector_size(16)));
-typedef double d4 __attribute__((vector_size(32)));
-
-static inline f4 load(const float * x) {
-    f4 v;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-
-static inline f4 pick(i4 which, f4 a, f4 b) { return (f4) ((which & (i4) a) | (~which & (i4) b)); }
-
-static inline bool any(i4 which) {
-    int64_t halves[2];
-    memcpy(halves, &which, sizeof halves);
-    return (halves[0] | halves[1]) != 0;
-}
+#define BLOCK 1024 // weights in one sum: what a draw walks through
 
 pyllava_status candidates_create(candidates * c, int32_t n_vocab) {
     const size_t n = ((size_t) n_vocab + BLOCK - 1) / BLOCK * BLOCK;
@@ -40,24 +20,22 @@ pyllava_status candidates_create(candidates * c, int32_t n_vocab) {
     c->near.weights = calloc(n, sizeof *c->near.weights);
     c->near.places = calloc(n, sizeof *c->near.places);
     c->bins = calloc(n, sizeof *c->bins);
-    c->shares = calloc(4 * N_BINS, sizeof *c->shares);
+    c->shares = calloc(4 * CANDIDATES_BINS, sizeof *c->shares);
     c->keys = calloc(n, sizeof *c->keys);
+    c->scores = calloc(n, sizeof *c->scores);
     if (c->ids && c->logits && c->weights && c->sums && c->near.logits && c->near.weights && c->near.places &&
-        c->bins && c->shares && c->keys)
+        c->bins && c->shares && c->keys && c->scores)
         return PYLLAVA_OK;
     candidates_free(c);
-    FAIL(PYLLAVA_ERR_MEMORY, "out of memory: %zu bytes needed", n * (7 * sizeof(float) + sizeof *c->keys));
+    FAIL(PYLLAVA_ERR_MEMORY, "out of memory: %zu bytes needed", n * (8 * sizeof(float) + sizeof *c->keys));
 }
 
 void candidates_free(candidates * c) {
-    void * parts[] = { c->ids,          c->logits,      c->weights, c->sums,   c->near.logits,
-                       c->near.weights, c->near.places, c->bins,    c->shares, c->keys };
+    void * parts[] = { c->ids,         c->logits, c->weights, c->sums, c->near.logits, c->near.weights,
+                       c->near.places, c->bins,   c->shares,  c->keys, c->scores };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
     *c = (candidates) { 0 };
 }
-
-// Numbers of the steps that hold n. A step is four vectors: one running sum or extreme would wait for itself.
-static int32_t whole(int32_t n) { return (n + STEP - 1) / STEP * STEP; }
 
 // Whole vectors of logits, with 0 for -0; tells whether all are finite.
 static bool copy_finite(float * restrict to, const float * restrict from, int32_t n) {
@@ -69,26 +47,6 @@ static bool copy_finite(float * restrict to, const float * restrict from, int32_
         wrong |= ((i4) v & exponent) == exponent;
     }
     return !any(wrong);
-}
-
-// The largest logit, or the smallest.
-static float extreme_of(float * x, int32_t n, bool smallest) {
-    const i4 flip = (i4) { 0 } - (int32_t) smallest;
-    f4 found[4];
-    for (int32_t i = n; i < whole(n); i++) x[i] = x[0];
-    for (int32_t j = 0; j < 4; j++) found[j] = load(x + 4 * j);
-    for (int32_t i = STEP; i < n; i += STEP) {
-        for (int32_t j = 0; j < 4; j++) {
-            const f4 v = load(x + i + 4 * j);
-            found[j] = pick((v > found[j]) ^ flip, v, found[j]);
-        }
-    }
-    float best = x[0];
-    for (int32_t j = 0; j < STEP; j++) {
-        const float v = found[j / 4][j % 4];
-        if (smallest ? v < best : v > best) best = v;
-    }
-    return best;
 }
 
 static void restart(candidates * c) {
@@ -108,6 +66,7 @@ pyllava_status candidates_load(candidates * c, const float * logits) {
     }
     for (int32_t i = 0; i < n; i++) ids[i] = i;
     c->n = n;
+    c->temperature = 1.0f;
     restart(c);
     return PYLLAVA_OK;
 }
@@ -155,20 +114,27 @@ static float scale_of(float temperature) {
     return (float) (1.4426950408889634 / (double) (temperature > FLT_MIN ? temperature : FLT_MIN));
 }
 
-void candidates_weigh(candidates * c, float temperature) {
-    const float scale = scale_of(temperature);
-    if (c->weighed && temperature == 1.0f && c->largest >= c->base - 4.0f) return;
+void candidates_temper(candidates * c, float temperature) {
+    const double product = (double) c->temperature * (double) temperature;
+    c->temperature = (float) (product < FLT_MIN ? FLT_MIN : product > FLT_MAX ? FLT_MAX : product);
+    c->weighed &= temperature == 1.0f;
+}
+
+void candidates_weigh(candidates * c) {
+    const float scale = scale_of(c->temperature);
+    if (c->weighed && c->base - c->largest <= 4.0f * c->temperature) return;
     c->base = c->largest;
     c->total = 0.0;
     for (int32_t at = 0; at < c->n; at += BLOCK) {
         const int32_t n = c->n - at < BLOCK ? c->n - at : BLOCK;
         c->total += c->sums[at / BLOCK] = weigh_block(c->logits + at, c->weights + at, n, c->base, scale);
     }
-    c->weighed = temperature == 1.0f;
+    c->weighed = true;
 }
 
 static void weigh_again(candidates * c, int32_t at) {
-    const float weight = exp2_below_0((f4) { 0 } + (c->logits[at] - c->base) * scale_of(1.0f))[0];
+    const float scale = scale_of(c->temperature);
+    const float weight = exp2_below_0((f4) { 0 } + (c->logits[at] - c->base) * scale)[0];
     const double more = (double) weight - (double) c->weights[at];
     c->weights[at] = weight;
     c->sums[at / BLOCK] += more;
@@ -181,7 +147,8 @@ void candidates_change(candidates * c, const int32_t * ids, int32_t n, candidate
     for (int32_t i = 0; i < n; i++) {
         const int32_t at = find(c, ids[i]);
         if (at < 0) continue;
-        const float old = c->logits[at], logit = fn(ids[i], of);
+        const float old = c->logits[at], x = fn(old, i, of) + 0.0f; // never -0
+        const float logit = x < -FLT_MAX ? -FLT_MAX : x > FLT_MAX ? FLT_MAX : x;
         if (logit > c->largest) c->largest = logit;
         lower |= old == c->largest && logit < old;
         c->logits[at] = logit;
@@ -196,144 +163,57 @@ void candidates_weigh_alike(candidates * c) {
     c->weighed = false;
 }
 
-// ------------------------------------------------------------------------------------------- a cut
-
-// Ascending keys are descending logits, and ascending places where those are equal.
-static uint64_t key_of(float logit, int32_t at) {
-    uint32_t bits;
-    memcpy(&bits, &logit, sizeof bits);
-    return (uint64_t) (bits >> 31 ? bits : ~bits ^ 0x80000000u) << 32 | (uint32_t) at;
-}
-
-static void sift_down(uint64_t * keys, int32_t at, int32_t n) {
-    const uint64_t key = keys[at];
-    for (int32_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && keys[child + 1] > keys[child]) child++;
-        if (keys[child] <= key) break;
-        keys[at] = keys[child];
+double candidates_mean(candidates * c) {
+    candidates_weigh(c);
+    const int32_t n_fours = c->n / 4 * 4;
+    const d4 base = (d4) { 0 } + (double) c->base;
+    d4 sums = { 0.0 };
+    for (int32_t i = 0; i < n_fours; i += 4) {
+        const f4 x = load(c->logits + i), w = load(c->weights + i);
+        sums += (__builtin_convertvector(x, d4) - base) * __builtin_convertvector(w, d4);
     }
-    keys[at] = key;
+    double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (int32_t i = n_fours; i < c->n; i++)
+        sum += ((double) c->logits[i] - (double) c->base) * (double) c->weights[i];
+    return sum / c->total;
 }
 
-static void sort_keys(uint64_t * keys, int32_t n) {
-    for (int32_t i = n / 2 - 1; i >= 0; i--) sift_down(keys, i, n);
-    for (int32_t i = n - 1; i > 0; i--) {
-        const uint64_t last = keys[i];
-        keys[i] = keys[0];
-        keys[0] = last;
-        sift_down(keys, 0, i);
+// Sums of x and x^2 counted from the largest: that is one of them, so that x^2 holds at most n times the
+// variance, and the difference keeps 10 digits.
+double candidates_deviation(const candidates * c) {
+    const int32_t n_fours = c->n / 4 * 4;
+    const d4 largest = (d4) { 0 } + (double) c->largest;
+    d4 sums = { 0.0 }, squares = { 0.0 };
+    for (int32_t i = 0; i < n_fours; i += 4) {
+        const d4 x = __builtin_convertvector(load(c->logits + i), d4) - largest;
+        sums += x;
+        squares += x * x;
     }
-}
-
-// The weights into bins, equal stretches of logits from the largest down; the last one takes all below.
-static void fill_bins(candidates * c, const listing * list, float largest, float width) {
-    const float * restrict x = list->logits, * restrict w = list->weights;
-    const float per_bin = (float) (N_BINS - 1) / width, last = (float) (N_BINS - 1);
-    int32_t * restrict bins = c->bins;
-    double * restrict shares = c->shares; // four sets of bins: additions to one would wait for each other
-    const int32_t n = list->n;
-    memset(shares, 0, 4 * N_BINS * sizeof *shares);
-    for (int32_t i = 0; i < n; i++) {
-        const float bin = (largest - x[i]) * per_bin;
-        bins[i] = (int32_t) (bin < last ? bin : last);
+    double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    double square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    for (int32_t i = n_fours; i < c->n; i++) {
+        const double x = (double) c->logits[i] - (double) c->largest;
+        sum += x;
+        square += x * x;
     }
-    for (int32_t i = 0; i < n; i++) shares[i % 4 * N_BINS + bins[i]] += (double) w[i];
+    const double variance = (square - sum * sum / c->n) / c->n;
+    return variance > 0.0 ? sqrt(variance) : 0.0;
 }
 
-// The bin in which the sum reaches goal, or the last that weighs anything; *before: the sum up to there.
-static int32_t bin_at(const candidates * c, double goal, double * before) {
-    const double * s = c->shares;
-    double sum = *before;
-    int32_t found = 0;
-    for (int32_t b = 0; b < N_BINS && (b == 0 || sum < goal); b++) {
-        const double share = (s[b] + s[b + N_BINS]) + (s[b + 2 * N_BINS] + s[b + 3 * N_BINS]);
-        if (share <= 0.0) continue;
-        *before = sum;
-        sum += share;
-        found = b;
+double candidates_favour(candidates * c, float target, float width, float peak, float sharpness) {
+    candidates_weigh(c);
+    const double total = c->total;
+    const float per_total = (float) (1.0 / total), per_width = 1.0f / width;
+    for (int32_t i = 0; i < c->n; i += 4) { // whole vectors: there is room for them
+        const f4 w = load(c->weights + i), away = magnitude((w * per_total - target) * per_width);
+        const f4 x = peak - sharpness * away * away / (1.0f + away);
+        memcpy(c->scores + i, &w, sizeof w);
+        memcpy(c->logits + i, &x, sizeof x);
     }
-    return found;
-}
-
-// What lies in one bin. The list may be the room that it goes to.
-static listing only_bin(const candidates * c, const listing * list, int32_t bin) {
-    const int32_t * bins = c->bins;
-    listing to = { 0, c->near.logits, c->near.weights, c->near.places };
-    for (int32_t i = 0; i < list->n; i += 4) {
-        i4 four;
-        memcpy(&four, bins + i, sizeof four);
-        if (!any(four == bin)) continue;
-        for (int32_t j = i; j < i + 4 && j < list->n; j++) {
-            const int32_t place = list->places ? list->places[j] : j;
-            to.logits[to.n] = list->logits[j];
-            to.weights[to.n] = list->weights[j];
-            to.places[to.n] = place;
-            to.n += bins[j] == bin;
-        }
-    }
-    return to;
-}
-
-// Where all logits are alike, places decide.
-static int32_t count_alike(const listing * list, double missing) {
-    const double n = ceil(missing / (double) list->weights[0]);
-    return n < 1.0 ? 1 : n < (double) list->n ? (int32_t) n : list->n;
-}
-
-static cut cut_sorted(candidates * c, const listing * list, double goal, double sum) {
-    for (int32_t i = 0; i < list->n; i++) c->keys[i] = key_of(list->logits[i], i);
-    sort_keys(c->keys, list->n);
-    int32_t at = 0;
-    for (int32_t i = 0; i < list->n && (i == 0 || sum < goal); i++) {
-        at = (int32_t) (uint32_t) c->keys[i];
-        sum += (double) list->weights[at];
-    }
-    return (cut) { list->logits[at], list->places ? list->places[at] : at };
-}
-
-// Bins narrow the list to those near the cut, and again, with narrower bins, while many are left.
-cut candidates_cut(candidates * c, double goal, float widest) {
-    listing list = { c->n, c->logits, c->weights, NULL };
-    double before = 0.0;
-    while (list.n > FEW) {
-        const float largest = list.places ? extreme_of(list.logits, list.n, false) : c->largest;
-        const float smallest = extreme_of(list.logits, list.n, true);
-        if (largest == smallest) {
-            const int32_t at = count_alike(&list, goal - before) - 1;
-            return (cut) { largest, list.places ? list.places[at] : at };
-        }
-        const float width = largest - smallest < widest ? largest - smallest : widest;
-        if (width < 1e-30f) break; // bins so narrow cannot be numbered in float32
-        fill_bins(c, &list, largest, width);
-        list = only_bin(c, &list, bin_at(c, goal, &before));
-    }
-    return cut_sorted(c, &list, goal, before);
-}
-
-// Those of [begin, end) from the least logit up, behind the n that are kept already. There is no branch for
-// each of them: half may be kept, in no order.
-static int32_t keep_from(candidates * c, int32_t n, int32_t begin, int32_t end, float least) {
-    int32_t * ids = c->ids;
-    float * x = c->logits;
-    for (int32_t i = begin, next; i < end; i = next) {
-        next = i + 4 < end ? i + 4 : end;
-        if (next == i + 4 && !any(load(x + i) >= least)) continue;
-        for (int32_t j = i; j < next; j++) {
-            const int32_t id = ids[j];
-            const float logit = x[j];
-            ids[n] = id;
-            x[n] = logit;
-            n += logit >= least;
-        }
-    }
-    return n;
-}
-
-void candidates_keep(candidates * c, cut last) {
-    const int32_t end = last.at < c->n ? last.at + 1 : c->n;
-    const int32_t n = keep_from(c, 0, 0, end, last.logit);
-    c->n = keep_from(c, n, end, c->n, nextafterf(last.logit, INFINITY));
-    c->weighed = false;
+    c->temperature = 1.0f;
+    restart(c);
+    candidates_weigh(c);
+    return total;
 }
 
 static int32_t place_of_largest(const candidates * c) {
@@ -349,6 +229,48 @@ void candidates_keep_best(candidates * c) {
     c->weighed = false;
 }
 
+// Without those at n ascending places.
+static void drop_places(candidates * c, const int32_t * places, int32_t n) {
+    int32_t to = n > 0 ? places[0] : c->n;
+    bool best = false;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t from = places[i] + 1, end = i + 1 < n ? places[i + 1] : c->n;
+        best |= c->logits[places[i]] == c->largest;
+        memmove(c->ids + to, c->ids + from, (size_t) (end - from) * sizeof *c->ids);
+        memmove(c->logits + to, c->logits + from, (size_t) (end - from) * sizeof *c->logits);
+        to += end - from;
+    }
+    c->n = to;
+    if (n > 0) c->weighed = false;
+    if (best) c->largest = extreme_of(c->logits, c->n, false);
+}
+
+void candidates_drop(candidates * c, const int32_t * ids, int32_t n) {
+    int32_t *places = c->near.places, n_places = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t at = find(c, ids[i]);
+        if (at >= 0) places[n_places++] = at;
+    }
+    if (n_places < c->n) drop_places(c, places, n_places);
+}
+
+void candidates_drop_likely(candidates * c, float share) {
+    candidates_weigh(c);
+    int32_t *places = c->near.places, n = 0, last = -1;
+    const float least = (float) ((double) share * c->total);
+    for (int32_t i = 0; i < c->n; i += 4) {
+        if (i + 4 <= c->n && !any(load(c->weights + i) >= least)) continue;
+        for (int32_t j = i; j < i + 4 && j < c->n; j++) {
+            if (c->weights[j] < least) continue;
+            if (last < 0 || c->logits[j] <= c->logits[places[last]]) last = n;
+            places[n++] = j;
+        }
+    }
+    if (n < 2) return;
+    memmove(places + last, places + last + 1, (size_t) (n - last - 1) * sizeof *places);
+    drop_places(c, places, n - 1);
+}
+
 void candidates_keep_masked(candidates * c, const uint32_t * mask) {
     int32_t n = 0;
     for (int32_t id = 0; id < c->n_vocab; id++) {
@@ -358,12 +280,6 @@ void candidates_keep_masked(candidates * c, const uint32_t * mask) {
     }
     c->n = n;
     if (n > 0) restart(c);
-}
-
-void candidates_sort(candidates * c) {
-    for (int32_t i = 0; i < c->n; i++) c->keys[i] = key_of(c->logits[i], c->ids[i]);
-    sort_keys(c->keys, c->n);
-    for (int32_t i = 0; i < c->n; i++) c->ids[i] = (int32_t) (uint32_t) c->keys[i];
 }
 
 int32_t candidates_draw(const candidates * c, double share) {

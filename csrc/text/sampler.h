@@ -1,9 +1,11 @@
 // sampler.h - from logits to a token: the stages of sampler_stages.h, then a draw.
 #pragma once
 
-#include "error.h"
+#include "tokenizer.h"
 
-pyllava_status sampler_create(int32_t n_vocab, const pyllava_sampler_params * params, pyllava_sampler ** out);
+// For the vocabulary of a tokenizer, which it may outlive.
+pyllava_status sampler_create(const tokenizer * t, const pyllava_sampler_params * params,
+                              pyllava_sampler ** out);
 void sampler_free(pyllava_sampler * sampler);
 int32_t sampler_n_vocab(const pyllava_sampler * sampler);
 // PYLLAVA_ERR_ARGUMENT for a mask that leaves no token, and for more alternatives than there are tokens.

@@ -182,23 +182,44 @@ class _Run(c.Structure):
     ]
 
 
+class _Bias(c.Structure):
+    _fields_ = [("id", _I32), ("bias", c.c_float)]
+
+
 class _SamplerParams(c.Structure):
     _fields_ = [
         ("temperature", c.c_float),
+        ("dynatemp_range", c.c_float),
+        ("dynatemp_exponent", c.c_float),
         ("top_k", _I32),
         ("top_p", c.c_float),
         ("min_p", c.c_float),
+        ("typical_p", c.c_float),
+        ("top_n_sigma", c.c_float),
+        ("xtc_probability", c.c_float),
+        ("xtc_threshold", c.c_float),
         ("repeat_penalty", c.c_float),
+        ("presence_penalty", c.c_float),
+        ("frequency_penalty", c.c_float),
         ("repeat_last_n", _I32),
+        ("dry_multiplier", c.c_float),
+        ("dry_base", c.c_float),
+        ("dry_allowed_length", _I32),
+        ("dry_penalty_last_n", _I32),
+        ("dry_sequence_breakers", c.POINTER(_TEXT)),
+        ("n_dry_sequence_breakers", _I32),
+        ("mirostat", _I32),
+        ("mirostat_tau", c.c_float),
+        ("mirostat_eta", c.c_float),
+        ("adaptive_target", c.c_float),
+        ("adaptive_decay", c.c_float),
+        ("logit_bias", c.POINTER(_Bias)),
+        ("n_logit_bias", _I32),
+        ("ignore_eos", _BOOL),
+        ("samplers", c.POINTER(_TEXT)),
+        ("n_samplers", _I32),
         ("seed", _U64),
     ]
-
-
-_NEUTRAL = {
-    "top_p": 1.0,
-    "repeat_penalty": 1.0,
-    "repeat_last_n": 64,
-}  # values that change nothing, where 0 would
 
 
 _STATUS = c.c_int  # functions that return pyllava_status

@@ -16,7 +16,7 @@ from .. import _plugins, errors
 from .._plain import plain
 from .functions import _TEXT, FUNCTIONS, QUICK
 
-ABI = 6
+ABI = 7
 
 _EXCEPTIONS: dict[int, type[Exception]] = {
     1: ValueError,

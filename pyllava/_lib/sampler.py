@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .functions import _I32, _NEUTRAL, _P, _U64, _Choice, _Run, _SamplerParams
+from .functions import _BOOL, _I32, _P, _TEXT, _U64, _Bias, _Choice, _Run, _SamplerParams
 from .handle import _Handle
 from .load import _check, lib
 from .model import ModelHandle
@@ -45,25 +45,63 @@ class _Asked:
 
 
 _KINDS: dict[str, Any] = {name: kind for name, kind, *_ in _SamplerParams._fields_}
-SAMPLER_FIELDS: tuple[str, ...] = tuple(_KINDS)
+SAMPLER_FIELDS: tuple[str, ...] = tuple(name for name in _KINDS if not name.startswith("n_"))
+
+_NEUTRAL: dict[
+    str, Any
+] = {  # values that change nothing, where 0 would; and what stages need once they are on
+    "dynatemp_exponent": 1.0,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "xtc_threshold": 0.1,
+    "repeat_penalty": 1.0,
+    "repeat_last_n": 64,
+    "dry_base": 1.75,
+    "dry_allowed_length": 2,
+    "dry_penalty_last_n": 64,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+    "adaptive_target": -1.0,
+    "adaptive_decay": 0.9,
+}
 
 
-def _number(name: str, value: Any) -> float:
-    """A field of ``pyllava_sampler_params``; a seed is cut to 64 bits."""
-    if _KINDS[name] is _U64:
-        return operator.index(value) & (2**64 - 1)
-    return _i32(name, value) if _KINDS[name] is _I32 else _real(name, value)
+def _field(name: str, value: Any) -> dict[str, Any]:
+    """Fields of ``pyllava_sampler_params`` for a value: of a list, its count too. A seed is cut to 64 bits."""
+    kind = _KINDS[name]
+    if kind is _U64:
+        return {name: operator.index(value) & (2**64 - 1)}
+    if kind is _BOOL:
+        return {name: bool(value)}
+    if name == "logit_bias":
+        biases = [_Bias(_i32(name, token), _real(name, bias)) for token, bias in value]
+        return {name: (_Bias * len(biases))(*biases), f"n_{name}": len(biases)}
+    if kind is c.POINTER(_TEXT):
+        texts = [_words(name, text) for text in value]
+        return {name: (_TEXT * len(texts))(*texts), f"n_{name}": len(texts)}
+    return {name: _i32(name, value) if kind is _I32 else _real(name, value)}
+
+
+def _words(name: str, text: Any) -> bytes:
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError(f"{name}: found {text!r}, need texts")
+    return text.encode()
 
 
 class SamplerHandle:
     """Random state and the recent tokens of one answer, for the vocabulary of one model."""
 
-    def __init__(self, model: ModelHandle, **numbers: float) -> None:
-        """`numbers`: fields of ``pyllava_sampler_params`` (SAMPLER_FIELDS); a missing one changes nothing."""
-        if wrong := numbers.keys() - set(SAMPLER_FIELDS):
-            raise TypeError(f"no number of a sampler: {', '.join(sorted(wrong))}")
-        given = {name: _number(name, value) for name, value in (_NEUTRAL | numbers).items()}
-        params = _SamplerParams(**given)
+    def __init__(self, model: ModelHandle, **options: Any) -> None:
+        """`options`: fields of ``pyllava_sampler_params`` (SAMPLER_FIELDS); one that is missing or None changes
+        nothing. Lists are sequences, that of `logit_bias` of (token id, bias).
+        """
+        if wrong := options.keys() - set(SAMPLER_FIELDS):
+            raise TypeError(f"no option of a sampler: {', '.join(sorted(wrong))}")
+        params = _SamplerParams()
+        for name, value in (_NEUTRAL | options).items():
+            if value is not None:
+                for field, packed in _field(name, value).items():
+                    setattr(params, field, packed)
         address, self._n_vocab = _P(), model.info.n_vocab
         with model.handle.use() as at:
             _check(lib.pyllava_sampler_create(at, c.byref(params), c.byref(address)))

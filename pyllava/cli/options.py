@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import collections
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import _terminal
 from .._version import __version__
 from ..templates import IMAGE_MARK, TEMPLATES
+from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
+from .sampling_options import add_sampling
 
 PROGRAM = "pyllava-cli"
 DEFAULT_PROMPT = "Provide a full description."
 DEFAULT_MAX_TOKENS = 256
-_RANDOM_SEEDS = (-1, 0xFFFFFFFF)
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
@@ -86,34 +86,6 @@ class Parser(_terminal.Parser):
             ):  # a pattern that a shell expanded
                 arguments.append(f"{takes_value[name]}={words.popleft()}")
         return self.parse_args(arguments)
-
-
-def _number(kind: Callable[[str], float], need: str, accept: Callable[[float], bool]) -> Callable[[str], Any]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}, need {need}") from None
-        if not math.isfinite(value) or not accept(value):
-            raise argparse.ArgumentTypeError(f"{text!r}, need {need}")
-        return value
-
-    return parse
-
-
-def _changed(parse: Callable[[str], Any], change: Callable[[Any], Any]) -> Callable[[str], Any]:
-    """What llama.cpp's tools take for something else than the number itself."""
-    return lambda text: change(parse(text))
-
-
-_INTEGER = _number(int, "an integer", lambda value: True)
-_COUNT = _number(int, "an integer of at least 1", lambda value: value >= 1)
-_COUNT_OR_0 = _number(int, "an integer of at least 0", lambda value: value >= 0)
-_COUNT_OR_LESS = _number(int, "an integer of at least 1, or -1", lambda value: value >= 1 or value == -1)
-_FROM_MINUS_1 = _number(int, "an integer of at least -1", lambda value: value >= -1)
-_REAL = _number(float, "a number", lambda value: True)
-_POSITIVE = _number(float, "a number above 0", lambda value: value > 0)
-_SHARE = _number(float, "a number in 0..1", lambda value: 0 <= value <= 1)
 
 
 def _shares(text: str) -> list[float]:
@@ -192,21 +164,8 @@ def chat_parser() -> Parser:
     return options
 
 
-def _adder(options: Parser, title: str) -> Callable[..., None]:
-    group = options.add_argument_group(title)
-
-    def add(names: str, value: str | None, help: str, **how: Any) -> None:
-        if value is None:
-            how.setdefault("action", "store_true")
-        else:
-            how["metavar"] = value
-        group.add_argument(*names.split(), help=help, **how)
-
-    return add
-
-
 def _add_model(options: Parser) -> None:
-    add = _adder(options, "model")
+    add = adder(options, "model")
     types = ", ".join(_CACHE_TYPES)
     add(
         "-m --model",
@@ -218,24 +177,24 @@ def _add_model(options: Parser) -> None:
         "-c --ctx-size",
         "N",
         "context in tokens (default: as many as needed, up to what the model was trained for and memory holds)",
-        type=_COUNT_OR_0,
+        type=COUNT_OR_0,
         default=0,
     )
-    add("-b --batch-size", "N", "tokens per prefill step (default: 1024)", type=_COUNT, default=1024)
+    add("-b --batch-size", "N", "tokens per prefill step (default: 1024)", type=COUNT, default=1024)
     add(
         "-np --parallel",
         "N",
         "answers computed at the same time, where several are asked for (default: 4)",
-        type=_COUNT,
+        type=COUNT,
         default=4,
     )
     add(
         "--kv-cells",
         "N",
         "positions that all of them may use together (default: the context)",
-        type=_COUNT,
+        type=COUNT,
     )
-    add("-t --threads", "N", "threads (default: one per core)", type=_INTEGER, default=-1)
+    add("-t --threads", "N", "threads (default: one per core)", type=INTEGER, default=-1)
     add(
         "--precision",
         "NAME",
@@ -254,19 +213,19 @@ def _add_model(options: Parser) -> None:
 
 def add_devices(options: Parser) -> None:
     """The options that say where a model's parts go; `device_arguments` reads them."""
-    add = _adder(options, "devices")
+    add = adder(options, "devices")
     add(
         "-ngl --gpu-layers --n-gpu-layers",
         "N",
         "the last N layers on the GPU, N > layers: the output too (default: -1, all that fit)",
-        type=_FROM_MINUS_1,
+        type=FROM_MINUS_1,
     )
     add("-dev --device", "NAMES", "auto (default: every GPU), cpu, or names of --list-devices, with commas")
     add("--list-devices", None, "show the devices and stop", action=_ListDevices, nargs=0)
     add("--vision-device", "NAME", "device of the vision tower (default: the main GPU, where it fits)")
     add("--no-mmproj-offload", None, "the vision tower on the CPU")
     add("-ts --tensor-split", "A,B,...", "shares of several GPUs (default: by free memory)", type=_shares)
-    add("-mg --main-gpu", "I", "the GPU with the vision tower, from 0 (default: 0)", type=_COUNT_OR_0)
+    add("-mg --main-gpu", "I", "the GPU with the vision tower, from 0 (default: 0)", type=COUNT_OR_0)
     add("-nkvo --no-kv-offload", None, "the KV cache in host memory")
     add(
         "-fa --flash-attn",
@@ -278,7 +237,7 @@ def add_devices(options: Parser) -> None:
 
 
 def _add_prompt(options: Parser, *, question: bool = True) -> None:
-    add = _adder(options, "pictures and prompt")
+    add = adder(options, "pictures and prompt")
     prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
     add(
         "--image",
@@ -291,7 +250,7 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
         "--image-max-tiles",
         "N",
         "LLaVA-1.6: tiles of a picture at most (default: all that it was trained with); fewer are faster",
-        type=_COUNT_OR_0,
+        type=COUNT_OR_0,
     )
     add(
         "--image-merge",
@@ -317,42 +276,20 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
 
 def _add_answer(options: Parser) -> None:
     """Options with the names that ``Llava.ask`` has for them (`dest`); None: as it is there."""
-    add = _adder(options, "answer")
+    add = adder(options, "answer")
     add(
         "-n --predict --n-predict",
         "N",
         f"tokens at most (default: -1, which is {DEFAULT_MAX_TOKENS})",
         dest="max_tokens",
-        type=_changed(_COUNT_OR_LESS, lambda n: DEFAULT_MAX_TOKENS if n < 0 else n),
+        type=changed(COUNT_OR_LESS, lambda n: DEFAULT_MAX_TOKENS if n < 0 else n),
         default=DEFAULT_MAX_TOKENS,
     )
-    add(
-        "--temp",
-        "T",
-        "temperature (default: 0, always the likeliest token; 0.1 is a good value)",
-        dest="temperature",
-        type=_changed(_REAL, lambda value: max(value, 0.0)),
-    )
-    add(
-        "--top-k",
-        "N",
-        "sample from the N likeliest tokens (default: 0, all)",
-        type=_changed(_INTEGER, lambda n: max(n, 0)),
-    )
-    add("--top-p", "P", "sample from the likeliest tokens that sum to P (default: 1, all)", type=_SHARE)
-    add("--min-p", "P", "drop tokens less likely than P times the likeliest (default: 0, none)", type=_SHARE)
-    add(
-        "-s --seed",
-        "N",
-        "seed of the sampler (default: -1, random)",
-        type=_changed(_INTEGER, lambda seed: None if seed in _RANDOM_SEEDS else seed),
-    )
-    add("--repeat-penalty", "X", "make tokens less likely to recur (default: 1, off)", type=_POSITIVE)
-    add("--repeat-last-n", "N", "tokens it looks back on (default: 64; -1: all)", type=_FROM_MINUS_1)
+    add_sampling(options)
 
 
 def _add_output(options: Parser, *, question: bool = True) -> None:
-    add = _adder(options, "output")
+    add = adder(options, "output")
     if question:
         add("--verbose-prompt", None, "show the prompt and its tokens")
     add("--no-perf", None, "show no timings")
