@@ -121,7 +121,10 @@ class Pictures:
         layout = _lib.Layout(tile_grid(image.size, spec), image.size, self._flat)
         return Picture(image, spec, layout, self._model.merge_length(layout))
 
-    def encode(self, picture: Picture | ImageEmbedding, epoch: object) -> ImageEmbedding:
+    def encode(
+        self, picture: Picture | ImageEmbedding, epoch: object, *, keep: bool = True
+    ) -> ImageEmbedding:
+        """The rows of a picture; `keep`: they are kept for the next question about it."""
         if isinstance(picture, ImageEmbedding):
             return picture
         content = content_hash(picture.image) + picture.spec.aspect.encode()
@@ -136,4 +139,4 @@ class Pictures:
             key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
             return ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
 
-        return self._engine.run(Encode(content, views.pixels, merge), epoch)
+        return self._engine.run(Encode(content, views.pixels, merge, keep=keep), epoch)

@@ -9,12 +9,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._named_pictures import expanded, found
 from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from .._text_file import text_of
 from ..errors import ContextOverflowError, ImageError, PyllavaError
 from ..templates import IMAGE_MARK, ImageMark, unescape
 from .options import DEFAULT_PROMPT, PROGRAM, ask_parser, model_arguments, sampling_arguments
-from .pictures import expanded, found
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from .._named_pictures import SUFFIXES, expanded, found
 from .._sources import is_data_url, local_path
 from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
@@ -24,7 +25,6 @@ from ..images import load_image, open_source, source_name
 from .chat_file import Record, Turn, write
 from .lines import Lines
 from .options import PROGRAM, chat_parser, model_arguments, sampling_arguments
-from .pictures import SUFFIXES, expanded, found
 
 if TYPE_CHECKING:
     from ..answer import Answer
