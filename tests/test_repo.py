@@ -87,15 +87,21 @@ PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
-BINDING, COMMANDS, CONVERTERS = "pyllava._lib", "pyllava.cli", "pyllava.convert"
+BINDING, COMMANDS, CONVERTERS, BULK = "pyllava._lib", "pyllava.cli", "pyllava.convert", "pyllava.bulk"
 TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates", "_template_choice"}
+FILES = {"_named_pictures", "_part_file", "_picture_files", "_sources", "_text_file"}
 MAY_IMPORT = {
     BINDING: {"pyllava._plain", "pyllava._plugins", "pyllava.errors"},
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},
     CONVERTERS: {f"pyllava.{name}" for name in TABLES},
+    BULK: {f"pyllava.{name}" for name in (*FILES, "answer", "errors", "images")},  # no model, no command line
 }
 MAY_IMPORT_LATER = {CONVERTERS: {"pyllava", "pyllava.errors", "pyllava.quantize"}}
-FOR_NOBODY_BUT = {COMMANDS: {"pyllava.__main__"}, CONVERTERS: {f"{COMMANDS}.convert"}}
+FOR_NOBODY_BUT = {
+    COMMANDS: {"pyllava.__main__"},
+    CONVERTERS: {f"{COMMANDS}.convert"},
+    BULK: {f"{COMMANDS}.caption"},
+}
 
 
 def parts_of(module: str, wanted: tuple[str, ...]) -> bool:

@@ -115,7 +115,7 @@ class _Answers:
 
 
 def _request(options: argparse.Namespace, console: Console) -> Request:
-    prompt, tagged = _take_image_tag(_prompt(options))
+    prompt, tagged = _take_image_tag(given_prompt(options))
     images: list[ImageSource] = [*expanded(options.image)]
     if tagged is not None:
         if images:  # an image given is an image seen
@@ -134,7 +134,8 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
     return Request(prompt, n_marks > 0, [images] if together else [[image] for image in images])
 
 
-def _prompt(options: argparse.Namespace) -> str:
+def given_prompt(options: argparse.Namespace) -> str:
+    """The prompt of a command line, or of the file that it names; "" for none."""
     text: str = options.prompt or ""
     if options.file == "-":
         if "-" in options.image:

@@ -22,6 +22,7 @@ _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "i
 _SYNONYMS = {  # of llama.cpp's tools
     "--chat-template": "--template",
     "--log-verbose": "--verbose",
+    "--prompt-file": "--file",
     "--system-prompt": "--system",
     "--temperature": "--temp",
 }
@@ -107,12 +108,12 @@ def _changed(parse: Callable[[str], Any], change: Callable[[Any], Any]) -> Calla
 
 
 _INTEGER = _number(int, "an integer", lambda value: True)
-_COUNT = _number(int, "an integer of at least 1", lambda value: value >= 1)
-_COUNT_OR_0 = _number(int, "an integer of at least 0", lambda value: value >= 0)
+COUNT = _number(int, "an integer of at least 1", lambda value: value >= 1)
+COUNT_OR_0 = _number(int, "an integer of at least 0", lambda value: value >= 0)
 _COUNT_OR_LESS = _number(int, "an integer of at least 1, or -1", lambda value: value >= 1 or value == -1)
 _FROM_MINUS_1 = _number(int, "an integer of at least -1", lambda value: value >= -1)
 _REAL = _number(float, "a number", lambda value: True)
-_POSITIVE = _number(float, "a number above 0", lambda value: value > 0)
+POSITIVE = _number(float, "a number above 0", lambda value: value > 0)
 _SHARE = _number(float, "a number in 0..1", lambda value: 0 <= value <= 1)
 
 
@@ -144,6 +145,7 @@ examples:
 
 commands (each with --help):
   pyllava-cli chat -m DIR --image cat.jpg                        a conversation
+  pyllava-cli caption -m DIR FOLDER -o captions.jsonl            captions for all pictures in a folder
   pyllava-cli info mmproj-model-f16.gguf                         what is in a file
   pyllava-cli convert DIR                                        GGUF files from a checkpoint
   pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
@@ -162,16 +164,17 @@ def ask_parser() -> Parser:
         usage=f"{PROGRAM} [-m MODEL [--mmproj FILE]] --image FILE [--image FILE ...] [-p PROMPT] [options]\n"
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
-        f"       {PROGRAM} chat|info|convert|quantize|bench --help",
+        f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
+        f"       {PROGRAM} chat|caption|info|convert|quantize|bench --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
     )
-    _add_model(options)
+    add_model(options)
     add_devices(options)
-    _add_prompt(options)
-    _add_answer(options)
-    _add_output(options)
+    add_prompt(options)
+    add_answer(options)
+    add_output(options)
     return options
 
 
@@ -184,15 +187,16 @@ def chat_parser() -> Parser:
         epilog=_CHAT_HELP,
         add_help=False,
     )
-    _add_model(options)
+    add_model(options)
     add_devices(options)
-    _add_prompt(options, question=False)
-    _add_answer(options)
-    _add_output(options, question=False)
+    add_prompt(options, question=False)
+    add_answer(options)
+    add_output(options, question=False)
     return options
 
 
-def _adder(options: Parser, title: str) -> Callable[..., None]:
+def adder(options: Parser, title: str) -> Callable[..., None]:
+    """Adds rows to a group of options: names, what the help calls the value (None: it has none), help, argparse's options."""
     group = options.add_argument_group(title)
 
     def add(names: str, value: str | None, help: str, **how: Any) -> None:
@@ -205,8 +209,9 @@ def _adder(options: Parser, title: str) -> Callable[..., None]:
     return add
 
 
-def _add_model(options: Parser) -> None:
-    add = _adder(options, "model")
+def add_model(options: Parser, *, parallel: int = 4) -> None:
+    """The model and how it computes; `parallel`: answers at the same time, unless told otherwise."""
+    add = adder(options, "model")
     types = ", ".join(_CACHE_TYPES)
     add(
         "-m --model",
@@ -218,22 +223,22 @@ def _add_model(options: Parser) -> None:
         "-c --ctx-size",
         "N",
         "context in tokens (default: as many as needed, up to what the model was trained for and memory holds)",
-        type=_COUNT_OR_0,
+        type=COUNT_OR_0,
         default=0,
     )
-    add("-b --batch-size", "N", "tokens per prefill step (default: 1024)", type=_COUNT, default=1024)
+    add("-b --batch-size", "N", "tokens per prefill step (default: 1024)", type=COUNT, default=1024)
     add(
         "-np --parallel",
         "N",
-        "answers computed at the same time, where several are asked for (default: 4)",
-        type=_COUNT,
-        default=4,
+        f"answers computed at the same time, where several are asked for (default: {parallel})",
+        type=COUNT,
+        default=parallel,
     )
     add(
         "--kv-cells",
         "N",
-        "positions that all of them may use together (default: the context)",
-        type=_COUNT,
+        "positions that all of them may use together (default: the context; for captions, room for all of them)",
+        type=COUNT,
     )
     add("-t --threads", "N", "threads (default: one per core)", type=_INTEGER, default=-1)
     add(
@@ -254,7 +259,7 @@ def _add_model(options: Parser) -> None:
 
 def add_devices(options: Parser) -> None:
     """The options that say where a model's parts go; `device_arguments` reads them."""
-    add = _adder(options, "devices")
+    add = adder(options, "devices")
     add(
         "-ngl --gpu-layers --n-gpu-layers",
         "N",
@@ -266,7 +271,7 @@ def add_devices(options: Parser) -> None:
     add("--vision-device", "NAME", "device of the vision tower (default: the main GPU, where it fits)")
     add("--no-mmproj-offload", None, "the vision tower on the CPU")
     add("-ts --tensor-split", "A,B,...", "shares of several GPUs (default: by free memory)", type=_shares)
-    add("-mg --main-gpu", "I", "the GPU with the vision tower, from 0 (default: 0)", type=_COUNT_OR_0)
+    add("-mg --main-gpu", "I", "the GPU with the vision tower, from 0 (default: 0)", type=COUNT_OR_0)
     add("-nkvo --no-kv-offload", None, "the KV cache in host memory")
     add(
         "-fa --flash-attn",
@@ -277,21 +282,23 @@ def add_devices(options: Parser) -> None:
     )
 
 
-def _add_prompt(options: Parser, *, question: bool = True) -> None:
-    add = _adder(options, "pictures and prompt")
+def add_prompt(options: Parser, *, question: bool = True, image: bool = True) -> None:
+    """How pictures are seen, and the prompt; `question`: options for a question, `image`: for its pictures."""
+    add = adder(options, "pictures and prompt")
     prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
-    add(
-        "--image",
-        "FILE",
-        "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
-        action="append",
-        default=[],
-    )
+    if image:
+        add(
+            "--image",
+            "FILE",
+            "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
+            action="append",
+            default=[],
+        )
     add(
         "--image-max-tiles",
         "N",
         "LLaVA-1.6: tiles of a picture at most (default: all that it was trained with); fewer are faster",
-        type=_COUNT_OR_0,
+        type=COUNT_OR_0,
     )
     add(
         "--image-merge",
@@ -315,9 +322,9 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
     add("-sys --system", "TEXT", "system message instead of the template's")
 
 
-def _add_answer(options: Parser) -> None:
+def add_answer(options: Parser) -> None:
     """Options with the names that ``Llava.ask`` has for them (`dest`); None: as it is there."""
-    add = _adder(options, "answer")
+    add = adder(options, "answer")
     add(
         "-n --predict --n-predict",
         "N",
@@ -347,15 +354,17 @@ def _add_answer(options: Parser) -> None:
         "seed of the sampler (default: -1, random)",
         type=_changed(_INTEGER, lambda seed: None if seed in _RANDOM_SEEDS else seed),
     )
-    add("--repeat-penalty", "X", "make tokens less likely to recur (default: 1, off)", type=_POSITIVE)
+    add("--repeat-penalty", "X", "make tokens less likely to recur (default: 1, off)", type=POSITIVE)
     add("--repeat-last-n", "N", "tokens it looks back on (default: 64; -1: all)", type=_FROM_MINUS_1)
 
 
-def _add_output(options: Parser, *, question: bool = True) -> None:
-    add = _adder(options, "output")
+def add_output(options: Parser, *, question: bool = True, timings: bool = True) -> None:
+    """What is shown besides the answer."""
+    add = adder(options, "output")
     if question:
         add("--verbose-prompt", None, "show the prompt and its tokens")
-    add("--no-perf", None, "show no timings")
+    if timings:
+        add("--no-perf", None, "show no timings")
     add("-v --verbose", None, "show the library's log, down to details")
     add("--log-disable", None, "show nothing but the answer and errors")
     add("--version", None, "show the version", action="version", version=f"pyllava {__version__}")
