@@ -195,7 +195,8 @@ class Llava:
     ) -> Llava:
         """A model with room for `n_parallel` answers at once about a picture each, or for as many as memory holds.
 
-        `n_text`: positions for a question and its answer. The rest as for the class.
+        On a GPU that is as many as leave the whole model there. `n_text`: positions for a question and its answer. The rest
+        as for the class.
         """
         if options.get("kv_cells") is not None:
             return cls(model, mmproj, n_parallel=n_parallel, **options)
@@ -204,12 +205,17 @@ class Llava:
         n_cells, least = batch.cells(files, n_parallel, n_text, n_ctx=n_ctx, max_tiles=max_tiles)
         while True:
             try:
-                return cls(model, mmproj, n_parallel=n_parallel, **{**options, "kv_cells": n_cells})
-            except ModelMemoryError as error:
+                found = cls(model, mmproj, n_parallel=n_parallel, **{**options, "kv_cells": n_cells})
+                if n_cells <= least or "n_gpu_layers" in options or not _is_pushed_out(found.devices):
+                    return found
+                found.close()
+            except ModelMemoryError:
                 if n_cells <= least:
                     raise
-                n_cells = max(least, n_cells // 2)
-                _log.info("%s: again with %d positions for all answers", error, n_cells)
+            _log.info(
+                "%d positions for %d answers leave too little memory: half of them", n_cells, n_parallel
+            )
+            n_cells = max(least, n_cells // 2)
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -595,6 +601,12 @@ class Llava:
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
         return Chat(self, system)
+
+
+def _is_pushed_out(devices: _lib.Devices) -> bool:
+    """Whether some of a model is on a GPU, and some found no room there."""
+    places = {*devices.layers, devices.output, *([devices.vision] if devices.vision else [])}
+    return "CPU" in places and len(places) > 1
 
 
 def _check_order(images: Images, prompt: object) -> None:

@@ -156,7 +156,26 @@ def test_all_pictures_of_a_batch_fit(name: str) -> None:
         assert model.kv_cells <= 3 * (max(rows) + 150) * 1.7
 
 
-def test_room_is_halved_until_memory_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_halved_until_the_model_stays_on_its_gpu() -> None:
+    tried = []
+
+    class OnGpu(pyllava.Llava):
+        def __init__(self, *files: object, kv_cells: int, **options: object) -> None:
+            tried.append(kv_cells)
+            places = ("GPU0", "GPU0") if kv_cells < 2000 else ("CPU", "GPU0")
+            self.devices = pyllava.Devices(places, "GPU0", "GPU0", kv_on_host=False, n_gpu_layers=3)
+
+        def close(self) -> None:
+            tried.append(-1)
+
+    OnGpu.for_batch(n_parallel=8)
+    assert tried == [6656, -1, 3328, -1, 1664]
+    tried.clear()
+    OnGpu.for_batch(n_parallel=8, n_gpu_layers=2)
+    assert tried == [6656]
+
+
+def test_room_is_halved_until_memory_holds_it() -> None:
     tried = []
 
     class Small(pyllava.Llava):
@@ -164,6 +183,7 @@ def test_room_is_halved_until_memory_holds_it(monkeypatch: pytest.MonkeyPatch) -
             tried.append(kv_cells)
             if kv_cells > 1500:
                 raise pyllava.ModelMemoryError("too much")
+            self.devices = pyllava.Devices(("CPU",), "CPU", None, kv_on_host=False, n_gpu_layers=0)
 
     Small.for_batch(n_parallel=8)
     assert tried == [6656, 3328, 1664, 1024]
