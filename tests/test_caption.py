@@ -526,6 +526,58 @@ def test_a_picture_on_stdin(tmp_path: Path) -> None:
     assert found["path"] == "-"
 
 
+# --- several machines ---
+
+
+def test_shards_are_parts_of_the_whole(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6, 20):
+        draw(folder / f"p{number}.png", number)
+    for number in (1, 2, 3):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(number + 6))
+        monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "7")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+        shard = "slurm" if number == 2 else f"{number}/3"
+        assert caption(folder, "-p", QUESTION, "-o", tmp_path / "c.jsonl", "--shard", shard) == 0
+    shards = [tmp_path / f"c-{number:05}-of-00003.jsonl" for number in (1, 2, 3)]
+    assert all(2 < len(rows_of(path)) < 14 for path in shards)
+    assert caption("merge", tmp_path / "c.jsonl", *shards) == 0
+    assert sorted(by_path(tmp_path / "c.jsonl")) == sorted(map(str, folder.glob("*.png")))
+    draw(folder / "p30.png", 30)
+    assert caption(folder, "-p", QUESTION, "-o", tmp_path / "c.jsonl") == 0  # goes on from there
+    assert len(by_path(tmp_path / "c.jsonl")) == 21
+
+
+def test_a_picture_keeps_its_shard() -> None:
+    """Runs of other versions go on with their own pictures."""
+    found = [inputs.Shard(number, 3).has(Entry("a/b.png", "")) for number in (1, 2, 3)]
+    assert found == [True, False, False]
+    assert inputs.Shard(2, 3).output("x/c.csv") == "x/c-00002-of-00003.csv"
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/3", "slurm"])
+def test_no_shards(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    with pytest.raises(ValueError, match="shard"):
+        inputs.shard_of(text)
+
+
+def test_merging_takes_what_succeeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {
+        "a.jsonl": [row("1", "error", n=1), row("2", n=2), row("3", "error", n=3)],
+        "b.jsonl": [row("1", n=4), row("2", "error", n=5), row("3", "error", n=6)],
+    }
+    for name, rows in files.items():
+        (tmp_path / name).write_bytes(b"".join(map(tables.line_of, rows)) + b'{"torn')
+    names = [tmp_path / name for name in files]
+    assert caption("merge", tmp_path / "c.jsonl", *names) == 0
+    assert {found["path"]: found["n"] for found in rows_of(tmp_path / "c.jsonl")} == {"1": 4, "2": 2, "3": 6}
+    assert "3 pictures, 1 of them failed" in capsys.readouterr().err
+    (tmp_path / "d.jsonl").write_bytes(tables.line_of({**row("9"), "settings": "other"}))
+    assert caption("merge", tmp_path / "c.jsonl", *names, tmp_path / "d.jsonl") == 1
+    assert "rows of different settings" in capsys.readouterr().err
+    assert caption("merge", tmp_path / "c.txt", *names) == 2
+
+
 # --- what goes wrong around it ---
 
 

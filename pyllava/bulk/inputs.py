@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import glob
+import hashlib
 import importlib
 import io
 import json
@@ -77,6 +78,39 @@ class Entry:
             stream = Stream(file.read() if self.offset is None else file.read(self.size))
         stream.name = self.path
         return stream
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of all pictures, which several machines share: from 1 to `n`."""
+
+    number: int
+    n: int
+
+    def has(self, entry: Entry) -> bool:
+        """By a hash of the path, so that it does not depend on which other pictures there are."""
+        digest = hashlib.blake2b(entry.path.encode(errors="surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % self.n == self.number - 1
+
+    def output(self, path: str) -> str:
+        """The name of its own output."""
+        stem, suffix = os.path.splitext(path)
+        return f"{stem}-{self.number:05}-of-{self.n:05}{suffix}"
+
+
+def shard_of(text: str) -> Shard:
+    """``I/N``, or ``slurm``: the one that the variables of Slurm's job array say. Raises ValueError for another text."""
+    if text == "slurm":
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+        given = [os.environ.get(name, "") for name in names]
+        if not all(map(str.isdecimal, given)):
+            raise ValueError(f"shard slurm: not in a job array, {', '.join(names)} are not all set")
+        task, first, n = map(int, given)
+        text = f"{task - first + 1}/{n}"
+    number, slash, n_all = text.partition("/")
+    if not (slash and number.isdecimal() and n_all.isdecimal() and 1 <= int(number) <= int(n_all)):
+        raise ValueError(f"shard {text!r}: need I/N with I from 1 to N, or slurm")
+    return Shard(int(number), int(n_all))
 
 
 def found(names: Iterable[str], column: str | None = None) -> list[Entry]:

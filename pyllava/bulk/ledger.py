@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .._part_file import replacing
 from .tables import Row, line_of
@@ -56,15 +56,12 @@ class Ledger:
 
     def _read(self) -> int:
         """Remembers all rows; returns where the last whole one ends."""
-        at = 0
+        end = 0
         with open(os.dup(self._fd), "rb") as file:
             file.seek(0)
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                self._remember(_row(line, f"{self.path}: line {number}"), at)
-                at += len(line)
-        return at
+            for at, end, row in whole_rows(file, os.fspath(self.path)):  # noqa: B007
+                self._remember(row, at)
+        return end
 
     def _remember(self, row: Row, at: int) -> None:
         size, time_ns = row.get("bytes"), row.get("mtime_ns")
@@ -105,8 +102,8 @@ class Ledger:
     def rows(self) -> Iterator[Row]:
         """All rows, in the order in which they were finished."""
         with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield _row(line, f"{self.path}: line {number}")
+            for _, _, row in whole_rows(file, os.fspath(self.path)):
+                yield row
 
     def forget(self, paths: Collection[str]) -> None:
         """Takes the rows of `paths` out: the file is written again and renamed, so that it is always whole."""
@@ -131,6 +128,16 @@ class Ledger:
             with contextlib.suppress(OSError):
                 self.path.unlink()
         os.close(self._fd)
+
+
+def whole_rows(file: BinaryIO, name: str) -> Iterator[tuple[int, int, Row]]:
+    """Where each row begins and ends in a file, and the row; a torn last line is none."""
+    at = 0
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n"):
+            return
+        yield at, at + len(line), _row(line, f"{name}: line {number}")
+        at += len(line)
 
 
 def _row(line: bytes, where: str) -> Row:

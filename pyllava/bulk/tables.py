@@ -50,6 +50,11 @@ def line_of(row: Row) -> bytes:
         return json.dumps(row).encode() + b"\n"
 
 
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    with replacing(path, n_bytes=0) as file:
+        file.writelines(map(line_of, rows))
+
+
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
     with replacing(path, n_bytes=0) as file:
         text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
@@ -92,6 +97,6 @@ def pyarrow(path: str) -> Any:
 
 
 WRITERS: MappingProxyType[str, Callable[[Path, Iterable[Row]], None]] = MappingProxyType(
-    {"csv": write_csv, "parquet": write_parquet}
+    {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}
 )
-"""The tables that are made of a ledger's rows, by the ending of their names."""
+"""What makes a whole file of rows, by the ending of its name."""

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 from .._terminal import DEMO_NOTE, Console, library_log, printable, say
 from ..bulk import inputs, tables
 from ..bulk.ledger import Ledger
+from ..bulk.merge import Merged
 from ..bulk.plan import Plan, plan, side_text
 from ..bulk.side_files import Existing, SideFiles, check_writable
 from ..bulk.texts import Texts
 from ..templates import IMAGE_MARK
 from .ask import given_prompt
-from .caption_options import WRITTEN, caption_parser
+from .caption_options import WRITTEN, caption_parser, merge_parser
 from .options import DEFAULT_PROMPT, PROGRAM, Parser, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
@@ -38,8 +39,14 @@ _MINUTE = 60.0
 
 def caption(argv: list[str]) -> None:
     """Caption as the command line says; every failure but that of single pictures is an exception."""
+    if argv[:1] == ["merge"]:
+        _merge(argv[1:])
+        return
     parser = caption_parser()
     options = parser.parse(argv)
+    shard = None if options.shard is None else inputs.shard_of(options.shard)
+    if shard is not None and options.output not in (None, _STDOUT):
+        options.output = shard.output(options.output)
     written = _written(options, parser)
     if options.mmproj is not None and options.model is None:
         parser.error("--mmproj: needs -m, the model it belongs to")
@@ -57,6 +64,7 @@ def caption(argv: list[str]) -> None:
     with library_log(options), contextlib.ExitStack() as opened:
         files = models.find(options.model, options.mmproj)
         entries = inputs.found(options.inputs, options.column)
+        entries = [entry for entry in entries if shard is None or shard.has(entry)]
         written.check(options.inputs)
         ledger = None
         if written.ledger is not None:
@@ -70,6 +78,21 @@ def caption(argv: list[str]) -> None:
         raise SystemExit(128 + run.stopping.signal)
     if run.n_failed:
         raise SystemExit(1)
+
+
+def _merge(argv: list[str]) -> None:
+    parser = merge_parser()
+    options = parser.parse(argv)
+    path = Path(options.output)
+    write = tables.WRITERS.get(path.suffix.lower().removeprefix("."))
+    if write is None:
+        parser.error(
+            f"argument OUTPUT: {options.output!r}, need a name that ends in .jsonl, .csv or .parquet"
+        )
+    console = Console(options.log_disable)
+    merged = Merged([Path(name) for name in options.rows])
+    write(path, merged.rows())
+    console.note(f"{path}: {merged.n_rows:,} pictures, {merged.n_failed:,} of them failed")
 
 
 # --- what is to be written, and how captions are made ---
@@ -109,7 +132,7 @@ def _written(options: argparse.Namespace, parser: Parser) -> _Written:
         parser.error(f"{given}: needs -o FILE, which remembers what was done")
     existing: Existing = options.existing or ("overwrite" if options.overwrite else "skip")
     side = SideFiles(options.caption_extension, existing) if "txt" in kinds else None
-    others = {kind for kind in kinds if kind in tables.WRITERS}
+    others = {kind for kind in kinds if kind in ("csv", "parquet")}
     if options.output in (None, _STDOUT):
         if others:
             parser.error(f"--write {','.join(sorted(others))}: needs -o FILE")

@@ -25,6 +25,7 @@ _EXAMPLES = """\
 examples:
   pyllava-cli caption photos/ -p "Describe the image." -o captions.jsonl        the same command goes on where it was stopped
   pyllava-cli caption -m DIR dataset/ -p "Describe it." --write txt             dataset/a.txt beside dataset/a.jpg
+  pyllava-cli caption merge captions.jsonl captions-*.jsonl                     one output of several, of shards or of folders
   pyllava-cli caption -m DIR shard-0001.tar -o captions.parquet                 captions.jsonl grows, Parquet is made at the end
 
 Exit codes: 0 all pictures have captions, 1 some have not (their rows say why), 2 wrong usage, 130 stopped with Ctrl-C.
@@ -34,7 +35,8 @@ Exit codes: 0 all pictures have captions, 1 some have not (their rows say why), 
 def caption_parser() -> Parser:
     options = Parser(
         prog=f"{PROGRAM} caption",
-        usage=f"{PROGRAM} caption INPUT... -o FILE [-m MODEL [--mmproj FILE]] [-p PROMPT] [options]",
+        usage=f"{PROGRAM} caption INPUT... -o FILE [-m MODEL [--mmproj FILE]] [-p PROMPT] [options]\n"
+        f"       {PROGRAM} caption merge OUTPUT ROWS...",
         description="Captions for many pictures. A run that was stopped, or killed, goes on with the same command.",
         epilog=_EXAMPLES,
         add_help=False,
@@ -46,6 +48,18 @@ def caption_parser() -> Parser:
     add_prompt(options, image=False)
     _add_texts(options)
     add_answer(options)
+    add_output(options, question=False, timings=False)
+    return options
+
+
+def merge_parser() -> Parser:
+    options = Parser(
+        prog=f"{PROGRAM} caption merge",
+        description="One output of several: each picture once, with the row that succeeded, else the last one.",
+        add_help=False,
+    )
+    options.add_argument("output", metavar="OUTPUT", help=".jsonl, .csv or .parquet")
+    options.add_argument("rows", metavar="ROWS", nargs="+", help=".jsonl files of earlier runs")
     add_output(options, question=False, timings=False)
     return options
 
@@ -78,6 +92,12 @@ def _add_written(options: Parser) -> None:
     )
     add("--overwrite", None, "begin anew: rows and texts of earlier runs are replaced")
     add("--column", "NAME", "column of paths in a table (default: path, file_name, image, ...)")
+    add(
+        "--shard",
+        "I/N",
+        "only this part of the pictures, 1/N to N/N, by a hash of the path, into captions-0000I-of-0000N.jsonl; slurm: the "
+        "task of a job array; `caption merge` joins them",
+    )
     add("--max-errors", "N", "stop when more than N pictures have failed (default: never)", type=COUNT_OR_0)
 
 
