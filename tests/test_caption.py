@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
 import random
+import re
 import resource
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
+import termios
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +29,7 @@ import pytest
 from PIL import Image
 
 import pyllava.llava
+import pyllava.models
 from pyllava import cli
 from pyllava.bulk import inputs, tables
 from pyllava.bulk.inputs import Entry
@@ -526,6 +534,43 @@ def test_a_picture_on_stdin(tmp_path: Path) -> None:
     assert found["path"] == "-"
 
 
+def test_a_model_without_eyes_is_told_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    language = pyllava.models.find(None, None).model
+    shutil.copy(language, tmp_path / "language.gguf")
+    assert caption(folder, "-m", tmp_path / "language.gguf", "-o", tmp_path / "c.jsonl") == 1
+    assert "language.gguf: no projector, it sees no pictures" in capsys.readouterr().err
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_a_terminal_shows_a_bar(folder: Path, tmp_path: Path) -> None:
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
+    (folder / "p1.png").write_bytes(b"damaged")
+    arguments = [*COMMAND, str(folder), "-p", QUESTION, "-o", str(tmp_path / "c.jsonl")]
+    process = subprocess.Popen(arguments, stderr=theirs, env=ENVIRONMENT)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while data := os.read(ours, 4096):
+            shown += data
+    assert process.wait() == 1
+    assert b"0/6 [00:00<?, ? pictures/s]" in shown
+    assert b"p1.png: not a JPEG" in shown.split(b"0/6", 1)[1]
+    assert b"5 captions, 1 failed" in shown
+
+
+def test_elsewhere_a_line_a_minute(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyllava.cli.caption._MINUTE", 0.0)
+    assert caption(folder, "-p", QUESTION, "-o", tmp_path / "c.jsonl") == 0
+    assert re.search(r"\n2 of 6 pictures, 0 failed, [\d.]+ per second, 0:0\d left\n", capsys.readouterr().err)
+
+
 # --- several machines ---
 
 
@@ -604,8 +649,6 @@ def test_a_read_only_folder_is_told_before_the_model_is_loaded(
 
     monkeypatch.setattr(pyllava.llava.Llava, "for_batch", no_model)
     with contextlib.ExitStack() as stack:
-        import tempfile
-
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         top.chmod(0o755)
         folder = draw(top / "pictures" / "a.png", 1).parent
@@ -716,7 +759,7 @@ def test_a_signal_lets_those_under_way_be_finished(tmp_path: Path, number: int) 
 def test_a_second_run_is_refused_until_the_first_one_dies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out = many(tmp_path / "pictures", 300), tmp_path / "c.jsonl"
+    folder, out = many(tmp_path / "pictures", 100), tmp_path / "c.jsonl"
     process = start(folder, "-o", out)
     wait_for_rows(out, 5)
     process.send_signal(signal.SIGSTOP)
@@ -728,7 +771,7 @@ def test_a_second_run_is_refused_until_the_first_one_dies(
     process.kill()
     process.communicate()
     assert start(folder, "-o", out).wait() == 0
-    assert len(by_path(out)) == 300
+    assert len(by_path(out)) == 100
 
 
 @pytest.mark.parametrize("most_bytes", [1000, 2048, 3333])

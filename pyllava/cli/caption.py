@@ -26,7 +26,15 @@ from ..bulk.texts import Texts
 from ..templates import IMAGE_MARK
 from .ask import given_prompt
 from .caption_options import WRITTEN, caption_parser, merge_parser
-from .options import DEFAULT_PROMPT, PROGRAM, Parser, model_arguments, sampling_arguments
+from .options import (
+    DEFAULT_PROMPT,
+    PROGRAM,
+    Parser,
+    check_pairs,
+    check_raw,
+    model_arguments,
+    sampling_arguments,
+)
 
 if TYPE_CHECKING:
     from ..bulk.rows import Picture, Rows
@@ -44,40 +52,40 @@ def caption(argv: list[str]) -> None:
         return
     parser = caption_parser()
     options = parser.parse(argv)
-    shard = None if options.shard is None else inputs.shard_of(options.shard)
-    if shard is not None and options.output not in (None, _STDOUT):
-        options.output = shard.output(options.output)
-    written = _written(options, parser)
-    if options.mmproj is not None and options.model is None:
-        parser.error("--mmproj: needs -m, the model it belongs to")
-    if options.prompt is not None and options.file is not None:
-        parser.error("-p and -f: need one of them")
+    check_pairs(options, parser)
     if options.samples > 1 and not options.temperature:
         parser.error("--samples: needs --temp above 0, without it they are all the same")
+    shard = None if options.shard is None else inputs.shard_of(options.shard)
+    written = _written(options, parser, shard)
     texts = _texts(options)
-    if IMAGE_MARK in texts.prompt and (options.template or options.system is not None):
-        parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
+    check_raw(texts.prompt, options, parser)
     console = Console(options.log_disable)
     console.note_inert(options)
-    from .. import models
-
-    with library_log(options), contextlib.ExitStack() as opened:
-        files = models.find(options.model, options.mmproj)
-        entries = inputs.found(options.inputs, options.column)
-        entries = [entry for entry in entries if shard is None or shard.has(entry)]
-        written.check(options.inputs)
-        ledger = None
-        if written.ledger is not None:
-            ledger = Ledger(written.ledger, anew=options.overwrite)
-            opened.callback(ledger.close)
-        settings = _settings(options, texts, files)
-        found = plan(entries, ledger, written.side, settings)
-        run = _Run(options, written, ledger, texts, console, len(found.todo))
-        run.captions(found, files, settings)
+    with library_log(options):
+        run = _run(options, written, texts, shard, console)
     if run.stopping.signal:
         raise SystemExit(128 + run.stopping.signal)
     if run.n_failed:
         raise SystemExit(1)
+
+
+def _run(
+    options: argparse.Namespace, written: _Written, texts: Texts, shard: inputs.Shard | None, console: Console
+) -> _Run:
+    """Finds out what is to be done, where it can be written, and does it."""
+    from .. import models
+
+    files = models.find(options.model, options.mmproj)
+    entries = inputs.found(options.inputs, options.column)
+    entries = [entry for entry in entries if shard is None or shard.has(entry)]
+    written.check(options.inputs)
+    ledger = Ledger(written.ledger, anew=options.overwrite) if written.ledger is not None else None
+    with contextlib.closing(ledger) if ledger is not None else contextlib.nullcontext():
+        settings = _settings(options, texts, files)
+        found = plan(entries, ledger, written.side, settings)
+        run = _Run(options, written, ledger, texts, console, len(found.todo))
+        run.captions(found, files, settings)
+    return run
 
 
 def _merge(argv: list[str]) -> None:
@@ -120,7 +128,7 @@ class _Written:
                     raise ValueError(f"{path}: is both input and output")
 
 
-def _written(options: argparse.Namespace, parser: Parser) -> _Written:
+def _written(options: argparse.Namespace, parser: Parser, shard: inputs.Shard | None) -> _Written:
     kinds = [kind for kind in options.write.split(",") if kind]
     wrong = [kind for kind in kinds if kind not in WRITTEN]
     if wrong:
@@ -137,7 +145,7 @@ def _written(options: argparse.Namespace, parser: Parser) -> _Written:
         if others:
             parser.error(f"--write {','.join(sorted(others))}: needs -o FILE")
         return _Written(None, {}, side, options.output == _STDOUT)
-    path = Path(options.output)
+    path = Path(options.output if shard is None else shard.output(options.output))
     kind = path.suffix.lower().removeprefix(".")
     if kind not in WRITTEN[1:]:
         parser.error(f"argument -o: {options.output!r}, need a name that ends in .jsonl, .csv or .parquet")
@@ -247,9 +255,13 @@ class _Run:
         sampling = _sampling(self.options)
         n_text = _text_positions(self.texts.prompt, sampling["max_tokens"])
         arguments = {**model_arguments(self.options), "n_text": n_text, "progress": self._loading}
-        with Llava.for_batch(**arguments) as model, self.progress, self.stopping.on_signals():
+        with Llava.for_batch(**arguments) as model:
             if model.is_demo:
                 self.console.note(DEMO_NOTE)
+            if not model.info.has_vision:
+                raise ValueError(
+                    f"{model.files.model}: no projector, it sees no pictures: name one with --mmproj"
+                )
             results = model.batch(
                 (picture for picture in pictures if not self.stopping.is_wanted),
                 lambda picture: self.texts.prompt_of(picture.entry),
@@ -260,7 +272,7 @@ class _Run:
                 system=self.options.system,
                 **sampling,
             )
-            with contextlib.closing(results):
+            with self.progress, self.stopping.on_signals(), contextlib.closing(results):
                 for result in results:
                     row = rows.row(result.source, result.answers, result.error)
                     self._record(row, result.source.entry)

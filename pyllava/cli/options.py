@@ -371,6 +371,20 @@ def add_output(options: Parser, *, question: bool = True, timings: bool = True) 
     add("-h --help --usage", None, "show this", action="help")
 
 
+def check_pairs(options: argparse.Namespace, parser: Parser) -> None:
+    """Ends with a usage error where two options do not go together."""
+    if options.mmproj is not None and options.model is None:
+        parser.error("--mmproj: needs -m, the model it belongs to")
+    if getattr(options, "prompt", None) is not None and options.file is not None:
+        parser.error("-p and -f: need one of them")
+
+
+def check_raw(prompt: str, options: argparse.Namespace, parser: Parser) -> None:
+    """The same of a prompt that is used as it stands, and what only a template has a place for."""
+    if IMAGE_MARK in prompt and (options.template or options.system is not None):
+        parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
+
+
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """What `options` mean to ``Llava``."""
     arguments = {
