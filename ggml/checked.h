@@ -1,7 +1,7 @@
 // checked.h - memory for ggml, which uses much of what it asks for without looking whether it got it.
-// CMakeLists.txt has ggml-base's sources include this before anything else: they then call the functions below,
-// which tell the one who watches of a failure before they return NULL. The watcher (csrc/base/guard.cpp) throws
-// an exception.
+// CMakeLists.txt has ggml-base's sources include this before anything else: they then call the functions
+// below, which tell the one who watches of a failure before they return NULL. The watcher
+// (csrc/base/guard.cpp) throws an exception.
 #pragma once
 
 #include <malloc.h>

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._lib import Device, Devices, ModelInfo, devices
     from ._scheduler import Stats
     from .answer import Answer, Stream, Timings, Usage
+    from .batch import Result
     from .chat import Chat
     from .errors import (
         ClosedError,
@@ -60,6 +61,7 @@ __all__ = [
     "NumericError",
     "Options",
     "PyllavaError",
+    "Result",
     "Sampling",
     "Stats",
     "Stream",
@@ -74,6 +76,7 @@ __all__ = [
 _ELSEWHERE = {
     **dict.fromkeys(("Device", "Devices", "ModelInfo", "devices"), "_lib"),
     **dict.fromkeys(("Answer", "Stream", "Timings", "Usage"), "answer"),
+    "Result": "batch",
     "Stats": "_scheduler",
     **dict.fromkeys(("ImageEmbedding", "Images"), "_embeddings"),
     **dict.fromkeys(("Options", "Sampling"), "sampling"),
@@ -81,7 +84,19 @@ _ELSEWHERE = {
     "Chat": "chat",
     "Llava": "llava",
 }  # every other name of __all__ is an exception
-_MODULES = ("answer", "chat", "errors", "gguf", "images", "llava", "models", "sampling", "templates", "views")
+_MODULES = (
+    "answer",
+    "batch",
+    "chat",
+    "errors",
+    "gguf",
+    "images",
+    "llava",
+    "models",
+    "sampling",
+    "templates",
+    "views",
+)
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the module's
 

@@ -101,7 +101,9 @@ class Pictures:
         n_tiles = float(self.most_views - 1)
         if info.anyres_max:
             n_tiles = min(n_tiles, 1.1**2 * info.anyres_max)
-        n_lines = math.isqrt(info.n_image_tokens) * max((h // side for _, h in self.spec.pinpoints), default=0)
+        n_lines = math.isqrt(info.n_image_tokens) * max(
+            (h // side for _, h in self.spec.pinpoints), default=0
+        )
         return math.ceil(info.n_image_tokens * (1 + n_tiles) + n_lines) + 1
 
     def look_at(self, source: ImageSource | ImageEmbedding, n_images: int = 1) -> Picture | ImageEmbedding:
@@ -121,7 +123,10 @@ class Pictures:
         layout = _lib.Layout(tile_grid(image.size, spec), image.size, self._flat)
         return Picture(image, spec, layout, self._model.merge_length(layout))
 
-    def encode(self, picture: Picture | ImageEmbedding, epoch: object) -> ImageEmbedding:
+    def encode(
+        self, picture: Picture | ImageEmbedding, epoch: object, *, keep: bool = True
+    ) -> ImageEmbedding:
+        """The rows of a picture; `keep`: they are kept for the next question about it."""
         if isinstance(picture, ImageEmbedding):
             return picture
         content = content_hash(picture.image) + picture.spec.aspect.encode()
@@ -136,4 +141,4 @@ class Pictures:
             key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
             return ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
 
-        return self._engine.run(Encode(content, views.pixels, merge), epoch)
+        return self._engine.run(Encode(content, views.pixels, merge, keep=keep), epoch)

@@ -1,7 +1,8 @@
-"""Long calls of other libraries that Ctrl-C can leave: they run on a thread of their own, and who waits may go."""
+"""Long calls in C that Ctrl-C can leave: they run on a thread of their own, and who waits may go."""
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 from collections.abc import Callable
@@ -10,13 +11,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _SLICE = 0.1  # seconds: on Windows no signal wakes who waits
-_one = threading.Lock()  # of the calls that were left, one at a time takes memory
+_one = _thread.allocate_lock()  # of the calls that were left, one at a time takes memory
 
 
 def _renew() -> None:
     """A forked child has none of the threads."""
     global _one
-    _one = threading.Lock()
+    _one = _thread.allocate_lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -31,26 +32,28 @@ def leavable(call: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
-    done, left = threading.Event(), threading.Event()
+    done = _thread.allocate_lock()  # no lock of Python code: an interrupt could leave one taken
+    done.acquire()
+    left: list[bool] = []
     found: list[T] = []
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
             with _one:
-                if not left.is_set():
+                if not left:
                     found.append(call())
         except BaseException as error:
             failed.append(error)
         finally:
-            done.set()
+            done.release()
 
     try:
-        threading.Thread(target=work, name="pyllava-picture", daemon=True).start()
-        while not done.wait(_SLICE):
+        _thread.start_new_thread(work, ())
+        while not done.acquire(timeout=_SLICE):
             pass
     finally:
-        left.set()
+        left.append(True)
     if failed:
         raise failed[0]
     return found[0]

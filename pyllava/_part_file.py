@@ -12,12 +12,14 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, n_bytes: int, inputs: Iterable[Path] = ()) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, n_bytes: int, inputs: Iterable[Path] = (), durable: bool = True
+) -> Iterator[BinaryIO]:
     """Yield a new file ``<path>.part``; when the block ends well, sync it to disk and rename it to `path`.
 
     On any exception, Ctrl-C included, the part file is removed and `path` is as it was. It refuses at once a
     folder that does not exist, a target that is one of `inputs` or not a regular file, and a disk with less
-    than `n_bytes` free.
+    than `n_bytes` free. `durable`: False does not wait for the disk, which a machine that loses power notices.
     """
     part = path.with_name(path.name + ".part")
     _check_target(path, part, n_bytes, inputs)
@@ -28,7 +30,8 @@ def replacing(path: Path, *, n_bytes: int, inputs: Iterable[Path] = ()) -> Itera
         with file:  # errors of closing it are handled below, too
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             if not _is(part, ours):
                 raise FileExistsError(errno.EEXIST, "another program writes this file too", os.fspath(path))
         os.replace(part, path)
@@ -39,7 +42,8 @@ def replacing(path: Path, *, n_bytes: int, inputs: Iterable[Path] = ()) -> Itera
         if isinstance(error, OSError) and error.filename is None:
             error.filename = os.fspath(path)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def _is(path: Path, file: os.stat_result) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _lib
+from ._loops import LoopDetector
 from ._script import Piece, Script
 from .answer import FinishReason, Transcript
 
@@ -70,11 +71,17 @@ class Call(Job[T]):
 
 
 class Encode(Job[T]):
-    """Views of one picture to encode: float32 [n_views, 3, S, S]. `merge` makes the result from features."""
+    """Views of one picture to encode: float32 [n_views, 3, S, S]. `merge` makes the result from features.
 
-    def __init__(self, content: bytes, pixels: FloatArray, merge: Callable[[FloatArray], T]) -> None:
+    `keep`: the result is kept for later questions about the same picture.
+    """
+
+    def __init__(
+        self, content: bytes, pixels: FloatArray, merge: Callable[[FloatArray], T], *, keep: bool = True
+    ) -> None:
         super().__init__()
         self.content = content
+        self.keep = keep
         self.pixels = pixels
         self.merge = merge
         self.features: list[FloatArray] = []
@@ -165,6 +172,18 @@ class Written:
     n_set_aside: int
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What an answer begins with, and what ends it besides its own end, stop texts and the number of its tokens."""
+
+    start: str = ""
+    """A text that stands at the end of the prompt and is the answer's beginning."""
+    seconds: float = float("inf")
+    """From the first row that is computed for it."""
+    no_loops: bool = False
+    """It ends when it repeats itself."""
+
+
 class Answering(Request[Written]):
     """An answer that is being generated."""
 
@@ -178,6 +197,7 @@ class Answering(Request[Written]):
         *,
         reuse: bool,
         stream: bool,
+        limits: Limits | None = None,
     ) -> None:
         """`stop`: texts that end it. `most`: tokens at most. `stream`: its pieces of text become events."""
         super().__init__(script, reuse=reuse)
@@ -194,6 +214,8 @@ class Answering(Request[Written]):
         self._model = model
         self._transcript = Transcript(stop)
         self._most = most
+        self._limits = limits or Limits()
+        self._loops = LoopDetector() if self._limits.no_loops else None
         self._first_token = self._last_token = 0.0
 
     @property
@@ -249,6 +271,8 @@ class Answering(Request[Written]):
     def prepare(self) -> None:
         if self._sampler is None:
             self._sampler = self._make_sampler()
+        if self._limits.start and self.begun is None:
+            self._show(self._transcript.push(self._limits.start.encode()))
 
     @property
     def n_steps(self) -> int:
@@ -281,6 +305,10 @@ class Answering(Request[Written]):
             self._close("stop")
         elif len(self.tokens) >= self._most:
             self._close("length")
+        elif self._loops is not None and self._loops.push(self.tokens):
+            self._close("loop")
+        elif self._last_token - (self.begun or self._last_token) > self._limits.seconds:
+            self._close("timeout")
 
     def _show(self, piece: str) -> None:
         if piece and self.stream:

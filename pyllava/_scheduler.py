@@ -261,7 +261,8 @@ class Scheduler:
             except BaseException as error:
                 self.fail(job, error)
                 return
-            self._keep(job.content, done)
+            if job.keep:
+                self._keep(job.content, done)
         job.finish(done)
         self._remove(job)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "loop", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Answer:
     usage: Usage
     timings: Timings
     finish_reason: FinishReason
-    """"stop": the model ended it, or a stop string; "length": max_tokens or the context was used up."""
+    """"stop": the model ended it, or a stop string; "length": max_tokens or the context was used up; "loop": it repeated
+    itself (`stop_loops`); "timeout": its seconds were over."""
     tokens: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     """The natural logarithm of each token's probability in the model, before any stage of the sampler."""

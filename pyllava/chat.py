@@ -68,14 +68,14 @@ class Chat:
         n_known = len(known)
         seen = [*known, *listed(images)]
         question = question_of(prompt, len(seen) - n_known)
-        parts = self._parts(question)
+        template = self._llava.template
+        parts = templates.begun(self._parts(question), sampling.start, template.answer_space)
 
         def remember(prepared: Prompt, answer: Answer) -> None:
             self._remember(question, answer.text, prepared.images[n_known:])
             self._computed = prepared.script.followed_by(answer.tokens[:-1])
 
-        stop = self._llava.template.stop
-        answer = self._llava._answer(parts, seen, stop, sampling, stream, self._computed, remember)
+        answer = self._llava._answer(parts, seen, template.stop, sampling, stream, self._computed, remember)
         return answer if stream else answer.whole()
 
     def add(self, prompt: str, answer: str, images: Images = None) -> None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _lib, _template_choice, models, templates
+from . import _lib, _template_choice, batch, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._lib.values import number_text
 from ._prompt import Prompt, Prompts, stretches_of
-from ._request import Answering, Call, Score, Written
+from ._request import Answering, Call, Limits, Score, Written
 from ._scheduler import Stats
 from ._script import Script
 from ._sequences import Sequences
@@ -33,6 +33,7 @@ from .templates import RAW_STOP, ImageMark, Part, Template
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
 Precision: TypeAlias = Literal["fast", "exact"]
@@ -182,6 +183,40 @@ class Llava:
             raise
         self.load_seconds = time.perf_counter() - started
 
+    @classmethod
+    def for_batch(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        mmproj: str | os.PathLike[str] | None = None,
+        *,
+        n_parallel: int = 8,
+        n_text: int = 768,
+        **options: Any,
+    ) -> Llava:
+        """A model with room for `n_parallel` answers at once about a picture each, or for as many as memory holds.
+
+        On a GPU that is as many as leave the whole model there. `n_text`: positions for a question and its answer. The rest
+        as for the class.
+        """
+        if options.get("kv_cells") is not None:
+            return cls(model, mmproj, n_parallel=n_parallel, **options)
+        files = models.find(model, mmproj)
+        n_ctx, max_tiles = options.get("n_ctx"), options.get("image_max_tiles")
+        n_cells, least = batch.cells(files, n_parallel, n_text, n_ctx=n_ctx, max_tiles=max_tiles)
+        while True:
+            try:
+                found = cls(model, mmproj, n_parallel=n_parallel, **{**options, "kv_cells": n_cells})
+                if n_cells <= least or "n_gpu_layers" in options or not _is_pushed_out(found.devices):
+                    return found
+                found.close()
+            except ModelMemoryError:
+                if n_cells <= least:
+                    raise
+            _log.info(
+                "%d positions for %d answers leave too little memory: half of them", n_cells, n_parallel
+            )
+            n_cells = max(least, n_cells // 2)
+
     # ------------------------------------------------------------------------------------------ life
 
     def _set_up(
@@ -261,7 +296,7 @@ class Llava:
         chosen = templates.TEMPLATES[found.name]
         if found.name != "chatml":
             return chosen
-        return replace(chosen, system=_template_choice.system_told(str(chat_template)))
+        return dataclasses.replace(chosen, system=_template_choice.system_told(str(chat_template)))
 
     def _has_token(self, text: str) -> bool:
         """Whether a special token has this text."""
@@ -396,6 +431,9 @@ class Llava:
         - temperature=0.0 (greedy), top_k=0, top_p=1.0, min_p=0.0, seed=None (random).
         - repeat_penalty=1.0, repeat_last_n=64 (-1: all); logit_bias={}: what is added to tokens' logits, by id or text.
         - the other ways of choosing a token: see `Sampling`.
+        - start_with="": a text that the answer begins with; the model goes on from there.
+        - timeout=None: seconds after which an answer ends, from when it is begun; stop_loops=False: True ends an answer that
+          repeats itself, the same words at least four times. Its `finish_reason` says so.
         - reuse=True: what the model still holds of the prompt is not computed again. False computes the whole
           prompt, in a conversation earlier answers, too, whose positions otherwise stay as they were
           computed.
@@ -406,10 +444,77 @@ class Llava:
         sampling = Sampling(**options)
         _check_order(images, prompt)
         given = listed(images)
-        parts = self._prompts.parts(prompt, len(given), raw, system)
-        stop = RAW_STOP if raw else self.template.stop
-        answer = self._answer(parts, given, stop, sampling, stream)
+        answer = self._question(prompt, given, raw, system, sampling, stream)
         return answer if stream else answer.whole()
+
+    def _question(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource | ImageEmbedding],
+        raw: bool,
+        system: str | None,
+        sampling: Sampling,
+        stream: bool,
+    ) -> Stream:
+        """The answer to a question without anything before it."""
+        parts = self._prompts.parts(prompt, len(images), raw, system)
+        parts = templates.begun(parts, sampling.start, "" if raw else self.template.answer_space)
+        return self._answer(parts, images, RAW_STOP if raw else self.template.stop, sampling, stream)
+
+    def batch(
+        self,
+        sources: Iterable[T],
+        prompt: str | Callable[[T], str],
+        *,
+        load: Callable[[T], Images] | None = None,
+        samples: int = 1,
+        in_order: bool = True,
+        n_ahead: int | None = None,
+        raw: bool = False,
+        system: str | None = None,
+        **options: Unpack[Options],
+    ) -> Generator[batch.Result[T], None, None]:
+        """Asks about many pictures, as many at once as `n_parallel` says: yields a Result for each source.
+
+        - `sources`: what ask() takes as `images`, each a question; or anything, with `load` to make that of it. They are
+          taken one by one, in other threads, and not more than `n_ahead` of them before their results are read.
+        - `prompt`: the question, or a function of the source that gives it.
+        - `load`: called in other threads, while the model computes.
+        - `samples`: answers to each question. With a seed, the seeds are those that follow it.
+        - `in_order`: results come in the order of the sources; False gives each as soon as it is there.
+        - `n_ahead`: sources under way and results that wait to be read, at most (default: 4 * n_parallel).
+        - The rest as in ask().
+
+        A source that fails gives a Result with its `error`; only what ends the model ends the batch: ClosedError, DeviceError,
+        GenerationCancelled after cancel(), and an exception of `sources` itself. Closing the generator, or leaving it, gives
+        up what is under way. Llava.for_batch() makes a model with room for it.
+        """
+        sampling = Sampling(**options)
+        if operator.index(samples) < 1:
+            raise ValueError(f"samples: found {number_text(samples)}, need 1 or more")
+        if n_ahead is not None and operator.index(n_ahead) < 1:
+            raise ValueError(f"n_ahead: found {number_text(n_ahead)}, need 1 or more")
+
+        def ask(source: T, whole: batch.Running) -> tuple[Answer, ...]:
+            epoch = self._engine.epoch()
+            given = listed(load(source) if load is not None else source)  # type: ignore[arg-type]
+            question = prompt if isinstance(prompt, str) else prompt(source)
+            pictures = [self._pictures.look_at(image) for image in given]
+            started = time.perf_counter()
+            images = [self._pictures.encode(picture, epoch, keep=False) for picture in pictures]
+            seconds = time.perf_counter() - started
+            answers = []
+            for number in range(samples):
+                seed = sampling.seed if sampling.seed is None else sampling.seed + number
+                drawn = dataclasses.replace(sampling, seed=seed)
+                answer = whole(self._question(question, images, raw, system, drawn, stream=False))
+                timings = dataclasses.replace(answer.timings, encode=0.0 if number else seconds)
+                answers.append(dataclasses.replace(answer, timings=timings))
+            return tuple(answers)
+
+        n_threads = 2 * self.n_parallel
+        most = 2 * n_threads if n_ahead is None else n_ahead
+        return batch.results(ask, sources, n_threads=min(n_threads, most), n_ahead=most, in_order=in_order)
 
     def _answer(
         self,
@@ -437,6 +542,7 @@ class Llava:
             min(sampling.max_tokens, self.n_ctx - len(prompt)),
             reuse=sampling.reuse,
             stream=stream,
+            limits=Limits(sampling.start, sampling.timeout or float("inf"), sampling.stop_loops),
         )
         pieces = self._pieces(self._engine.pieces(job, epoch), prompt, remember)
         return Stream(prompt.usage(), pieces, lambda: self._engine.cancel(job))
@@ -496,6 +602,12 @@ class Llava:
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
         return Chat(self, system)
+
+
+def _is_pushed_out(devices: _lib.Devices) -> bool:
+    """Whether some of a model is on a GPU, and some found no room there."""
+    places = {*devices.layers, devices.output, *([devices.vision] if devices.vision else [])}
+    return "CPU" in places and len(places) > 1
 
 
 def _check_order(images: Images, prompt: object) -> None:

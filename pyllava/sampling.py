@@ -48,6 +48,9 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop: Sequence[str]
     reuse: bool
+    start_with: str
+    timeout: float | None
+    stop_loops: bool
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ class Sampling:
     seed: int | None = None
     stop: Sequence[str] = ()
     reuse: bool = True
+    start_with: str = ""
+    timeout: float | None = None
+    stop_loops: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stop", "dry_sequence_breakers", "samplers"):
@@ -123,6 +129,15 @@ class Sampling:
         operator.index(self.max_tokens)  # TypeError for anything but an integer
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: found {number_text(self.max_tokens)}, need 1 or more")
+        if not isinstance(self.start_with, str):
+            raise TypeError(f"start_with: found {type(self.start_with).__name__}, need a text")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout: found {number_text(self.timeout)}, need seconds above 0, or None")
+
+    @property
+    def start(self) -> str:
+        """`start_with` without spaces at its end: the token that follows brings its own."""
+        return self.start_with.rstrip(" ")
 
     def sampler(self, model: _lib.ModelHandle, n_ctx: int) -> _lib.SamplerHandle:
         """The sampler of one answer, from the fields of the same names."""

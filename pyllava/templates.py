@@ -266,6 +266,11 @@ def render(template: Template, messages: Sequence[Message], *, system: str | Non
     return _joined(parts)
 
 
+def begun(parts: Sequence[Part], start: str, space: str) -> list[Part]:
+    """A prompt that ends with the beginning of its answer: after `space`, as a template has it before answers."""
+    return _joined([*parts, Text(space), Text(start, special=False)]) if start else [*parts]
+
+
 def raw(text: str, n_images: int) -> list[Part]:
     """A prompt without a template: special tokens are recognised, and ``<image>`` marks are the images given.
 

@@ -21,12 +21,12 @@ from PIL import Image
 
 import pyllava.llava
 from pyllava import _progress, cli
+from pyllava._named_pictures import expanded
 from pyllava._terminal import DEMO_NOTE
 from pyllava.answer import Answer, Stream, Timings, Usage
 from pyllava.cli.info import _layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
-from pyllava.cli.pictures import expanded
 from pyllava.errors import ModelMismatchError
 from pyllava.templates import TEMPLATES, ImageMark
 

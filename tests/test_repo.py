@@ -87,15 +87,21 @@ PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
-BINDING, COMMANDS, CONVERTERS = "pyllava._lib", "pyllava.cli", "pyllava.convert"
+BINDING, COMMANDS, CONVERTERS, BULK = "pyllava._lib", "pyllava.cli", "pyllava.convert", "pyllava.bulk"
 TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates", "_template_choice"}
+FILES = {"_named_pictures", "_part_file", "_picture_files", "_sources", "_text_file"}
 MAY_IMPORT = {
-    BINDING: {"pyllava._plain", "pyllava._plugins", "pyllava.errors"},
+    BINDING: {"pyllava._leaving", "pyllava._plain", "pyllava._plugins", "pyllava.errors"},
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},
     CONVERTERS: {f"pyllava.{name}" for name in TABLES},
+    BULK: {f"pyllava.{name}" for name in (*FILES, "answer", "errors", "images")},  # no model, no command line
 }
 MAY_IMPORT_LATER = {CONVERTERS: {"pyllava", "pyllava.errors", "pyllava.quantize"}}
-FOR_NOBODY_BUT = {COMMANDS: {"pyllava.__main__"}, CONVERTERS: {f"{COMMANDS}.convert"}}
+FOR_NOBODY_BUT = {
+    COMMANDS: {"pyllava.__main__"},
+    CONVERTERS: {f"{COMMANDS}.convert"},
+    BULK: {f"{COMMANDS}.caption"},
+}
 
 
 def parts_of(module: str, wanted: tuple[str, ...]) -> bool:
@@ -262,6 +268,13 @@ def test_converter_and_loader_agree_on_tensor_names() -> None:
     written |= {f"blk.%d.{rule.name}" for rule in blocks}
     written |= {f"v.blk.%d.{rule.name}" for rule in families.CLIP.block.values()}
     assert asked_names() - READ_ONLY == written
+
+
+def test_no_merge_is_left_half_done() -> None:
+    for folder in ("csrc", "ggml/kernels", "pyllava", "tests", "docs", "bench", "examples", "."):
+        for path in (ROOT / folder).glob("*" if folder == "." else "**/*"):
+            if path.suffix in {".py", ".c", ".h", ".md", ".toml"}:
+                assert not re.search(r"^(<{7}|>{7}) ", path.read_text(errors="replace"), re.MULTILINE), path
 
 
 def test_the_repository_speaks_of_the_project_alone() -> None:

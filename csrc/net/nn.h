@@ -112,8 +112,8 @@ tensor * nn_beside(graph * g, tensor * x, tensor * y); // [n, a] and [n, b] to [
 
 // What convolutional projectors are made of. The n rows of a view stand in a square of n_side.
 //
-// A convolution of 3 x 3 in each channel, w [width, 9], zeros around the square: [n_views * n, width] to as many
-// rows, or to a square of (n_side + 1) / 2 with stride 2.
+// A convolution of 3 x 3 in each channel, w [width, 9], zeros around the square: [n_views * n, width] to as
+// many rows, or to a square of (n_side + 1) / 2 with stride 2.
 tensor * nn_depthwise(graph * g, tensor * w, int32_t n_side, int32_t stride, tensor * x);
 tensor * nn_pool(graph * g, tensor * x, int32_t n_side, int32_t k); // means of k x k rows
 tensor * nn_mean_of_views(graph * g, tensor * x);         // [n_views * n, width] to [n_views, width]

@@ -75,8 +75,8 @@ static tensor * mlp_norm_apply(graph * g, const projector * p, tensor * x) {
 
 #define LDP_EPS 1e-6f
 
-// MobileVLM (Chu et al., 2023): a quarter of the rows. The first block keeps the square of patches, the second
-// one halves its side.
+// MobileVLM (Chu et al., 2023): a quarter of the rows. The first block keeps the square of patches, the
+// second one halves its side.
 static pyllava_status bind_block(mobile_block * b, weights * w, int i, int64_t E) {
     char name[48];
     snprintf(name, sizeof name, "mm.model.mb_block.%d.block.1.fc1.weight", i);

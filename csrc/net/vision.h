@@ -19,7 +19,8 @@ void vision_free(vision * v);
 
 // Rows of a picture of this layout, merged; of one view before that, where layout is NULL.
 int32_t vision_rows(const vision * v, const pyllava_layout * layout);
-// How many of n views are encoded at once: enough to keep all cores busy, in memory that does not grow with n.
+// How many of n views are encoded at once: enough to keep all cores busy, in memory that does not grow with
+// n.
 int32_t vision_views(const vision * v, int32_t n);
 // Patches of g->n_views views f32 [n_views * n_patch, 3 * patch_size^2] to embeddings [n_views *
 // vision_rows(v, NULL), n_embd].

@@ -6,14 +6,13 @@ import ctypes as c
 import itertools
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Thread
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+from .._leaving import leavable
 from .device import _device_users, _devices, _refuse_devices_after_fork
 from .functions import _I32, _P, _U64, _ModelDevices, _ModelInfo, _ModelParams, _Range
 from .gguf import Metadata
@@ -23,8 +22,6 @@ from .params import Layout, Placement
 from .values import FloatArray, _i32, _path, _pointer
 
 _LONG_TEXT = 1 << 18  # bytes that are tokenized in a tenth of a second
-_SLICE = 0.05  # seconds
-Result = TypeVar("Result")
 Aspect: TypeAlias = Literal["pad", "squash", "anyres"]
 _ASPECTS: tuple[Aspect, ...] = ("pad", "squash", "anyres")  # pyllava_aspect, by number
 
@@ -153,13 +150,7 @@ class ModelHandle:
             encoded, plain = _composed(encoded, plain)
         if len(encoded) < _LONG_TEXT:
             return self._encode(encoded, plain, add_bos)
-        found: Future[list[int]] = (
-            Future()
-        )  # another thread's, so that an interrupt need not wait for its end
-        Thread(target=_fulfil, args=(found, self._encode, encoded, plain, add_bos), daemon=True).start()
-        while not found.done():
-            wait([found], _SLICE)
-        return found.result()
+        return leavable(lambda: self._encode(encoded, plain, add_bos))
 
     def _encode(self, text: bytes, plain: Sequence[tuple[int, int]], add_bos: bool) -> list[int]:
         ranges = (_Range * len(plain))(*(_Range(*r) for r in plain)) if plain else None
@@ -189,13 +180,6 @@ class ModelHandle:
         """True if the token ends an answer."""
         with self._handle.use() as at:
             return bool(lib.pyllava_token_is_end(at, token))
-
-
-def _fulfil(future: Future[Result], run: Callable[..., Result], *args: object) -> None:
-    try:
-        future.set_result(run(*args))
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _composed(text: bytes, plain: Sequence[tuple[int, int]]) -> tuple[bytes, list[tuple[int, int]]]:

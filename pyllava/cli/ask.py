@@ -9,12 +9,20 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._named_pictures import expanded, found
 from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from .._text_file import text_of
 from ..errors import ContextOverflowError, ImageError, PyllavaError
 from ..templates import IMAGE_MARK, ImageMark, unescape
-from .options import DEFAULT_PROMPT, PROGRAM, ask_parser, model_arguments, sampling_arguments
-from .pictures import expanded, found
+from .options import (
+    DEFAULT_PROMPT,
+    PROGRAM,
+    ask_parser,
+    check_pairs,
+    check_raw,
+    model_arguments,
+    sampling_arguments,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,14 +48,10 @@ def ask(argv: list[str]) -> None:
     """Answer the question of a command line; every failure is an exception."""
     parser = ask_parser()
     options = parser.parse(argv)
-    if options.mmproj is not None and options.model is None:
-        parser.error("--mmproj: needs -m, the model it belongs to")
-    if options.prompt is not None and options.file is not None:
-        parser.error("-p and -f: need one of them")
+    check_pairs(options, parser)
     console = Console(options.log_disable)
     request = _request(options, console)
-    if request.raw and (options.template or options.system is not None):
-        parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
+    check_raw(request.prompt, options, parser)
     console.note_inert(options)
     answers = _Answers(request, options, console)
     with library_log(options):
@@ -115,7 +119,7 @@ class _Answers:
 
 
 def _request(options: argparse.Namespace, console: Console) -> Request:
-    prompt, tagged = _take_image_tag(_prompt(options))
+    prompt, tagged = _take_image_tag(given_prompt(options))
     images: list[ImageSource] = [*expanded(options.image)]
     if tagged is not None:
         if images:  # an image given is an image seen
@@ -134,7 +138,8 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
     return Request(prompt, n_marks > 0, [images] if together else [[image] for image in images])
 
 
-def _prompt(options: argparse.Namespace) -> str:
+def given_prompt(options: argparse.Namespace) -> str:
+    """The prompt of a command line, or of the file that it names; "" for none."""
     text: str = options.prompt or ""
     if options.file == "-":
         if "-" in options.image:

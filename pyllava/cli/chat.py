@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from .._named_pictures import SUFFIXES, expanded, found
 from .._sources import is_data_url, local_path
 from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
 from ..images import load_image, open_source, source_name
 from .chat_file import Record, Turn, write
 from .lines import Lines
-from .options import PROGRAM, chat_parser, model_arguments, sampling_arguments
-from .pictures import SUFFIXES, expanded, found
+from .options import PROGRAM, chat_parser, check_pairs, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
     from ..answer import Answer
@@ -43,8 +43,7 @@ def chat(argv: list[str]) -> None:
     """Have the conversation of a command line; every failure that ends it is an exception."""
     parser = chat_parser()
     options = parser.parse(argv)
-    if options.mmproj is not None and options.model is None:
-        parser.error("--mmproj: needs -m, the model it belongs to")
+    check_pairs(options, parser)
     console = Console(options.log_disable)
     console.note_inert(options)
     pictures = _pictures(options.image, console)  # before the model, which takes longer

@@ -20,6 +20,7 @@ from .options import PROGRAM
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "bench": "pyllava.cli.bench:bench",
+        "caption": "pyllava.cli.caption:caption",
         "chat": "pyllava.cli.chat:chat",
         "info": "pyllava.cli.info:info",
         "convert": "pyllava.cli.convert:convert",

@@ -22,6 +22,7 @@ _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "i
 _SYNONYMS = {  # of llama.cpp's tools
     "--chat-template": "--template",
     "--log-verbose": "--verbose",
+    "--prompt-file": "--file",
     "--system-prompt": "--system",
     "--temperature": "--temp",
 }
@@ -116,6 +117,7 @@ examples:
 
 commands (each with --help):
   pyllava-cli chat -m DIR --image cat.jpg                        a conversation
+  pyllava-cli caption -m DIR FOLDER -o captions.jsonl            captions for all pictures in a folder
   pyllava-cli info mmproj-model-f16.gguf                         what is in a file
   pyllava-cli convert DIR                                        GGUF files from a checkpoint
   pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
@@ -134,16 +136,17 @@ def ask_parser() -> Parser:
         usage=f"{PROGRAM} [-m MODEL [--mmproj FILE]] --image FILE [--image FILE ...] [-p PROMPT] [options]\n"
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
-        f"       {PROGRAM} chat|info|convert|quantize|bench --help",
+        f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
+        f"       {PROGRAM} chat|caption|info|convert|quantize|bench --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
     )
-    _add_model(options)
+    add_model(options)
     add_devices(options)
-    _add_prompt(options)
-    _add_answer(options)
-    _add_output(options)
+    add_prompt(options)
+    add_answer(options)
+    add_output(options)
     return options
 
 
@@ -156,15 +159,16 @@ def chat_parser() -> Parser:
         epilog=_CHAT_HELP,
         add_help=False,
     )
-    _add_model(options)
+    add_model(options)
     add_devices(options)
-    _add_prompt(options, question=False)
-    _add_answer(options)
-    _add_output(options, question=False)
+    add_prompt(options, question=False)
+    add_answer(options)
+    add_output(options, question=False)
     return options
 
 
-def _add_model(options: Parser) -> None:
+def add_model(options: Parser, *, parallel: int = 4) -> None:
+    """The model and how it computes; `parallel`: answers at the same time, unless told otherwise."""
     add = adder(options, "model")
     types = ", ".join(_CACHE_TYPES)
     add(
@@ -184,14 +188,14 @@ def _add_model(options: Parser) -> None:
     add(
         "-np --parallel",
         "N",
-        "answers computed at the same time, where several are asked for (default: 4)",
+        f"answers computed at the same time, where several are asked for (default: {parallel})",
         type=COUNT,
-        default=4,
+        default=parallel,
     )
     add(
         "--kv-cells",
         "N",
-        "positions that all of them may use together (default: the context)",
+        "positions that all of them may use together (default: the context; for captions, room for all of them)",
         type=COUNT,
     )
     add("-t --threads", "N", "threads (default: one per core)", type=INTEGER, default=-1)
@@ -236,16 +240,18 @@ def add_devices(options: Parser) -> None:
     )
 
 
-def _add_prompt(options: Parser, *, question: bool = True) -> None:
+def add_prompt(options: Parser, *, question: bool = True, image: bool = True) -> None:
+    """How pictures are seen, and the prompt; `question`: options for a question, `image`: for its pictures."""
     add = adder(options, "pictures and prompt")
     prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
-    add(
-        "--image",
-        "FILE",
-        "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
-        action="append",
-        default=[],
-    )
+    if image:
+        add(
+            "--image",
+            "FILE",
+            "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
+            action="append",
+            default=[],
+        )
     add(
         "--image-max-tiles",
         "N",
@@ -274,7 +280,7 @@ def _add_prompt(options: Parser, *, question: bool = True) -> None:
     add("-sys --system", "TEXT", "system message instead of the template's")
 
 
-def _add_answer(options: Parser) -> None:
+def add_answer(options: Parser) -> None:
     """Options with the names that ``Llava.ask`` has for them (`dest`); None: as it is there."""
     add = adder(options, "answer")
     add(
@@ -288,15 +294,31 @@ def _add_answer(options: Parser) -> None:
     add_sampling(options)
 
 
-def _add_output(options: Parser, *, question: bool = True) -> None:
+def add_output(options: Parser, *, question: bool = True, timings: bool = True) -> None:
+    """What is shown besides the answer."""
     add = adder(options, "output")
     if question:
         add("--verbose-prompt", None, "show the prompt and its tokens")
-    add("--no-perf", None, "show no timings")
+    if timings:
+        add("--no-perf", None, "show no timings")
     add("-v --verbose", None, "show the library's log, down to details")
     add("--log-disable", None, "show nothing but the answer and errors")
     add("--version", None, "show the version", action="version", version=f"pyllava {__version__}")
     add("-h --help --usage", None, "show this", action="help")
+
+
+def check_pairs(options: argparse.Namespace, parser: Parser) -> None:
+    """Ends with a usage error where two options do not go together."""
+    if options.mmproj is not None and options.model is None:
+        parser.error("--mmproj: needs -m, the model it belongs to")
+    if getattr(options, "prompt", None) is not None and options.file is not None:
+        parser.error("-p and -f: need one of them")
+
+
+def check_raw(prompt: str, options: argparse.Namespace, parser: Parser) -> None:
+    """The same of a prompt that is used as it stands, and what only a template has a place for."""
+    if IMAGE_MARK in prompt and (options.template or options.system is not None):
+        parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
 
 
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:

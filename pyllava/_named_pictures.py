@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import TypeVar
 
-from ..errors import ImageError
+from .errors import ImageError
 
 Source = TypeVar("Source")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

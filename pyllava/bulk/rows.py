@@ -1,0 +1,85 @@
+"""The row of a picture: what was found out about it on its way, and what became of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ..answer import Answer
+from ..images import load_image
+from .inputs import Entry
+from .tables import Row
+from .texts import Texts
+
+
+class Picture:
+    """An entry on its way to the model."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self._known: Row = {}
+
+    def load(self) -> Image.Image:
+        """Reads and decodes it, and remembers what its row says of it."""
+        stamp = self.entry.stamp()
+        if stamp is not None:
+            self._known |= {"bytes": stamp[0], "mtime_ns": stamp[1]}
+        stream = self.entry.read()
+        self._known["sha256"] = hashlib.sha256(stream.getbuffer()).hexdigest()
+        image = load_image(stream)
+        self._known |= {"width": image.width, "height": image.height}
+        return image
+
+    @property
+    def facts(self) -> Row:
+        names = ("sha256", "width", "height", "bytes", "mtime_ns")
+        return {name: self._known.get(name) for name in names}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Makes rows: `model` is the model's name, `settings` the digest of all that captions depend on."""
+
+    texts: Texts
+    model: str
+    settings: str
+
+    def row(self, picture: Picture, answers: tuple[Answer, ...], error: Exception | None) -> Row:
+        """Of a picture and its answers, or the error that took their place; an answer may turn out to be one."""
+        captions: list[str] = []
+        if error is None:
+            try:
+                captions = [self.texts.caption_of(answer.text) for answer in answers]
+            except ValueError as refusal:
+                error = refusal
+        seconds = math.fsum(a.timings.encode + a.timings.prefill + a.timings.decode for a in answers)
+        ends = dict.fromkeys(answer.finish_reason for answer in answers)
+        facts = picture.facts
+        row: Row = {
+            "path": picture.entry.path,
+            "sha256": facts.pop("sha256"),
+            "width": facts.pop("width"),
+            "height": facts.pop("height"),
+            "caption": captions[0] if captions else None,
+            **({"captions": captions} if len(captions) > 1 else {}),
+            "prompt": self.texts.prompt_of(picture.entry),
+            "model": self.model,
+            "tokens": sum(answer.usage.completion_tokens for answer in answers),
+            "seconds": round(seconds, 4),
+            "finish_reason": ",".join(ends) or None,
+            "status": "ok" if error is None else "error",
+            "error": None if error is None else reason(error, picture.entry.path),
+            **facts,
+            "settings": self.settings,
+        }
+        return row
+
+
+def reason(error: Exception, path: str) -> str:
+    """What an error says, without the path that stands beside it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()).removeprefix(f"{path}: ") or type(error).__name__
