@@ -101,7 +101,9 @@ class Pictures:
         n_tiles = float(self.most_views - 1)
         if info.anyres_max:
             n_tiles = min(n_tiles, 1.1**2 * info.anyres_max)
-        n_lines = math.isqrt(info.n_image_tokens) * max((h // side for _, h in self.spec.pinpoints), default=0)
+        n_lines = math.isqrt(info.n_image_tokens) * max(
+            (h // side for _, h in self.spec.pinpoints), default=0
+        )
         return math.ceil(info.n_image_tokens * (1 + n_tiles) + n_lines) + 1
 
     def look_at(self, source: ImageSource | ImageEmbedding, n_images: int = 1) -> Picture | ImageEmbedding:
