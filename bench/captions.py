@@ -47,7 +47,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         pyllava.Llava(options.model) as one,
-        pyllava.Llava.for_batch(options.model, n_parallel=options.parallel) as many,
+        pyllava.Llava(options.model, n_parallel=options.parallel, kv_cells="pictures") as many,
     ):
         for number in range(options.rounds):
             paths = draw(Path(folder), options.pictures, f"round{number}")

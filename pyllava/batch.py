@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .answer import Answer, Stream
 from .errors import ClosedError, DeviceError, ForkError, GenerationCancelled
-from .gguf import GgufFile
-from .models import ModelFiles
 
 T = TypeVar("T")
 Running = Callable[[Stream], Answer]
@@ -153,36 +151,3 @@ def results(
                 n_read += 1
     finally:
         batch.close()
-
-
-# --- room for it ---
-
-_USUAL_CTX = 4096
-
-
-def cells(
-    files: ModelFiles, n_parallel: int, n_text: int, *, n_ctx: int | None, max_tiles: int | None
-) -> tuple[int, int]:
-    """(positions for `n_parallel` questions about a picture each, those that a context has), from a model's files.
-
-    `n_text`: positions of a question and its answer besides those of its picture.
-    """
-    metadata: Mapping[str, Any] = GgufFile(files.model).metadata
-    trained = int(metadata.get(f"{metadata.get('general.architecture')}.context_length", _USUAL_CTX))
-    context = n_ctx or min(trained, _USUAL_CTX)
-    n_picture = 0 if files.mmproj is None else _picture_rows(GgufFile(files.mmproj).metadata, max_tiles)
-    return max(context, n_parallel * min(context, n_picture + n_text)), context
-
-
-def _picture_rows(metadata: Mapping[str, Any], max_tiles: int | None) -> int:
-    """The most rows that a picture takes, from a projector's metadata: of its views, and a newline for each row of tiles."""
-    side, patch = (int(metadata.get(f"clip.vision.{name}_size", 1)) for name in ("image", "patch"))
-    sides = [int(value) for value in metadata.get("clip.vision.image_grid_pinpoints", ())]
-    grids = [(width // side, height // side) for width, height in zip(sides[::2], sides[1::2], strict=False)]
-    n_patch = side // patch
-    tiles = [
-        columns * rows * n_patch**2 + rows * n_patch
-        for columns, rows in grids
-        if max_tiles is None or columns * rows <= max_tiles
-    ]
-    return n_patch**2 + max(tiles, default=0)

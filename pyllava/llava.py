@@ -20,6 +20,7 @@ from ._engine import Engine
 from ._lib.values import number_text
 from ._prompt import Prompt, Prompts, stretches_of
 from ._request import Answering, Call, Limits, Score, Written
+from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
 from ._script import Script
 from ._sequences import Sequences
@@ -40,8 +41,6 @@ Precision: TypeAlias = Literal["fast", "exact"]
 ImageMerge: TypeAlias = Literal["unpad", "flat"]
 
 _log = logging.getLogger("pyllava")
-_DEFAULT_CTX = 4096
-_BESIDE_A_PICTURE = 1024  # positions
 _MOST_PARALLEL = 128
 _KEPT = 2  # sequences for each answer under way: the others keep what earlier ones held
 
@@ -70,7 +69,8 @@ class Llava:
     - `n_ctx`: for prompt, images and answer. By default as many as they need, up to what the model was trained for
       and what memory holds; where a GPU holds the KV cache, 4096, or as many as the largest picture and 1024 more.
     - `kv_cells`: for all answers together, and for what is kept of earlier ones (default: n_ctx; if that is not given
-      either, 4096, which only an answer that needs more by itself exceeds; at most 2 * n_parallel * n_ctx).
+      either, 4096, which only an answer that needs more by itself exceeds; at most 2 * n_parallel * n_ctx). "pictures":
+      enough for n_parallel questions about a picture each, with 1024 positions beside it, or as many as memory holds.
     - `type_k`, `type_v`: the KV cache's number formats (default: f16 in "fast", f32 in "exact").
 
     Devices:
@@ -124,7 +124,7 @@ class Llava:
         image_max_tiles: int | None = None,
         image_merge: ImageMerge = "unpad",
         n_parallel: int = 4,
-        kv_cells: int | None = None,
+        kv_cells: KvCells = None,
         progress: Progress | None = None,
     ) -> None:
         rounded = precision or os.environ.get("PYLLAVA_PRECISION") or "fast"
@@ -134,11 +134,14 @@ class Llava:
             raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
         if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
             raise ValueError(f"image_max_tiles: found {number_text(image_max_tiles)}, need 0 or more")
+        if isinstance(kv_cells, str) and kv_cells != "pictures":
+            raise ValueError(f"kv_cells: found {kv_cells!r}, need a number or 'pictures'")
         if not 1 <= operator.index(n_parallel) <= _MOST_PARALLEL:
             raise ValueError(f"n_parallel: found {number_text(n_parallel)}, need 1..{_MOST_PARALLEL}")
         started = time.perf_counter()
         files = models.find(model, mmproj)
         self._progress = progress
+        cells = kv_cells if isinstance(kv_cells, int) else 0
         session: dict[str, Any] = {
             "n_batch": n_batch,
             "n_threads": n_threads or 0,
@@ -157,8 +160,8 @@ class Llava:
             plan_for=_lib.SessionOptions(
                 n_ctx=n_ctx or 0,
                 n_views=0,
-                n_seq=_KEPT * n_parallel if kv_cells else 1,  # of kv_cells, or n_ctx for the only one
-                kv_cells=kv_cells or 0,
+                n_seq=_KEPT * n_parallel if cells else 1,  # of kv_cells, or n_ctx for the only one
+                kv_cells=cells,
                 **session,
             ),
         )
@@ -183,40 +186,6 @@ class Llava:
             raise
         self.load_seconds = time.perf_counter() - started
 
-    @classmethod
-    def for_batch(
-        cls,
-        model: str | os.PathLike[str] | None = None,
-        mmproj: str | os.PathLike[str] | None = None,
-        *,
-        n_parallel: int = 8,
-        n_text: int = 768,
-        **options: Any,
-    ) -> Llava:
-        """A model with room for `n_parallel` answers at once about a picture each, or for as many as memory holds.
-
-        On a GPU that is as many as leave the whole model there. `n_text`: positions for a question and its answer. The rest
-        as for the class.
-        """
-        if options.get("kv_cells") is not None:
-            return cls(model, mmproj, n_parallel=n_parallel, **options)
-        files = models.find(model, mmproj)
-        n_ctx, max_tiles = options.get("n_ctx"), options.get("image_max_tiles")
-        n_cells, least = batch.cells(files, n_parallel, n_text, n_ctx=n_ctx, max_tiles=max_tiles)
-        while True:
-            try:
-                found = cls(model, mmproj, n_parallel=n_parallel, **{**options, "kv_cells": n_cells})
-                if n_cells <= least or "n_gpu_layers" in options or not _is_pushed_out(found.devices):
-                    return found
-                found.close()
-            except ModelMemoryError:
-                if n_cells <= least:
-                    raise
-            _log.info(
-                "%d positions for %d answers leave too little memory: half of them", n_cells, n_parallel
-            )
-            n_cells = max(least, n_cells // 2)
-
     # ------------------------------------------------------------------------------------------ life
 
     def _set_up(
@@ -238,40 +207,38 @@ class Llava:
         self.precision = precision
         self.devices = self._model.devices
 
-    def _open(
-        self, options: dict[str, Any], n_parallel: int, n_ctx: int | None, kv_cells: int | None
-    ) -> None:
+    def _open(self, options: dict[str, Any], n_parallel: int, n_ctx: int | None, kv_cells: KvCells) -> None:
         """Creates the session, with sequences for n_parallel answers and as many that keep earlier ones."""
         trained, n_seq = self.info.n_ctx_train, _KEPT * n_parallel
-        usual = min(trained, _DEFAULT_CTX) if n_ctx is None else n_ctx
-        if usual > trained:
-            _log.warning("n_ctx=%d: the model was trained for %d", usual, trained)
+        if n_ctx is not None and n_ctx > trained:
+            _log.warning("n_ctx=%d: the model was trained for %d", n_ctx, trained)
         self.n_parallel = n_parallel
-        self.kv_cells = usual if kv_cells is None else kv_cells
-        on_host = self.devices.kv_on_host or self.devices.n_gpu_layers == 0
-        grows = n_ctx is None and kv_cells is None
-        wanted = trained if on_host else min(trained, self._pictures.most_rows + _BESIDE_A_PICTURE)
+        to_try = rooms(
+            n_ctx,
+            kv_cells,
+            trained=trained,
+            on_host=self.devices.kv_on_host or self.devices.n_gpu_layers == 0,
+            n_parallel=n_parallel,
+            n_picture=self._pictures.most_rows,
+        )
 
-        def session_of(n_ctx: int, kv_cells: int) -> _lib.SessionHandle:
+        def session_of(room: Room) -> _lib.SessionHandle:
             views = self._pictures.most_views
             return _lib.SessionHandle(
-                self._model, n_ctx=n_ctx, n_views=views, n_seq=n_seq, kv_cells=kv_cells, **options
+                self._model, n_ctx=room.n_ctx, n_views=views, n_seq=n_seq, kv_cells=room.n_cells, **options
             )
 
         def open_session() -> None:
-            self.n_ctx = max(usual, wanted) if grows else usual
-            while True:
+            for room in to_try:
                 try:
-                    session = session_of(self.n_ctx, self.n_ctx if grows else self.kv_cells)
+                    session = session_of(room)
                     break
                 except ModelMemoryError:  # the whole need not be there at once, but it must be there
-                    if self.n_ctx <= usual:
+                    if room.is_least:
                         raise
-                    self.n_ctx = max(usual, self.n_ctx // 2)
-            n_spare = self.n_ctx - self.kv_cells if grows else 0
-            self._engine.open(
-                session, n_parallel, Sequences(session, n_seq, self.kv_cells, n_spare), options["n_batch"]
-            )
+            self.n_ctx, self.kv_cells = room.n_ctx, room.kv_cells
+            sequences = Sequences(session, n_seq, room.kv_cells, room.n_cells - room.kv_cells)
+            self._engine.open(session, n_parallel, sequences, options["n_batch"])
 
         self._engine.run(Call(open_session))
         self._session = self._engine.session
@@ -487,7 +454,7 @@ class Llava:
 
         A source that fails gives a Result with its `error`; only what ends the model ends the batch: ClosedError, DeviceError,
         GenerationCancelled after cancel(), and an exception of `sources` itself. Closing the generator, or leaving it, gives
-        up what is under way. Llava.for_batch() makes a model with room for it.
+        up what is under way. A model made with ``kv_cells="pictures"`` has room for n_parallel of them.
         """
         sampling = Sampling(**options)
         if operator.index(samples) < 1:
@@ -499,7 +466,7 @@ class Llava:
             epoch = self._engine.epoch()
             given = listed(load(source) if load is not None else source)  # type: ignore[arg-type]
             question = prompt if isinstance(prompt, str) else prompt(source)
-            pictures = [self._pictures.look_at(image) for image in given]
+            pictures = [self._pictures.look_at(image, len(given)) for image in given]
             started = time.perf_counter()
             images = [self._pictures.encode(picture, epoch, keep=False) for picture in pictures]
             seconds = time.perf_counter() - started
@@ -602,12 +569,6 @@ class Llava:
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
         return Chat(self, system)
-
-
-def _is_pushed_out(devices: _lib.Devices) -> bool:
-    """Whether some of a model is on a GPU, and some found no room there."""
-    places = {*devices.layers, devices.output, *([devices.vision] if devices.vision else [])}
-    return "CPU" in places and len(places) > 1
 
 
 def _check_order(images: Images, prompt: object) -> None:

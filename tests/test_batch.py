@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_gguf
@@ -15,6 +16,7 @@ from tiny import TinySpec
 import pyllava
 from pyllava import models
 from pyllava._loops import LoopDetector
+from pyllava._room import KvCells, rooms
 
 QUESTION = "Describe the image."
 COLORS = ("red", "green", "blue", "orange", "purple", "black", "white", "yellow")
@@ -22,7 +24,7 @@ COLORS = ("red", "green", "blue", "orange", "purple", "black", "white", "yellow"
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[pyllava.Llava]:
-    with pyllava.Llava.for_batch(n_parallel=4, n_threads=2) as model:
+    with pyllava.Llava(n_parallel=4, kv_cells="pictures", n_threads=2) as model:
         yield model
 
 
@@ -149,48 +151,42 @@ def test_pictures_of_a_batch_are_not_kept(demo: pyllava.Llava) -> None:
 
 @pytest.mark.parametrize("name", models.DEMOS)
 def test_all_pictures_of_a_batch_fit(name: str) -> None:
-    with pyllava.Llava.for_batch(name, n_parallel=3, n_text=150) as model:
-        sizes = [(112, 112), (400, 100), (100, 400), (300, 300)]
-        rows = [len(model.encode_image(Image.new("RGB", size))) for size in sizes]
-        assert model.kv_cells >= 3 * (max(rows) + 150)
-        assert model.kv_cells <= 3 * (max(rows) + 150) * 1.7
+    with pyllava.Llava(name, n_parallel=3, kv_cells="pictures") as model:
+        assert model.n_ctx == 1024  # more than the demo was trained for is no use
+        assert model.kv_cells == model.stats().kv_cells == 3 * 1024
 
 
-def test_room_is_halved_until_the_model_stays_on_its_gpu() -> None:
-    tried = []
-
-    class OnGpu(pyllava.Llava):
-        def __init__(self, *files: object, kv_cells: int, **options: object) -> None:
-            tried.append(kv_cells)
-            places = ("GPU0", "GPU0") if kv_cells < 2000 else ("CPU", "GPU0")
-            self.devices = pyllava.Devices(places, "GPU0", "GPU0", kv_on_host=False, n_gpu_layers=3)
-
-        def close(self) -> None:
-            tried.append(-1)
-
-    OnGpu.for_batch(n_parallel=8)
-    assert tried == [6656, -1, 3328, -1, 1664]
-    tried.clear()
-    OnGpu.for_batch(n_parallel=8, n_gpu_layers=2)
-    assert tried == [6656]
+def rooms_of(n_ctx: int | None, kv_cells: KvCells, **more: Any) -> list[tuple[int, int, int]]:
+    limits: dict[str, Any] = {"trained": 32768, "on_host": True, "n_parallel": 8, "n_picture": 576, **more}
+    found = list(rooms(n_ctx, kv_cells, **limits))
+    assert [room.is_least for room in found] == [False] * (len(found) - 1) + [True]
+    return [(room.n_ctx, room.kv_cells, room.n_cells) for room in found]
 
 
-def test_room_is_halved_until_memory_holds_it() -> None:
-    tried = []
+def test_the_room_is_halved_while_memory_does_not_hold_it() -> None:
+    assert rooms_of(None, None) == [(n, 4096, n) for n in (32768, 16384, 8192, 4096)]
+    assert rooms_of(None, "pictures") == [
+        (32768, 12800, 32768),
+        (16384, 6400, 16384),
+        (8192, 4096, 8192),
+        (4096, 4096, 4096),
+    ]
+    assert rooms_of(None, "pictures", on_host=False) == [
+        (4096, 12800, 12800),
+        (4096, 6400, 6400),
+        (4096, 4096, 4096),
+    ]
+    large = rooms_of(None, "pictures", on_host=False, n_picture=7000)
+    assert large == [(8024, 64192, 64192), (4096, 32096, 32096), *((4096, n, n) for n in (16048, 8024, 4096))]
+    assert rooms_of(2048, "pictures") == [(2048, n, n) for n in (12800, 6400, 3200, 2048)]
 
-    class Small(pyllava.Llava):
-        def __init__(self, *files: object, kv_cells: int, **options: object) -> None:
-            tried.append(kv_cells)
-            if kv_cells > 1500:
-                raise pyllava.ModelMemoryError("too much")
-            self.devices = pyllava.Devices(("CPU",), "CPU", None, kv_on_host=False, n_gpu_layers=0)
 
-    Small.for_batch(n_parallel=8)
-    assert tried == [6656, 3328, 1664, 1024]
-    tried.clear()
-    with pytest.raises(pyllava.ModelMemoryError):
-        Small.for_batch(n_parallel=8, kv_cells=5000)
-    assert tried == [5000]
+def test_what_is_given_is_kept() -> None:
+    assert rooms_of(2048, None) == [(2048, 2048, 2048)]
+    assert rooms_of(2048, 5000) == [(2048, 5000, 5000)]
+    assert rooms_of(None, 5000) == [(4096, 5000, 5000)]
+    with pytest.raises(ValueError, match="kv_cells: found 'many', need a number or 'pictures'"):
+        pyllava.Llava(kv_cells="many")  # type: ignore[arg-type]
 
 
 # --- the beginning and the end of an answer ---

@@ -365,7 +365,7 @@ def test_it_goes_on_where_it_stopped(
     def no_model(*_: object, **__: object) -> None:
         raise AssertionError("there was nothing to do")
 
-    monkeypatch.setattr(pyllava.llava.Llava, "for_batch", no_model)
+    monkeypatch.setattr(pyllava.llava.Llava, "__init__", no_model)
     before = out.read_bytes()
     assert caption(folder, "-p", QUESTION, "-o", out) == 0
     assert out.read_bytes() == before
@@ -647,7 +647,7 @@ def test_a_read_only_folder_is_told_before_the_model_is_loaded(
     def no_model(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(pyllava.llava.Llava, "for_batch", no_model)
+    monkeypatch.setattr(pyllava.llava.Llava, "__init__", no_model)
     with contextlib.ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         top.chmod(0o755)

@@ -253,9 +253,9 @@ class _Run:
         from ..llava import Llava
 
         sampling = _sampling(self.options)
-        n_text = _text_positions(self.texts.prompt, sampling["max_tokens"])
-        arguments = {**model_arguments(self.options), "n_text": n_text, "progress": self._loading}
-        with Llava.for_batch(**arguments) as model:
+        arguments = {**model_arguments(self.options), "progress": self._loading}
+        arguments["kv_cells"] = self.options.kv_cells or "pictures"
+        with Llava(**arguments) as model:
             if model.is_demo:
                 self.console.note(DEMO_NOTE)
             if not model.info.has_vision:
@@ -314,11 +314,6 @@ class _Run:
             self.console.note(f"{n_left:,} pictures are left: the same command goes on with them")
         elif self.n_failed and self.ledger is not None:
             self.console.note("the same command tries those that failed again")
-
-
-def _text_positions(prompt: str, max_tokens: int) -> int:
-    """Positions of a question and its answer: the template's own text and a token for two bytes of the prompt."""
-    return 128 + len(prompt.encode()) // 2 + max_tokens
 
 
 class _Progress:
