@@ -127,7 +127,8 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
         images = [tagged]
     if not images:
         raise ValueError(
-            'no image: need --image FILE, or <img src="data:image/jpeg;base64,..."> in the prompt'
+            'no image: need --image FILE, or <img src="data:image/jpeg;base64,..."> in the prompt; '
+            "`pyllava-cli chat` talks without pictures, too"
         )
     if not prompt.strip():
         prompt = DEFAULT_PROMPT
