@@ -24,6 +24,26 @@ from pyllava import _lib
 
 N_ROWS = 16  # of logits, taken in turn
 WIDTH = 32
+BREAKERS = ["\n", ":", '"', "*"]
+ALL: dict[str, Any] = {
+    "temperature": 1.0,
+    "dynatemp_range": 0.5,
+    "top_k": -2,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "typical_p": 0.9,
+    "top_n_sigma": 3.0,
+    "xtc_probability": 0.5,
+    "repeat_penalty": 1.1,
+    "presence_penalty": 0.2,
+    "frequency_penalty": 0.1,
+    "dry_multiplier": 0.8,
+    "dry_penalty_last_n": 4096,
+    "dry_sequence_breakers": BREAKERS,
+    "adaptive_target": 0.3,
+    "logit_bias": [(5, 1.0)],
+    "ignore_eos": True,
+}  # a top_k of -2 is half of the vocabulary
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature 1": {"temperature": 1.0},
@@ -41,6 +61,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "repeat_penalty": 1.1,
     },
     "temperature 1.5, top_k half, top_p 0.999": {"temperature": 1.5, "top_k": -2, "top_p": 0.999},
+    "penalties": {
+        "temperature": 1.0,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.1,
+    },
+    "DRY": {
+        "temperature": 1.0,
+        "dry_multiplier": 0.8,
+        "dry_penalty_last_n": 4096,
+        "dry_sequence_breakers": BREAKERS,
+    },
+    "logit_bias, ignore_eos": {"temperature": 1.0, "logit_bias": [(5, 1.0)], "ignore_eos": True},
+    "top_n_sigma 1": {"temperature": 1.0, "top_n_sigma": 1.0},
+    "typical 0.9": {"temperature": 1.0, "typical_p": 0.9},
+    "XTC": {"temperature": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.1},
+    "dynamic temperature": {"temperature": 1.0, "dynatemp_range": 0.5},
+    "adaptive_p": {"temperature": 1.0, "adaptive_target": 0.3},
+    "mirostat 1": {"temperature": 1.0, "mirostat": 1},
+    "mirostat 2": {"temperature": 1.0, "mirostat": 2},
+    "all": ALL,
+    "all, top_k 40": {**ALL, "top_k": 40},
 }
 
 

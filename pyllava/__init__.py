@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._embeddings import ImageEmbedding, Images
     from ._lib import Device, Devices, ModelInfo, devices
     from ._scheduler import Stats
-    from .answer import Answer, Stream, Timings, Usage
+    from .answer import Answer, Stream, Timings, TokenLogprob, Usage
     from .batch import Result
     from .chat import Chat
     from .errors import (
@@ -67,6 +67,7 @@ __all__ = [
     "Stream",
     "Template",
     "Timings",
+    "TokenLogprob",
     "UnsupportedModelError",
     "Usage",
     "__version__",
@@ -75,8 +76,8 @@ __all__ = [
 
 _ELSEWHERE = {
     **dict.fromkeys(("Device", "Devices", "ModelInfo", "devices"), "_lib"),
-    **dict.fromkeys(("Answer", "Stream", "Timings", "Usage"), "answer"),
     "Result": "batch",
+    **dict.fromkeys(("Answer", "Stream", "Timings", "TokenLogprob", "Usage"), "answer"),
     "Stats": "_scheduler",
     **dict.fromkeys(("ImageEmbedding", "Images"), "_embeddings"),
     **dict.fromkeys(("Options", "Sampling"), "sampling"),

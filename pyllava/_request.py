@@ -24,6 +24,8 @@ from .answer import FinishReason, Transcript
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Sampler: TypeAlias = Callable[[], _lib.SamplerHandle]
+Alternatives: TypeAlias = tuple[tuple[int, float], ...]  # (id, log_prob)
+_ALTERNATIVES = 1 << 16  # that one call has room for, of an answer
 _FIRST_STEPS = 16  # steps at once after a prompt, if a stop string may make the rest useless
 _UNREAD = 64  # pieces of text that wait for a reader, at most
 
@@ -161,6 +163,8 @@ class Written:
     text: str
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
+    alternatives: tuple[Alternatives, ...]
+    """Of each token."""
     reason: FinishReason
     n_cached: int
     wait: float
@@ -198,12 +202,16 @@ class Answering(Request[Written]):
         reuse: bool,
         stream: bool,
         limits: Limits | None = None,
+        n_alternatives: int = 0,
     ) -> None:
-        """`stop`: texts that end it. `most`: tokens at most. `stream`: its pieces of text become events."""
+        """`stop`: texts that end it. `most`: tokens at most. `stream`: its pieces of text become events.
+        `n_alternatives`: those that are told of each token.
+        """
         super().__init__(script, reuse=reuse)
         self.stream = stream
         self.tokens: list[int] = []
         self.log_probs: list[float] = []
+        self.alternatives: list[Alternatives] = []
         self.n_prompt = len(script)
         self.n_taken = 0  # pieces that the client has taken
         self.n_set_aside = 0
@@ -216,6 +224,7 @@ class Answering(Request[Written]):
         self._most = most
         self._limits = limits or Limits()
         self._loops = LoopDetector() if self._limits.no_loops else None
+        self._n_alternatives = n_alternatives
         self._first_token = self._last_token = 0.0
 
     @property
@@ -248,12 +257,18 @@ class Answering(Request[Written]):
             answer=piece.answer,
             first=_lib.LAST if is_last else _lib.NOTHING,
             sampler=self._sampler if is_last else None,
+            n_alternatives=self._n_alternatives if is_last else 0,
         )
 
     def next_run(self) -> _lib.Run:
         """The run that appends its last token in a step."""
         return _lib.Run(
-            [_lib.Tokens(self.tokens[-1:])], self.seq, append=True, answer=True, sampler=self._sampler
+            [_lib.Tokens(self.tokens[-1:])],
+            self.seq,
+            append=True,
+            answer=True,
+            sampler=self._sampler,
+            n_alternatives=self._n_alternatives,
         )
 
     def let_go(self) -> None:
@@ -278,6 +293,7 @@ class Answering(Request[Written]):
     def n_steps(self) -> int:
         """Steps worth computing at once; if a stop string may end the answer, at most a few times those done."""
         left = self._most - len(self.tokens)
+        left = min(left, max(1, _ALTERNATIVES // max(1, self._n_alternatives)))
         return min(left, max(_FIRST_STEPS, 4 * len(self.tokens))) if self._transcript.has_stops else left
 
     def took(self, piece: Piece, ran: _lib.Ran) -> None:
@@ -290,16 +306,18 @@ class Answering(Request[Written]):
         for choice in choices:
             if self.is_done:
                 return
-            self._chose(choice.id, choice.log_prob)
+            self._chose(choice)
 
-    def _chose(self, token: int, log_prob: float) -> None:
+    def _chose(self, choice: _lib.Choice) -> None:
+        token = choice.id
         self._last_token = time.perf_counter()
         self._first_token = self._first_token or self._last_token
         if self._model.is_end(token):
             self._close("stop")
             return
         self.tokens.append(token)
-        self.log_probs.append(log_prob)
+        self.log_probs.append(choice.log_prob)
+        self.alternatives.append(choice.alternatives)
         self._show(self._transcript.push(self._model.piece(token)))
         if self._transcript.stopped:
             self._close("stop")
@@ -323,6 +341,7 @@ class Answering(Request[Written]):
                 text=self._transcript.text,
                 tokens=tuple(self.tokens),
                 log_probs=tuple(self.log_probs),
+                alternatives=tuple(self.alternatives),
                 reason=reason,
                 n_cached=self.n_cached,
                 wait=self.begun - self.submitted,

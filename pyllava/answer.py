@@ -50,6 +50,21 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer, or an alternative to one, and how probable the model finds it."""
+
+    token: str
+    """Its text; a character of which it is only a part shows as U+FFFD."""
+    id: int
+    bytes: bytes
+    """The exact bytes of its text."""
+    logprob: float
+    """The natural logarithm of its probability at temperature 1, before any stage of the sampler."""
+    alternatives: tuple[TokenLogprob, ...] = ()
+    """The tokens that the model finds most probable in its place, descending; it may be among them."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer; ``str(answer)`` is its text, without surrounding white space."""
 
@@ -62,6 +77,8 @@ class Answer:
     tokens: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     """The natural logarithm of each token's probability in the model, before any stage of the sampler."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """An entry for each of `tokens`, with as many alternatives as ``ask(logprobs=N)`` asked for; without it, none."""
 
     def __str__(self) -> str:
         return self.text

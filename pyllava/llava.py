@@ -19,12 +19,12 @@ from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._lib.values import number_text
 from ._prompt import Prompt, Prompts, stretches_of
-from ._request import Answering, Call, Limits, Score, Written
+from ._request import Alternatives, Answering, Call, Limits, Score, Written
 from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
 from ._script import Script
 from ._sequences import Sequences
-from .answer import Answer, Stream, Timings
+from .answer import Answer, Stream, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
 from .images import ImageSource
@@ -401,6 +401,8 @@ class Llava:
         - start_with="": a text that the answer begins with; the model goes on from there.
         - timeout=None: seconds after which an answer ends, from when it is begun; stop_loops=False: True ends an answer that
           repeats itself, the same words at least four times. Its `finish_reason` says so.
+        - logprobs=None: with N, ``answer.logprobs`` tells of each token how probable it was, and of the N most probable
+          ones (0: of itself alone), in the model at temperature 1.
         - reuse=True: what the model still holds of the prompt is not computed again. False computes the whole
           prompt, in a conversation earlier answers, too, whose positions otherwise stay as they were
           computed.
@@ -497,6 +499,10 @@ class Llava:
 
         `before`: the script of a conversation so far. `remember` is called with prompt and answer.
         """
+        if (sampling.logprobs or 0) > self.info.n_vocab:
+            raise ValueError(
+                f"logprobs: found {number_text(sampling.logprobs or 0)}, need 0..{self.info.n_vocab}, one for each token"
+            )
         epoch = self._engine.epoch()
         prompt = self._prompts.prepare(self._prompts.tokenized(parts), images, self.n_ctx - 1, epoch)
         if before is not None and sampling.reuse:
@@ -510,8 +516,10 @@ class Llava:
             reuse=sampling.reuse,
             stream=stream,
             limits=Limits(sampling.start, sampling.timeout or float("inf"), sampling.stop_loops),
+            n_alternatives=sampling.logprobs or 0,
         )
-        pieces = self._pieces(self._engine.pieces(job, epoch), prompt, remember)
+        written = self._engine.pieces(job, epoch)
+        pieces = self._pieces(written, prompt, remember, with_logprobs=sampling.logprobs is not None)
         return Stream(prompt.usage(), pieces, lambda: self._engine.cancel(job))
 
     def _pieces(
@@ -519,17 +527,37 @@ class Llava:
         pieces: Generator[str, None, Written],
         prompt: Prompt,
         remember: Callable[[Prompt, Answer], None] | None,
+        *,
+        with_logprobs: bool,
     ) -> Generator[str, None, Answer]:
         written = yield from pieces
         timings = Timings(
             self.load_seconds, prompt.encode_seconds, written.prefill, written.decode, written.wait
         )
         usage = prompt.usage(written.n_cached, len(written.tokens))
-        answer = Answer(written.text, usage, timings, written.reason, written.tokens, written.log_probs)
+        answer = Answer(
+            written.text,
+            usage,
+            timings,
+            written.reason,
+            written.tokens,
+            written.log_probs,
+            self._logprobs(written) if with_logprobs else (),
+        )
         _log_answer(answer, written)
         if remember is not None:
             remember(prompt, answer)
         return answer
+
+    def _logprobs(self, written: Written) -> tuple[TokenLogprob, ...]:
+        """An entry for each token of an answer."""
+
+        def entry(token: int, log_prob: float, others: Alternatives = ()) -> TokenLogprob:
+            piece = self._model.piece(token, with_special=True)
+            text = piece.decode(errors="replace")
+            return TokenLogprob(text, token, piece, log_prob, tuple(entry(*other) for other in others))
+
+        return tuple(map(entry, written.tokens, written.log_probs, written.alternatives))
 
     def logits(
         self,

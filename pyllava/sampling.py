@@ -51,6 +51,7 @@ class Options(TypedDict, total=False):
     start_with: str
     timeout: float | None
     stop_loops: bool
+    logprobs: int | None
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Sampling:
     start_with: str = ""
     timeout: float | None = None
     stop_loops: bool = False
+    logprobs: int | None = None
+    """How many alternatives ``Answer.logprobs`` tells of each token; None: there are no entries."""
 
     def __post_init__(self) -> None:
         for name in ("stop", "dry_sequence_breakers", "samplers"):
@@ -133,6 +136,8 @@ class Sampling:
             raise TypeError(f"start_with: found {type(self.start_with).__name__}, need a text")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout: found {number_text(self.timeout)}, need seconds above 0, or None")
+        if self.logprobs is not None and operator.index(self.logprobs) < 0:
+            raise ValueError(f"logprobs: found {number_text(self.logprobs)}, need 0 or more, or None")
 
     @property
     def start(self) -> str:

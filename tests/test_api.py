@@ -221,6 +221,65 @@ def test_a_seed_fixes_the_text_whatever_runs_beside_it(m: pyllava.Llava, options
     assert streams[1].answer.text != alone.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [0, 1, 5, 260])
+def test_logprobs(m: pyllava.Llava, n: int, stream: bool) -> None:
+    """Of the model's own distribution, whatever the options make of it; in float64, from the logits of all rows."""
+    options: dict[str, Any] = {
+        "temperature": 1.7,
+        "top_k": 40,
+        "presence_penalty": 1.0,
+        "seed": 2,
+        "max_tokens": 6,
+    }
+    asked = m.ask(picture(1), QUESTION, stream=stream, logprobs=n, **options)
+    if isinstance(asked, pyllava.Stream):
+        list(asked)
+    answer = asked.answer if isinstance(asked, pyllava.Stream) else asked
+    rows = m.logits(picture(1), QUESTION, answer=answer.tokens).astype(np.float64)[
+        -len(answer.tokens) - 1 : -1
+    ]
+    expected = log_softmax(rows)
+    assert tuple(entry.id for entry in answer.logprobs) == answer.tokens
+    assert tuple(entry.logprob for entry in answer.logprobs) == answer.log_probs
+    for entry, row in zip(answer.logprobs, expected, strict=True):
+        assert entry.logprob == pytest.approx(row[entry.id], abs=1e-5)
+        found = [other.logprob for other in entry.alternatives]
+        assert found == sorted(found, reverse=True)
+        np.testing.assert_allclose(found, np.sort(row)[::-1][:n], atol=1e-5)
+        np.testing.assert_allclose(found, row[[other.id for other in entry.alternatives]], atol=1e-5)
+        assert all(other.alternatives == () for other in entry.alternatives)
+        assert entry.token == entry.bytes.decode(errors="replace")
+    assert b"".join(entry.bytes for entry in answer.logprobs).decode(errors="replace").strip() == answer.text
+    plain = m.ask(picture(1), QUESTION, **options)
+    assert (plain.tokens, plain.logprobs) == (answer.tokens, ())
+
+
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.max(1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(1, keepdims=True))
+
+
+def test_logprobs_of_a_chat_and_of_answers_side_by_side(m: pyllava.Llava) -> None:
+    first = m.chat().ask("Hello.", logprobs=2, max_tokens=4)
+    assert [len(entry.alternatives) for entry in first.logprobs] == [2] * 4
+    streams = [m.ask(None, "Hello.", stream=True, logprobs=n, max_tokens=12) for n in (3, None, 0)]
+    for _ in itertools.zip_longest(*streams):
+        pass
+    alone = m.ask(None, "Hello.", logprobs=3, max_tokens=12)
+    assert streams[0].answer.logprobs == alone.logprobs
+    assert streams[1].answer.logprobs == ()
+    assert [entry.alternatives for entry in streams[2].answer.logprobs] == [()] * len(alone.tokens)
+
+
+@pytest.mark.parametrize("n", [-1, 10**9, 10**400])
+def test_logprobs_out_of_range(m: pyllava.Llava, n: int) -> None:
+    with pytest.raises(ValueError, match=r"logprobs: found -?1.*, need 0"):
+        m.ask(None, "x", logprobs=n)
+    with pytest.raises(TypeError):
+        m.ask(None, "x", logprobs=1.5)
+
+
 def test_several_images_and_raw_prompts(m: pyllava.Llava) -> None:
     both = m.ask([picture(6), picture(7)], "Compare.", max_tokens=4)
     assert both.usage.image_tokens_each == (m.info.n_image_tokens,) * 2

@@ -269,7 +269,7 @@ def test_every_way_of_sampling_reaches_the_model() -> None:
 def test_every_option_of_an_answer_is_one_of_the_command_line() -> None:
     """But for what a command line has no use for."""
     known = {action.dest for action in ask_parser()._actions}
-    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse"}
+    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse", "logprobs"}
 
 
 def test_the_order_of_stages_and_the_breakers() -> None:
