@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -176,8 +175,9 @@ def _settings(options: argparse.Namespace, texts: Texts, files: ModelFiles) -> s
     sampling.pop("timeout", None)
     parts = [(path.name, path.stat().st_size) for path in (files.model, files.mmproj) if path is not None]
     rest = [options.template, options.system, options.precision, options.image_max_tiles, options.image_merge]
-    told = [vars(texts), sampling, options.samples, parts, rest, options.cache_type_k, options.cache_type_v]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    types = [options.cache_type_k, options.cache_type_v]
+    told = [vars(texts), sorted(sampling.items()), options.samples, parts, rest, types]
+    return hashlib.sha256(repr(told).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 # --- the run ---
