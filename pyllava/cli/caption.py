@@ -79,7 +79,11 @@ def _run(
     entries = [entry for entry in entries if shard is None or shard.has(entry)]
     written.check(options.inputs)
     ledger = Ledger(written.ledger, anew=options.overwrite) if written.ledger is not None else None
-    with contextlib.closing(ledger) if ledger is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as opened:
+        if ledger is not None:
+            opened.callback(ledger.close)
+        if written.side is not None:
+            opened.enter_context(written.side.locked(entries))
         settings = _settings(options, texts, files)
         found = plan(entries, ledger, written.side, settings)
         run = _Run(options, written, ledger, texts, console, len(found.todo))
