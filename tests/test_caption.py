@@ -774,6 +774,31 @@ def test_a_second_run_is_refused_until_the_first_one_dies(
     assert len(by_path(out)) == 100
 
 
+def test_a_second_run_on_the_same_texts_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = many(tmp_path / "pictures", 200), tmp_path / "c.jsonl"
+    process = start(folder, "-o", out, "--write", "txt")
+    wait_for_rows(out, 3)
+    process.send_signal(signal.SIGSTOP)
+    assert caption(folder, "-p", QUESTION, "--write", "txt") == 1
+    assert f"{folder}: another run is writing it" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+    assert caption(folder / "p00001.png", "-p", QUESTION, "--write", "txt") == 0
+
+
+def test_without_locks_there_is_a_warning(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(fd: int, how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert caption(folder, "-p", QUESTION, "-o", tmp_path / "c.jsonl") == 0
+    assert "c.jsonl: no lock (Function not implemented)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("most_bytes", [1000, 2048, 3333])
 def test_a_full_disk_ends_it_with_whole_rows(tmp_path: Path, most_bytes: int) -> None:
     """The limit of a file's size cuts a write short as a full disk does."""
@@ -829,9 +854,11 @@ def scenes(folder: Path, n: int) -> Path:
 def test_thirty_kills_at_random_moments(tmp_path: Path) -> None:
     folder, out = scenes(tmp_path / "scenes", 1500), tmp_path / "c.jsonl"
     rng, kept, n_cut, n_rows = random.Random(30), 0, 0, []
-    for _ in range(30):
+    for number in range(30):
         process = start(folder, "-o", out, "--write", "txt")
-        time.sleep(rng.uniform(0.2, 2.5))
+        if number % 3:  # else it may be while it starts
+            wait_for_rows(out, kept + 1)
+        time.sleep(rng.uniform(0.0, 1.5))
         process.kill()
         process.communicate()
         data = out.read_bytes() if out.exists() else b""

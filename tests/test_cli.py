@@ -24,6 +24,7 @@ from pyllava import _progress, cli
 from pyllava._named_pictures import expanded
 from pyllava._terminal import DEMO_NOTE
 from pyllava.answer import Answer, Stream, Timings, Usage
+from pyllava.cli.caption_options import caption_parser
 from pyllava.cli.info import _layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
@@ -269,7 +270,10 @@ def test_every_way_of_sampling_reaches_the_model() -> None:
 def test_every_option_of_an_answer_is_one_of_the_command_line() -> None:
     """But for what a command line has no use for."""
     known = {action.dest for action in ask_parser()._actions}
-    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse", "logprobs"}
+    of_many = {"start_with", "timeout", "stop_loops"}  # of those that one waits for overnight
+    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse", "logprobs", *of_many}
+    known = {action.dest for action in caption_parser()._actions}
+    assert known >= {"start_with", "timeout", "no_loop_detector"}
 
 
 def test_the_order_of_stages_and_the_breakers() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import json
 import os
 import stat
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._part_file import replacing
+from .lock import lock
 from .tables import Row, line_of
 
 _SYNC_SECONDS = 5.0  # rows of the last seconds may be lost if the machine loses power
@@ -46,7 +46,9 @@ class Ledger:
         self._end, self._synced_at = 0, 0.0
         self._holds_old = anew
         try:
-            _lock(self._fd, path)
+            lock(self._fd, os.fspath(path))
+            if not (path.exists() and os.path.samestat(os.fstat(self._fd), path.stat())):
+                raise ValueError(f"{path}: another run has just written it anew: start again")
             if not anew:
                 self._end = self._read()
                 os.ftruncate(self._fd, self._end)  # a torn last line
@@ -115,7 +117,7 @@ class Ledger:
                     file.write(line_of(row))
             file.flush()
             fd = os.dup(file.fileno())
-            _lock(fd, None)  # before it has its name: another run never finds it unlocked
+            lock(fd, os.fspath(self.path))  # before it has its name: another run never finds it unlocked
         os.close(self._fd)
         self._fd, self.known = fd, {}
         self._end = self._read()
@@ -160,17 +162,3 @@ def _opened(path: Path) -> int:
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder to write into", os.fspath(path.parent))
     return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-
-
-def _lock(fd: int, path: Path | None) -> None:
-    """Locks an open file for this process; `path`: its name, which must still be this file's."""
-    try:
-        fcntl = importlib.import_module("fcntl")
-    except ImportError:  # Windows has no lock that ends with a file's descriptor
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{path}: another run is writing it: wait for it, or name another output") from None
-    if path is not None and not (path.exists() and os.path.samestat(os.fstat(fd), path.stat())):
-        raise ValueError(f"{path}: another run has just written it anew: start again")

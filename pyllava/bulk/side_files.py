@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 from .._named_pictures import SUFFIXES
 from .._part_file import replacing
 from .inputs import Entry
+from .lock import locked_folder
 
 Existing = Literal["skip", "overwrite", "append", "prepend"]
 
@@ -56,6 +58,14 @@ class SideFiles:
             if os.path.isdir(folder):
                 check_writable(folder)
         return refused
+
+    def locked(self, entries: Sequence[Entry]) -> contextlib.AbstractContextManager[None]:
+        """The folder that all of them are in, or below, is locked while this lasts."""
+        folders = {os.path.abspath(entry.folder) for entry in entries}
+        try:
+            return locked_folder(os.path.commonpath(folders))
+        except ValueError:  # no pictures, or on several drives of Windows, which locks no folders
+            return contextlib.nullcontext()
 
     def exists(self, entry: Entry) -> bool:
         return os.path.lexists(self.path_of(entry))

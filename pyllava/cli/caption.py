@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -80,7 +79,11 @@ def _run(
     entries = [entry for entry in entries if shard is None or shard.has(entry)]
     written.check(options.inputs)
     ledger = Ledger(written.ledger, anew=options.overwrite) if written.ledger is not None else None
-    with contextlib.closing(ledger) if ledger is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as opened:
+        if ledger is not None:
+            opened.callback(ledger.close)
+        if written.side is not None:
+            opened.enter_context(written.side.locked(entries))
         settings = _settings(options, texts, files)
         found = plan(entries, ledger, written.side, settings)
         run = _Run(options, written, ledger, texts, console, len(found.todo))
@@ -176,8 +179,9 @@ def _settings(options: argparse.Namespace, texts: Texts, files: ModelFiles) -> s
     sampling.pop("timeout", None)
     parts = [(path.name, path.stat().st_size) for path in (files.model, files.mmproj) if path is not None]
     rest = [options.template, options.system, options.precision, options.image_max_tiles, options.image_merge]
-    told = [vars(texts), sampling, options.samples, parts, rest, options.cache_type_k, options.cache_type_v]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    types = [options.cache_type_k, options.cache_type_v]
+    told = [vars(texts), sorted(sampling.items()), options.samples, parts, rest, types]
+    return hashlib.sha256(repr(told).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 # --- the run ---
