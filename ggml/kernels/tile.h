@@ -10,8 +10,8 @@
 typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t vi16 __attribute__((vector_size(64), aligned(4), may_alias));
 
-// linear.c, attention.c, gelu.c and rope.c are compiled once per instruction set, which their kernels' names end in;
-// shared.c chooses among them.
+// linear.c, attention.c, gelu.c and rope.c are compiled once per instruction set, which their kernels' names
+// end in; shared.c chooses among them.
 #define KERNEL_JOIN(name, set) kernel_##name##_##set
 #define KERNEL_NAME(name, set) KERNEL_JOIN(name, set)
 #define KERNEL(name)           KERNEL_NAME(name, KERNEL_SET)
