@@ -180,7 +180,7 @@ def by_llama_cpp(file: Gguf) -> Gguf:
 
 def with_leftovers(file: Gguf) -> Gguf:
     """Parts of the tower that LLaVA never uses."""
-    ones = tiny_gguf.f32(np.full(48, 3.0))
+    ones = tiny_gguf.f32(np.full(64, 3.0))
     names = ("v.post_ln.weight", "v.post_ln.bias", "v.head.probe", "v.head.ln.weight")
     return file.with_tensors(dict.fromkeys(names, ones))
 

@@ -96,7 +96,7 @@ class Model(Judge):
 def siglip(n_layer: int, **more: Any) -> dict[str, Any]:
     return {
         "model_type": "siglip_vision_model",
-        "hidden_size": 48,
+        "hidden_size": 64,
         "intermediate_size": 134,  # no multiple of 32 either in the real ones
         "num_hidden_layers": n_layer,
         "num_attention_heads": 4,
