@@ -52,18 +52,31 @@ static void * find(void * file, const char * name) { return dlsym(file, name); }
 static void close_file(void * file) { dlclose(file); }
 #endif
 
+typedef struct scoring {
+    score_fn fn;
+    int score;
+} scoring;
+
+static pyllava_status ask_score(void * scoring_) {
+    scoring * s = scoring_;
+    s->score = s->fn();
+    return PYLLAVA_OK;
+}
+
 // Opens a file, if it is a back end that can run here; the higher its score, the better it suits this
 // machine.
 static pyllava_status open_plugin(const char * path, void ** out_file, int * out_score) {
     if (!is_absolute(path)) FAIL(PYLLAVA_ERR_ARGUMENT, "%s: need an absolute path", path);
     void * file = open_file(path);
     if (!file) return refuse(path);
-    const score_fn score = (score_fn) find(file, "ggml_backend_score");
+    scoring s = { (score_fn) find(file, "ggml_backend_score"), 1 };
     const bool is_back_end = find(file, "ggml_backend_init");
-    *out_score = score ? score() : 1;
+    const pyllava_status status = s.fn ? guarded(ask_score, &s) : PYLLAVA_OK;
+    *out_score = s.score;
     *out_file = file;
-    if (is_back_end && *out_score > 0) return PYLLAVA_OK;
+    if (status == PYLLAVA_OK && is_back_end && s.score > 0) return PYLLAVA_OK;
     close_file(file);
+    TRY(status);
     if (!is_back_end) FAIL(PYLLAVA_ERR_DEVICE, "%s: not a back end of ggml", path);
     FAIL(PYLLAVA_ERR_DEVICE, "%s: built for another processor", path);
 }
@@ -80,9 +93,13 @@ typedef struct loading {
     bool done;
 } loading;
 
+// Where memory ran out before, ggml knows the back end without its devices, and would leave it so.
 static pyllava_status load_guarded(void * loading_) {
     loading * l = loading_;
-    l->done = ggml_backend_load(l->path);
+    ggml_backend_reg_t reg = ggml_backend_load(l->path);
+    l->done = reg != NULL;
+    for (size_t i = 0; reg && i < ggml_backend_reg_dev_count(reg); i++)
+        ggml_backend_device_register(ggml_backend_reg_dev_get(reg, i));
     return PYLLAVA_OK;
 }
 
