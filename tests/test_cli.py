@@ -24,6 +24,7 @@ from pyllava import _progress, cli
 from pyllava._named_pictures import expanded
 from pyllava._terminal import DEMO_NOTE
 from pyllava.answer import Answer, Stream, Timings, Usage
+from pyllava.cli.caption_options import caption_parser
 from pyllava.cli.info import _layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
@@ -268,8 +269,8 @@ def test_every_way_of_sampling_reaches_the_model() -> None:
 
 def test_every_option_of_an_answer_is_one_of_the_command_line() -> None:
     """But for what a command line has no use for."""
-    known = {action.dest for action in ask_parser()._actions}
-    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse", "logprobs"}
+    known = {action.dest for parser in (ask_parser(), caption_parser()) for action in parser._actions}
+    assert set(pyllava.Options.__annotations__) - known == {"stop", "stop_loops", "reuse", "logprobs"}
 
 
 def test_the_order_of_stages_and_the_breakers() -> None:
