@@ -373,8 +373,13 @@ def test_it_goes_on_where_it_stopped(
 
 @pytest.mark.parametrize(
     "changed",
-    [["-p", "What is this?"], ["-p", QUESTION, "-n", "9"], ["-p", QUESTION, "--prefix", "x"]],
-    ids=["prompt", "sampling", "texts"],
+    [
+        ["-p", "What is this?"],
+        ["-p", QUESTION, "-n", "9"],
+        ["-p", QUESTION, "-l", "15+1", "-l", "cat-1"],
+        ["-p", QUESTION, "--prefix", "x"],
+    ],
+    ids=["prompt", "sampling", "biases", "texts"],
 )
 def test_other_settings_need_to_be_told(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: list[str]

@@ -177,6 +177,8 @@ def _settings(options: argparse.Namespace, texts: Texts, files: ModelFiles) -> s
     """A digest of all that captions depend on but for the pictures. A longer --timeout changes none that are there."""
     sampling = _sampling(options)
     sampling.pop("timeout", None)
+    if biases := sampling.pop("logit_bias", None):  # by numbers and texts, which have no order
+        sampling["logit_bias"] = sorted(map(repr, biases.items()))
     parts = [(path.name, path.stat().st_size) for path in (files.model, files.mmproj) if path is not None]
     rest = [options.template, options.system, options.precision, options.image_max_tiles, options.image_merge]
     types = [options.cache_type_k, options.cache_type_v]
