@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -663,9 +663,6 @@ def test_out_of_range(model: _lib.ModelHandle, params: dict[str, Any], pattern: 
         SamplerHandle(model, **params)
 
 
-Make = Callable[..., SamplerHandle]
-
-
 @pytest.mark.parametrize(
     "values", [[-3e38, 3e38, 0], [3e38, 3e38, 3e38], [1e-38, 0, -1e-38], [-1e30, -1e30, 5]]
 )
@@ -684,3 +681,22 @@ def test_extremes(model: _lib.ModelHandle, values: list[float]) -> None:
             options = asdict(CUTS["all"]) | EVERYTHING | {"temperature": temperature} | extra
             handle = SamplerHandle(model, seed=1, **options)
             assert all(0 <= handle.sample(logits).id < N for _ in range(10))
+
+
+@pytest.mark.parametrize("size", [3e38, -3e38])
+@pytest.mark.parametrize(
+    ("temperature", "order"),
+    [(t, ("penalties", "temperature")) for t in (0.0, 1e-30, 1e30)]
+    + [(1e30, ("temperature", "penalties", "dry"))],
+)
+def test_extreme_penalties(
+    model: _lib.ModelHandle, size: float, temperature: float, order: tuple[str, ...]
+) -> None:
+    """Products beyond float32, of both signs at once: what is wanted beyond all measure comes, or never does."""
+    penalties = {"repeat_penalty": 2.0, "presence_penalty": size, "frequency_penalty": size}
+    options = {"dry_multiplier": 3e38, "temperature": temperature, "samplers": order, "seed": 1}
+    handle = SamplerHandle(model, **penalties, **options)
+    logits = np.full(N, -3e38, np.float32)
+    assert handle.sample(logits, mask=only(7)).id == 7
+    found = {handle.sample(logits).id for _ in range(5)}
+    assert (7 in found) == (size < 0)

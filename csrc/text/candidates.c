@@ -147,8 +147,8 @@ void candidates_change(candidates * c, const int32_t * ids, int32_t n, candidate
     for (int32_t i = 0; i < n; i++) {
         const int32_t at = find(c, ids[i]);
         if (at < 0) continue;
-        const float old = c->logits[at], x = fn(old, i, of) + 0.0f; // never -0
-        const float logit = x < -FLT_MAX ? -FLT_MAX : x > FLT_MAX ? FLT_MAX : x;
+        const float old = c->logits[at];
+        const float logit = (float) fmin(fmax(fn(old, i, of), -FLT_MAX), FLT_MAX) + 0.0f; // never -0
         if (logit > c->largest) c->largest = logit;
         lower |= old == c->largest && logit < old;
         c->logits[at] = logit;

@@ -44,8 +44,8 @@ void candidates_free(candidates * c);
 // Makes them the whole vocabulary at temperature 1. Logits that are not finite are an error.
 pyllava_status candidates_load(candidates * c, const float * logits);
 // Gives those of n ids that are still there another logit, one after the other: fn(its logit, its place among
-// the ids, of), cut to what is finite.
-typedef float (*candidates_logit_fn)(float logit, int32_t i, const void * of);
+// the ids, of), no NaN, cut to what a float holds.
+typedef double (*candidates_logit_fn)(float logit, int32_t i, const void * of);
 void candidates_change(candidates * c, const int32_t * ids, int32_t n, candidates_logit_fn fn,
                        const void * of);
 // Divides the logits by a temperature > 0, so to say: the logits stay as they are.

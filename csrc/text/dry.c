@@ -153,12 +153,12 @@ const tally * dry_repeats(dry * d) {
 }
 
 // By multiplications alone, which are the same on every platform.
-float dry_penalty(const dry * d, int32_t length) {
+double dry_penalty(const dry * d, int32_t length) {
     const int32_t beyond = length - d->allowed_length;
     double penalty = (double) d->multiplier, power = (double) d->base;
     for (int32_t left = beyond < d->max_exponent ? beyond : d->max_exponent; left > 0; left /= 2) {
         if (left % 2 == 1) penalty *= power;
         power *= power;
     }
-    return (float) penalty;
+    return penalty;
 }

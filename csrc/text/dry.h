@@ -35,4 +35,4 @@ void dry_push(dry * d, int32_t id);
 // For each token that would go on with a repeat of allowed_length or more: the longest one's length. No token
 // that holds a breaker is among them.
 const tally * dry_repeats(dry * d);
-float dry_penalty(const dry * d, int32_t length); // what a token's logit is to lose for such a length
+double dry_penalty(const dry * d, int32_t length); // what a token's logit is to lose for such a length

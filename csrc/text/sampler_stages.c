@@ -20,9 +20,9 @@ double stages_uniform(stages * s) {
 
 // --------------------------------------------------------------------------------- logits are changed
 
-static float biased(float logit, int32_t i, const void * of) {
+static double biased(float logit, int32_t i, const void * of) {
     const stages * s = of;
-    return logit + s->biases[i];
+    return (double) logit + (double) s->biases[i];
 }
 
 static void logit_bias(candidates * c, stages * s) {
@@ -31,18 +31,19 @@ static void logit_bias(candidates * c, stages * s) {
 }
 
 // What changes a logit after a temperature takes into account that this one is not yet divided by it.
+// Products of options and temperatures that no float holds are numbers still in float64.
 typedef struct change {
     const stages * s;
     const tally * tally;
     float temperature;
 } change;
 
-static float penalised(float logit, int32_t i, const void * of) {
+static double penalised(float logit, int32_t i, const void * of) {
     const change * to = of;
     const options * o = &to->s->options;
-    const float x = logit <= 0.0f ? logit * o->repeat_penalty : logit / o->repeat_penalty;
-    const float less = (float) to->tally->numbers[i] * o->frequency_penalty + o->presence_penalty;
-    return less == 0.0f ? x : x - less * to->temperature;
+    const double x = (double) logit, repeat = (double) o->repeat_penalty;
+    const double less = to->tally->numbers[i] * (double) o->frequency_penalty + (double) o->presence_penalty;
+    return (x <= 0.0 ? x * repeat : x / repeat) - less * (double) to->temperature;
 }
 
 // Keskar et al., "CTRL", 2019: each token of the window once, however often it stands there; and OpenAI's, by
@@ -58,9 +59,9 @@ static bool penalties_on(const options * o) {
            (o->repeat_penalty != 1.0f || o->presence_penalty != 0.0f || o->frequency_penalty != 0.0f);
 }
 
-static float repeating(float logit, int32_t i, const void * of) {
+static double repeating(float logit, int32_t i, const void * of) {
     const change * to = of;
-    return logit - dry_penalty(&to->s->dry, to->tally->numbers[i]) * to->temperature;
+    return (double) logit - dry_penalty(&to->s->dry, to->tally->numbers[i]) * (double) to->temperature;
 }
 
 static void dry_stage(candidates * c, stages * s) {

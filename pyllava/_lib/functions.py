@@ -281,7 +281,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pyllava_sample": (_STATUS, [_P, _P, _P, _I32, c.POINTER(_Choice), c.POINTER(_Choice)]),
 }
 
-# Functions that end within microseconds and call nobody back. They keep the interpreter's lock: to take it again
+# Functions that end within microseconds (a sampler with DRY: a millisecond) and call nobody back. They keep the interpreter's lock: to take it again
 # may cost 5 ms where another thread is busy, and an answer has dozens of them.
 QUICK = {
     "pyllava_last_error",
