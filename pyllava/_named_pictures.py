@@ -11,7 +11,7 @@ from typing import TypeVar
 from .errors import ImageError
 
 Source = TypeVar("Source")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 
 
 def expanded(names: Iterable[str]) -> list[str]:

@@ -641,6 +641,12 @@ def test_a_folder_of_pictures(album: Path) -> None:
     assert found == ["A.jpg", "b9.PNG", "b10.png", "c.webp", "one,two.png", "x[1].png"]
 
 
+def test_pictures_that_not_every_pillow_reads_are_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a.avif", "b.HEIC", "c.heif", "d.txt"):
+        (tmp_path / name).touch()
+    assert [os.path.basename(path) for path in expanded([str(tmp_path)])] == ["a.avif", "b.HEIC", "c.heif"]
+
+
 def test_a_pattern_that_a_shell_expanded() -> None:
     for argv in (
         ["--image", "a", "b", "-p", "Q"],
