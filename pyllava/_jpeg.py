@@ -69,8 +69,11 @@ def ended(data: bytes) -> bytes:
 
 
 def ended_otherwise(data: bytes) -> Iterator[bytes]:
-    """The file with other bytes where it was cut: a decoder that still needs bits makes other pixels of them."""
-    data = _whole_part(data)
+    """The file with other bytes where it was cut, or before its end: a decoder that still needs bits makes other pixels of
+    them.
+    """
+    end = next((begin - 2 for kind, begin, _ in _segments(data) if kind == _EOI), len(data))
+    data = _whole_part(data[:end])
     scan = data.rfind(b"\xff\xda")
     last = max(range(8), key=lambda n: data.rfind(bytes([0xFF, 0xD0 + n]), scan))
     due = last + 1 if data.rfind(bytes([0xFF, 0xD0 + last]), scan) >= 0 else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal, TypeAlias
@@ -26,6 +27,8 @@ _SMALL_BLOCK = 1 << 14  # bytes of a large picture decoded at a time: they may h
 # What Pillow decodes, or some of it, in one call. WebP, too, but while it does no other thread runs Python.
 _IN_ONE_CALL = ("JPEG", "TIFF", "AVIF", "HEIF")
 _LONG = 1 << 21  # pixels from which on such a call may take a tenth of a second
+_CORNER = 4  # pixels: less than the smallest block of a JPEG
+_ENOUGH = 2  # other endings of a file that has its own
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -178,20 +181,32 @@ def read(file: BinaryIO, name: str, background: Color, on_truncated: OnTruncated
 def _read_jpeg(
     data: bytes, name: str, picture: Callable[[BinaryIO], Image.Image], on_truncated: OnTruncated
 ) -> Image.Image:
-    """Without its last marker a JPEG is used if its pixels are all there: if nothing behind them matters."""
+    """A JPEG is used if its pixels are all there: if nothing behind them matters. Where it has its last marker, one
+    that ends in a flat colour may be without pixels, for which decoders put the last colour.
+    """
     data = _jpeg.light(data, name)
     _jpeg.check_scans(data, name)
-    if _jpeg.is_ended(data):
-        return picture(io.BytesIO(data))
-    shown = picture(io.BytesIO(_jpeg.ended(data)))
-    if on_truncated == "pad":
+    has_end = _jpeg.is_ended(data)
+    shown = picture(io.BytesIO(data if has_end else _jpeg.ended(data)))
+    if on_truncated == "pad" or (has_end and not _has_flat_corner(shown)):
         return shown
     content = content_hash(shown)
-    if not _jpeg.has_all_scans(data) or any(
-        content_hash(picture(io.BytesIO(other))) != content for other in _jpeg.ended_otherwise(data)
+    others = itertools.islice(_jpeg.ended_otherwise(data), _ENOUGH if has_end else None)
+    if not (has_end or _jpeg.has_all_scans(data)) or any(
+        content_hash(picture(io.BytesIO(other))) != content for other in others
     ):
         raise ValueError('the file ends before its last pixel (on_truncated="pad" shows what there is)')
     return shown
+
+
+def _has_flat_corner(image: Image.Image) -> bool:
+    """Whether a corner has one colour; which one the file ends with depends on the orientation."""
+    width, height = image.size
+    return any(
+        image.crop((x, y, min(x + _CORNER, width), min(y + _CORNER, height))).getcolors(1) is not None
+        for x in (0, max(0, width - _CORNER))
+        for y in (0, max(0, height - _CORNER))
+    )
 
 
 def _owned(file: BinaryIO) -> BinaryIO:

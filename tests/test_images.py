@@ -417,6 +417,43 @@ def test_a_cut_jpeg_is_whole_or_refused(size: tuple[int, int], kind: str, option
         assert load_image(data[:-2] + junk) == whole
 
 
+@pytest.mark.parametrize("size", [(64, 48), (96, 80)])
+@pytest.mark.parametrize("kind", ["drawn", "noise", "grey"])
+@pytest.mark.parametrize(
+    "options", [{}, {"restart_marker_blocks": 1}, {"quality": 100, "subsampling": 0}], ids=str
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_end_behind_missing_pixels(size: tuple[int, int], kind: str, options: dict[str, Any]) -> None:
+    """As some tools mend a file that was cut. Decoders fill such a picture up without a word."""
+    noise = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = {"drawn": drawn(*size), "noise": Image.fromarray(noise)}.get(kind, drawn(*size).convert("L"))
+    data = saved(picture, "JPEG", **options)
+    whole, refused = load_image(data), 0
+    begin = data.index(b"\xff\xda") + 14
+    for n_bytes in np.linspace(begin, len(data) - 3, 40).astype(int):
+        cut = data[:n_bytes] + b"\xff\xd9"
+        try:
+            shown = load_image(cut)
+        except ImageError:
+            refused += 1
+            with pytest.raises(ImageError, match="before its last pixel"):
+                load_image(cut)
+            assert load_image(cut, on_truncated="pad").size == size
+        else:  # what is left of the last block's colours is not told from a picture
+            differs = (pixels(shown) != pixels(whole)).any(axis=2)
+            assert not differs[:-24, :].any()
+            assert differs.mean() < 0.2
+    assert refused > 30
+
+
+def test_a_flat_jpeg_is_no_cut_one() -> None:
+    for size in ((1, 1), (3, 9), (16, 16), (400, 300)):
+        for options in ({}, {"progressive": True}, {"restart_marker_blocks": 1}, {"quality": 100}):
+            data = saved(Image.new("RGB", size, RED), "JPEG", **options)
+            assert load_image(data).size == size
+            assert load_image(data + b"behind it").size == size
+
+
 def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
     data = saved(drawn(64, 48), "JPEG", progressive=True)
     scan = data.index(b"\xff\xda")
