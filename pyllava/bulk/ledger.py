@@ -145,12 +145,13 @@ def whole_rows(file: BinaryIO, name: str) -> Iterator[tuple[int, int, Row]]:
 def _row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     is_ours = isinstance(row, dict) and isinstance(row.get("path"), str) and "status" in row
-    if not is_ours:
+    if not is_ours or (row["status"] == "ok" and not isinstance(row.get("caption"), str)):
         raise ValueError(
-            f"{where} is no row of captions (need at least path and status): name another output"
+            f"{where} is no row of captions (need path and status, and a caption where that is ok): "
+            "name another output"
         )
     found: dict[str, Any] = row
     return found
