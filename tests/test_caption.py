@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -35,6 +36,7 @@ from pyllava.bulk import inputs, tables
 from pyllava.bulk.inputs import Entry
 from pyllava.bulk.ledger import Ledger
 from pyllava.bulk.merge import Merged
+from pyllava.bulk.plan import plan
 from pyllava.bulk.side_files import SideFiles
 from pyllava.bulk.texts import Texts
 from pyllava.errors import ImageError
@@ -276,6 +278,38 @@ def test_the_lock_moves_with_the_file(tmp_path: Path) -> None:
         ledger.forget({"a.png"})
     ledger.close()
     Ledger(tmp_path / "c.jsonl").close()
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path, real = tmp_path / "c.jsonl", tmp_path / "elsewhere" / "real.jsonl"
+    real.touch()
+    path.symlink_to(real)
+    ledger = Ledger(path)
+    for name in ("a", "b"):
+        ledger.append(row(name))
+    ledger.forget({"a"})
+    ledger.close()
+    assert path.is_symlink()
+    assert [found["path"] for found in rows_of(real)] == ["b"]
+    tables.write_jsonl(path, [row("c")])
+    assert path.is_symlink()
+    assert [found["path"] for found in rows_of(real)] == ["c"]
+
+
+def test_a_picture_that_cannot_be_read_keeps_its_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(entry: Entry) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", entry.path)
+
+    path = draw(tmp_path / "a.png", 1)
+    ledger = Ledger(tmp_path / "c.jsonl")
+    ledger.append(row(str(path), bytes=path.stat().st_size, mtime_ns=1, sha256="x"))
+    monkeypatch.setattr(Entry, "read", fails)
+    found = plan(inputs.found([str(path)]), ledger, None, "s")
+    ledger.close()
+    assert (found.n_done, found.todo) == (1, [])
 
 
 def test_a_ledger_without_rows_leaves_no_file(tmp_path: Path) -> None:

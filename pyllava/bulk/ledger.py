@@ -111,7 +111,7 @@ class Ledger:
         """Takes the rows of `paths` out: the file is written again and renamed, so that it is always whole."""
         if not paths:
             return
-        with replacing(self.path, n_bytes=self._end) as file:
+        with replacing(Path(os.path.realpath(self.path)), n_bytes=self._end) as file:  # a link stays one
             for row in self.rows():
                 if row["path"] not in paths:
                     file.write(line_of(row))
