@@ -73,10 +73,11 @@ def _literals(jinja: str) -> str:
 
 
 def _hint(hints: Sequence[tuple[str, str]], name: str) -> str | None:
-    name = name.lower().replace("_", "-")
+    name = name[:_LONGEST_NAME].lower().replace("_", "-")
     return next((template for part, template in hints if re.search(part, name)), None)
 
 
+_LONGEST_NAME = 4096  # characters looked at: of what a file says, there may be any number
 _USUAL = "vicuna_v1"
 _TOLD = "its chat template"
 _TRAINED_OTHERWISE = (  # than the model they were made from, whose marks they may bring

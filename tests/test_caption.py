@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -34,6 +35,8 @@ from pyllava import cli
 from pyllava.bulk import inputs, tables
 from pyllava.bulk.inputs import Entry
 from pyllava.bulk.ledger import Ledger
+from pyllava.bulk.merge import Merged
+from pyllava.bulk.plan import plan
 from pyllava.bulk.side_files import SideFiles
 from pyllava.bulk.texts import Texts
 from pyllava.errors import ImageError
@@ -189,6 +192,20 @@ def test_captions_from_answers() -> None:
         texts.caption_of("The image shows")
 
 
+@pytest.mark.parametrize(
+    ("phrase", "answer", "left"),
+    [
+        ("STRASSE:", "Straße: grau", "grau"),
+        ("straße", "STRASSE grau", "grau"),
+        ("s", "ß", "ß"),
+        ("ab", "a", "a"),
+        ("", "a", "a"),
+    ],
+)
+def test_a_phrase_is_taken_off_by_its_own_letters(phrase: str, answer: str, left: str) -> None:
+    assert Texts("", strip=(phrase,)).caption_of(answer) == left
+
+
 # --- the ledger ---
 
 
@@ -223,13 +240,32 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     ledger.close()
 
 
-@pytest.mark.parametrize("text", ["hello\n", '{"a": 1}\n', "[]\n", '{"path": 1, "status": "ok"}\n'])
+NO_ROWS = [
+    "hello",
+    '{"a": 1}',
+    "[]",
+    '{"path": 1, "status": "ok", "caption": "c"}',
+    '{"path": "a", "status": "ok"}',
+    '{"path": "a", "status": "ok", "caption": null}',
+    pytest.param("[" * 100_000, id="deep"),
+]
+
+
+@pytest.mark.parametrize("text", NO_ROWS)
 def test_another_file_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.jsonl"
-    path.write_text(text)
+    path.write_text(text + "\n")
     with pytest.raises(ValueError, match=r"c\.jsonl: line 1 is no row of captions"):
         Ledger(path)
-    assert path.read_text() == text
+    with pytest.raises(ValueError, match=r"c\.jsonl: line 1 is no row of captions"):
+        Merged([path])
+    assert path.read_text() == text + "\n"
+
+
+def test_a_pipe_is_not_merged(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="need a file: it is read twice"):
+        Merged([tmp_path / "pipe"])
 
 
 def test_the_lock_moves_with_the_file(tmp_path: Path) -> None:
@@ -242,6 +278,38 @@ def test_the_lock_moves_with_the_file(tmp_path: Path) -> None:
         ledger.forget({"a.png"})
     ledger.close()
     Ledger(tmp_path / "c.jsonl").close()
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path, real = tmp_path / "c.jsonl", tmp_path / "elsewhere" / "real.jsonl"
+    real.touch()
+    path.symlink_to(real)
+    ledger = Ledger(path)
+    for name in ("a", "b"):
+        ledger.append(row(name))
+    ledger.forget({"a"})
+    ledger.close()
+    assert path.is_symlink()
+    assert [found["path"] for found in rows_of(real)] == ["b"]
+    tables.write_jsonl(path, [row("c")])
+    assert path.is_symlink()
+    assert [found["path"] for found in rows_of(real)] == ["c"]
+
+
+def test_a_picture_that_cannot_be_read_keeps_its_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(entry: Entry) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", entry.path)
+
+    path = draw(tmp_path / "a.png", 1)
+    ledger = Ledger(tmp_path / "c.jsonl")
+    ledger.append(row(str(path), bytes=path.stat().st_size, mtime_ns=1, sha256="x"))
+    monkeypatch.setattr(Entry, "read", fails)
+    found = plan(inputs.found([str(path)]), ledger, None, "s")
+    ledger.close()
+    assert (found.n_done, found.todo) == (1, [])
 
 
 def test_a_ledger_without_rows_leaves_no_file(tmp_path: Path) -> None:
@@ -515,8 +583,19 @@ def test_wrong_usage(
 def test_outputs_are_no_inputs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "c.jsonl"
     out.write_text(json.dumps({"path": str(folder / "p1.png"), "status": "ok"}) + "\n")
-    assert caption(out, "-p", QUESTION, "-o", out) == 1
-    assert "is both input and output" in capsys.readouterr().err
+    before = out.read_bytes()
+    for name in (out, f"@{out}", tmp_path / "*.jsonl"):
+        assert caption(name, "-p", QUESTION, "-o", out, "--overwrite") == 1
+        assert "is both input and output" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    (tmp_path / "large.csv").write_text("path,bytes\na.png," + "x" * 200_000 + "\n")
+    for name, message in {"deep.jsonl": "line 1 is not JSON", "large.csv": "line 2 is not CSV"}.items():
+        with pytest.raises(ValueError, match=rf"{name}: {message}"):
+            paths([tmp_path / name])
 
 
 def test_a_tar_has_no_place_for_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -602,6 +681,19 @@ def test_a_picture_keeps_its_shard() -> None:
     found = [inputs.Shard(number, 3).has(Entry("a/b.png", "")) for number in (1, 2, 3)]
     assert found == [True, False, False]
     assert inputs.Shard(2, 3).output("x/c.csv") == "x/c-00002-of-00003.csv"
+
+
+def test_a_job_array_with_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MIN": "1", "COUNT": "3", "STEP": "2"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    shards = []
+    for task in ("1", "3", "5"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        shards.append(inputs.shard_of("slurm"))
+    assert shards == [inputs.Shard(number, 3) for number in (1, 2, 3)]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    with pytest.raises(ValueError, match="shard slurm: task 2 is not one of 1, 3"):
+        inputs.shard_of("slurm")
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/3", "slurm"])

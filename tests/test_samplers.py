@@ -663,6 +663,16 @@ def test_out_of_range(model: _lib.ModelHandle, params: dict[str, Any], pattern: 
         SamplerHandle(model, **params)
 
 
+def test_none_changes_nothing(model: _lib.ModelHandle) -> None:
+    logits = gaussian()
+    none = dict.fromkeys(set(_lib.SAMPLER_FIELDS) - {"temperature", "seed"})
+    with_none = SamplerHandle(model, temperature=1.0, seed=3, **none)
+    without = SamplerHandle(model, temperature=1.0, seed=3)
+    found = [with_none.sample(logits).id for _ in range(20)]
+    assert found == [without.sample(logits).id for _ in range(20)]
+    assert len(set(found)) > 5
+
+
 @pytest.mark.parametrize(
     "values", [[-3e38, 3e38, 0], [3e38, 3e38, 3e38], [1e-38, 0, -1e-38], [-1e30, -1e30, 5]]
 )

@@ -434,6 +434,12 @@ def test_a_hostile_chat_template_is_only_looked_at() -> None:
         assert time.perf_counter() - started < 2
 
 
+def test_a_hostile_name_takes_no_time() -> None:
+    started = time.process_time()
+    assert choose(["granite3" * (1 << 17)], None, ().__contains__).doubt
+    assert time.process_time() - started < 5
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -98,10 +98,10 @@ class SamplerHandle:
         if wrong := options.keys() - set(SAMPLER_FIELDS):
             raise TypeError(f"no option of a sampler: {', '.join(sorted(wrong))}")
         params = _SamplerParams()
-        for name, value in (_NEUTRAL | options).items():
-            if value is not None:
-                for field, packed in _field(name, value).items():
-                    setattr(params, field, packed)
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, value in (_NEUTRAL | given).items():
+            for field, packed in _field(name, value).items():
+                setattr(params, field, packed)
         address, self._n_vocab = _P(), model.info.n_vocab
         with model.handle.use() as at:
             _check(lib.pyllava_sampler_create(at, c.byref(params), c.byref(address)))

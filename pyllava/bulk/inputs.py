@@ -106,7 +106,11 @@ def shard_of(text: str) -> Shard:
         if not all(map(str.isdecimal, given)):
             raise ValueError(f"shard slurm: not in a job array, {', '.join(names)} are not all set")
         task, first, n = map(int, given)
-        text = f"{task - first + 1}/{n}"
+        step = max(1, int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1")))  # of an array such as 0-6:2
+        place, rest = divmod(task - first, step)
+        if rest:
+            raise ValueError(f"shard slurm: task {task} is not one of {first}, {first + step}, ...")
+        text = f"{place + 1}/{n}"
     number, slash, n_all = text.partition("/")
     if not (slash and number.isdecimal() and n_all.isdecimal() and 1 <= int(number) <= int(n_all)):
         raise ValueError(f"shard {text!r}: need I/N with I from 1 to N, or slurm")
@@ -129,12 +133,11 @@ def found(names: Iterable[str], column: str | None = None) -> list[Entry]:
 def _entries(name: str, column: str | None) -> Iterable[Entry]:
     if name == STDIN:
         return [Entry(STDIN, STDIN)]
-    if name.startswith("@") and not os.path.lexists(name):
+    if _is_list(name):
         return _listed(name[1:])
     path = local_path(name)
-    if not os.path.lexists(path) and glob.has_magic(path):
-        matches = sorted(glob.iglob(path, recursive=True), key=by_number)
-        files = [match for match in matches if not os.path.isdir(match)]
+    if _is_pattern(path):
+        files = sorted(_matches(path), key=by_number)
         if not files:
             raise ImageError(f"{name}: no file fits this pattern")
         return [entry for file in files for entry in _in_file(file, column)]
@@ -143,6 +146,26 @@ def _entries(name: str, column: str | None) -> Iterable[Entry]:
     if not os.path.exists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return _in_file(path, column)
+
+
+def files_of(name: str) -> list[str]:
+    """What is read for a name: the file of a list, those that fit a pattern, or the name itself."""
+    if _is_list(name):
+        return [name[1:]]
+    path = local_path(name)
+    return _matches(path) if _is_pattern(path) else [path]
+
+
+def _is_list(name: str) -> bool:
+    return name.startswith("@") and not os.path.lexists(name)
+
+
+def _is_pattern(path: str) -> bool:
+    return not os.path.lexists(path) and glob.has_magic(path)
+
+
+def _matches(pattern: str) -> list[str]:
+    return [match for match in glob.iglob(pattern, recursive=True) if not os.path.isdir(match)]
 
 
 def _in_file(path: str, column: str | None) -> Iterable[Entry]:
@@ -229,7 +252,7 @@ def _json_rows(path: str) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: line {number} is not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path}: line {number}: found {type(row).__name__}, need an object")
@@ -239,7 +262,11 @@ def _json_rows(path: str) -> Iterator[dict[str, Any]]:
 def _csv_rows(path: str) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         text = text_of(file.read(), path)
-    yield from csv.DictReader(io.StringIO(text), delimiter="\t" if path.lower().endswith(".tsv") else ",")
+    rows = csv.DictReader(io.StringIO(text), delimiter="\t" if path.lower().endswith(".tsv") else ",")
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {rows.line_num + 1} is not CSV ({error})") from None
 
 
 def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:

@@ -111,7 +111,7 @@ class Ledger:
         """Takes the rows of `paths` out: the file is written again and renamed, so that it is always whole."""
         if not paths:
             return
-        with replacing(self.path, n_bytes=self._end) as file:
+        with replacing(Path(os.path.realpath(self.path)), n_bytes=self._end) as file:  # a link stays one
             for row in self.rows():
                 if row["path"] not in paths:
                     file.write(line_of(row))
@@ -145,12 +145,13 @@ def whole_rows(file: BinaryIO, name: str) -> Iterator[tuple[int, int, Row]]:
 def _row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     is_ours = isinstance(row, dict) and isinstance(row.get("path"), str) and "status" in row
-    if not is_ours:
+    if not is_ours or (row["status"] == "ok" and not isinstance(row.get("caption"), str)):
         raise ValueError(
-            f"{where} is no row of captions (need at least path and status): name another output"
+            f"{where} is no row of captions (need path and status, and a caption where that is ok): "
+            "name another output"
         )
     found: dict[str, Any] = row
     return found

@@ -21,6 +21,8 @@ class Merged:
         self._best: dict[str, tuple[bool, int, int]] = {}  # whether it succeeded, in which file, where
         settings: dict[str, Path] = {}
         for number, path in enumerate(paths):
+            if path.exists() and not path.is_file():
+                raise ValueError(f"{path}: a folder, a pipe or a device, need a file: it is read twice")
             for at, row in _rows(path):
                 is_ok = row["status"] == "ok"
                 if is_ok:

@@ -62,7 +62,7 @@ def _check_settings(ledger: Ledger, settings: str) -> None:
 
 
 def _is_same(entry: Entry, known: Known) -> bool:
-    """Whether a picture is the one that a row is about; one that is gone is taken for it."""
+    """Whether a picture is the one that a row is about; one that is gone, or cannot be read, is taken for it."""
     if entry.path == STDIN:
         return False  # it can be read once, to be shown
     stamp = entry.stamp()
@@ -70,7 +70,10 @@ def _is_same(entry: Entry, known: Known) -> bool:
         return True
     if known.stamp is not None and known.stamp[0] != stamp[0]:
         return False
-    return hashlib.sha256(entry.read().getvalue()).hexdigest() == known.sha256
+    try:
+        return hashlib.sha256(entry.read().getvalue()).hexdigest() == known.sha256
+    except OSError:
+        return True
 
 
 def _complete(entry: Entry, ledger: Ledger, side: SideFiles) -> None:

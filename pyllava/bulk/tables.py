@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from .._part_file import replacing
 
@@ -50,13 +52,18 @@ def line_of(row: Row) -> bytes:
         return json.dumps(row).encode() + b"\n"
 
 
+def _file(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+    """A new file for `path`, or for what that is a link to."""
+    return replacing(Path(os.path.realpath(path)), n_bytes=0)
+
+
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    with replacing(path, n_bytes=0) as file:
+    with _file(path) as file:
         file.writelines(map(line_of, rows))
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    with replacing(path, n_bytes=0) as file:
+    with _file(path) as file:
         text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
         table = csv.DictWriter(text, COLUMNS, restval="")
         table.writeheader()
@@ -77,7 +84,7 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
         [(name, kinds.get(kind) or arrow.type_for_alias(kind)) for name, kind in COLUMNS.items()]
     )
     rest = iter(rows)
-    with replacing(path, n_bytes=0) as file, parquet.ParquetWriter(file, schema) as writer:
+    with _file(path) as file, parquet.ParquetWriter(file, schema) as writer:
         while batch := list(itertools.islice(rest, _BATCH)):
             whole = [{name: _text(row.get(name)) for name in COLUMNS} for row in batch]
             writer.write_table(arrow.Table.from_pylist(whole, schema))

@@ -38,11 +38,18 @@ class Texts:
                 raise ValueError(f"the answer has {phrase!r} in it: {answer[:80]!r}")
         text = answer.strip()
         for phrase in self.strip:
-            if phrase and text.casefold().startswith(phrase.casefold()):
-                text = text[len(phrase) :].lstrip()
+            text = text[_begin_size(text, phrase) :].lstrip()
         if not text:
             raise ValueError("the answer is empty")
         return f"{self.prefix}{text}{self.suffix}"
+
+
+def _begin_size(text: str, phrase: str) -> int:
+    """How many characters of `text` are `phrase` in whatever case, 0 if it begins otherwise; "ß" is "ss"."""
+    folded, n = phrase.casefold(), 0
+    while folded and n < len(text) and folded.startswith(begin := text[n].casefold()):
+        folded, n = folded[len(begin) :], n + 1
+    return 0 if folded else n
 
 
 def _utf8(text: str) -> str:

@@ -125,9 +125,10 @@ class _Written:
                 tables.pyarrow(str(path))
             check_writable(os.path.dirname(path) or os.curdir)
         ours = [path for path in (self.ledger, *self.tables.values()) if path is not None and path.exists()]
-        for name in names:
+        read = [file for name in names for file in inputs.files_of(name)] if ours else []
+        for file in read:
             for path in ours:
-                if os.path.exists(name) and path.samefile(name):
+                if os.path.exists(file) and path.samefile(file):
                     raise ValueError(f"{path}: is both input and output")
 
 
