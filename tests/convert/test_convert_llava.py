@@ -188,7 +188,7 @@ def test_defaults_of_nested_configs(tmp_path: Path) -> None:
     them.
     """
     transformers = pytest.importorskip("transformers")
-    names = ("LlamaConfig", "MistralConfig", "Qwen2Config", "GraniteConfig")
+    names = ("LlamaConfig", "MistralConfig", "Qwen2Config", "GraniteConfig", "Phi3Config")
     for theirs in (getattr(transformers, name)() for name in names):
         kind = theirs.model_type
         config = {"model_type": "llava", "text_config": {"model_type": kind}, "vision_config": {}}
@@ -612,7 +612,7 @@ def test_other_models(tmp_path: Path) -> None:
     refused(plain, out, "projector_hidden_act is 'relu', need 'gelu'")
     plain = write_hf(tmp_path / "qwen", SPEC)
     edit(plain, text_config={"model_type": "qwen3"})
-    refused(plain, out, "only the LLaMA family, Qwen2 and Granite are supported")
+    refused(plain, out, "only the LLaMA family, Qwen2, Granite and Phi-3 are supported")
     plain = write_hf(tmp_path / "video", SPEC, tiles=True)
     edit(plain, model_type="llava_next_video")
     refused(plain, out, "a model of type 'llava_next_video', need one of llava, llava_next")

@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -101,6 +101,11 @@ class Tensor:
     @property
     def n_bytes(self) -> int:
         return math.prod(self.shape) * STORED[self.dtype].itemsize
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) under a name of their own."""
+        first = self.offset + start * self.strides[0] * STORED[self.dtype].itemsize
+        return replace(self, name=name, shape=(stop - start, *self.shape[1:]), offset=first)
 
     def stored_rows(self, start: int, stop: int) -> AnyArray:
         """Rows [start, stop) as stored (bf16 as 16-bit integers): [stop - start, row_elements]."""
