@@ -35,6 +35,7 @@ from .tokenizer_files import read_vocabulary
 from .vision_params import LlavaFacts, VisionParams, llava_facts, pixel_settings, vision_params, weight_files
 from .vit_config import read_llava_config, tower_settings
 from .vocabulary import Vocabulary
+from .xtuner import adapted_tower
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _tower(
         vision = tower_settings(folder, config, options.vision_tower)
     else:
         source = options.vision_tower or _tower_folder(folder, config)
-        tower = Part(source, stack.enter_context(Checkpoint(weight_files(source))))
+        tensors = adapted_tower(folder, stack.enter_context(Checkpoint(weight_files(source))), stack)
+        tower = Part(source, tensors)
         vision = tower_settings(folder, config, source)
     pixels: Mapping[str, Any] = {}
     for place in (options.vision_tower, folder, tower.path, *tower_folders(folder, config.table)):
@@ -155,7 +157,7 @@ def _tower_folder(folder: Path, config: Config) -> Path:
     name, base = named
     beside = Path(os.path.abspath(folder)).parent / base
     raise CheckpointError(
-        f"{folder}: no vision tower in the checkpoint; its config.json names {shown(name)}: get that model "
+        f"{folder}: no vision tower in the checkpoint, which was trained with {shown(name)}: get that model "
         f"(its config.json and its weights) into {beside}, or give its folder with --vision-tower"
     )
 

@@ -26,6 +26,7 @@ from .llava_config import (
 from .projector_file import tower_tensors
 from .script import log
 from .vision_params import llava_facts, tower_config, vision_params
+from .xtuner import LANGUAGE_ADAPTER, xtuner_settings
 
 
 def read_llava_config(model: Path) -> tuple[Config, Config]:
@@ -33,12 +34,14 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
     if not model.is_dir():
         raise CheckpointError(f"{model}: not a folder")
     path = model / "config.json"
-    if not path.exists() and adapter_in(model):
-        raise CheckpointError(f"{model}: {adapter_advice(model)}")
+    for folder in (model, model / LANGUAGE_ADAPTER):
+        if not path.exists() and adapter_in(folder):
+            raise CheckpointError(f"{folder}: {adapter_advice(folder)}")
     if not path.exists():
         raise CheckpointError(f"{model}: no config.json; need the folder of a LLaVA model")
     table = read_json(path)
-    settings = llava_settings(table)
+    beside = xtuner_settings(model)
+    settings = beside or llava_settings(table)
     if not settings:
         raise CheckpointError(
             f"{path}: a model of type {shown(table.get('model_type'))} without LLaVA's settings (mm_*)"
@@ -47,7 +50,7 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
         raise CheckpointError(
             f"{path}: a model of type {shown(table.get('model_type'))}, need one of {', '.join(HUGGING_FACE)}"
         )
-    return Config(str(path), table), Config(str(path), settings)
+    return Config(str(path), table | beside), Config(str(path), settings)
 
 
 def tower_settings(model: Path, config: Config, folder: Path | None = None) -> Config:

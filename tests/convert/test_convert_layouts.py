@@ -12,7 +12,20 @@ import pytest
 from conftest import read_gguf
 from layouts import write_hf
 from test_convert_vocabulary import fast_tokenizer
-from tiny import TinySpec, tokenizer_model
+from tiny import (
+    Arrays,
+    TinySpec,
+    language_config,
+    language_tensors,
+    projector_tensors,
+    tokenizer_model,
+    vision_tensors,
+    write_clip_folder,
+    write_llava_checkpoint,
+    write_safetensors,
+    write_shards,
+    write_tokenizer,
+)
 
 from pyllava.convert.errors import CheckpointError
 from pyllava.convert.llava_model import Model, Options, convert
@@ -134,3 +147,138 @@ def with_rows(folder: Path, n_vocab: int) -> None:
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):
             tensors[name] = np.concatenate([x, np.zeros((n_vocab - len(x), x.shape[1]), x.dtype)])
     save_file(tensors, folder / "model.safetensors")
+
+
+# xtuner
+
+RANK, ALPHA = 4, 3
+BASE = "clip-tiny"
+
+
+def factors() -> Arrays:
+    """A LoRA adapter of the tower, by peft's names."""
+    random, d, f = np.random.RandomState(5), SPEC.v_embd, SPEC.v_ff
+    shapes = {"self_attn.k_proj": (d, d), "self_attn.q_proj": (d, d), "mlp.fc1": (f, d), "mlp.fc2": (d, f)}
+    found = {}
+    for i in range(SPEC.v_layer):
+        for name, (n_out, n_in) in shapes.items():
+            start = f"base_model.model.vision_model.encoder.layers.{i}.{name}"
+            found[f"{start}.lora_A.weight"] = random.standard_normal((RANK, n_in)).astype(np.float32)
+            found[f"{start}.lora_B.weight"] = random.standard_normal((n_out, RANK)).astype(np.float32)
+    return found
+
+
+def merged_tower() -> Arrays:
+    tower, pairs = vision_tensors(SPEC), factors()
+    for name in [name for name in pairs if "lora_A" in name]:
+        change = pairs[name.replace("lora_A", "lora_B")].astype(np.float64) @ pairs[name].astype(np.float64)
+        target = name.removeprefix("base_model.model.").replace(".lora_A", "")
+        tower[target] = (tower[target] + ALPHA / RANK * change).astype(np.float32)
+    return tower
+
+
+def write_xtuner(folder: Path, tower: str) -> Path:
+    """The language model at the root; `tower`: what was trained of the tower, "adapter" or "all"."""
+    folder.mkdir(parents=True)
+    write_shards(folder, language_tensors(SPEC), "f32", shards=2)
+    config = language_config(SPEC) | {"architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder, SPEC)
+    projector = {
+        name.replace("model.mm_projector", "model"): x for name, x in projector_tensors(SPEC).items()
+    }
+    (folder / "projector").mkdir()
+    write_safetensors(folder / "projector" / "model.safetensors", projector, "f32")
+    settings = {"model_type": "projector", "depth": 2, "hidden_act": "gelu", "bias": True}
+    (folder / "projector" / "config.json").write_text(json.dumps(settings))
+    if tower == "all":
+        write_clip_folder(folder / "visual_encoder", SPEC, layout="vision")
+        write_shards(folder / "visual_encoder", merged_tower(), "f32")
+        return folder
+    adapter = folder / "visual_encoder_adapter"
+    adapter.mkdir()
+    write_safetensors(adapter / "adapter_model.safetensors", factors(), "f32")
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "use_rslora": False}
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({**settings, "base_model_name_or_path": f"openai/{BASE}", "modules_to_save": None})
+    )
+    return folder
+
+
+@pytest.mark.parametrize("tower", ["adapter", "all"])
+def test_xtuner(tmp_path: Path, tower: str) -> None:
+    """The same files as those of the original layout with the tower inside; of an adapter the base lies beside it."""
+    write_clip_folder(tmp_path / BASE, SPEC)
+    original = write_llava_checkpoint(tmp_path / "original", SPEC)
+    inside = {"model.vision_tower.vision_tower." + name: x for name, x in merged_tower().items()}
+    write_shards(original, {**language_tensors(SPEC), **projector_tensors(SPEC), **inside}, "f32")
+    edit(original / "config.json", mm_vision_tower=f"openai/{BASE}")
+    wanted = convert(original, tmp_path / "a", PLAIN)
+    assert_same(convert(write_xtuner(tmp_path / "xtuner", tower), tmp_path / "b", PLAIN), wanted)
+
+
+def test_phi3_of_xtuner(tmp_path: Path) -> None:
+    """Fused at the root, with all of the tower."""
+    folder = write_xtuner(tmp_path / "split", "all")
+    wanted = convert(folder, tmp_path / "a", PLAIN)
+    fused = load_all(write_phi3(tmp_path / "phi3"))
+    language = {
+        name.removeprefix("language_model."): x for name, x in fused.items() if "language_model" in name
+    }
+    write_shards(folder, language, "f32", shards=2)
+    edit(folder / "config.json", model_type="phi3", architectures=["Phi3ForCausalLM"])
+    assert_same(convert(folder, tmp_path / "b", PLAIN), wanted)
+
+
+def load_all(folder: Path) -> Arrays:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def refused(folder: Path, text: str, options: Options = PLAIN) -> None:
+    out = folder.parent / "out"
+    with pytest.raises(CheckpointError, match=text):
+        convert(folder, out, options)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_xtuner_without_a_part(tmp_path: Path) -> None:
+    """The base tower, another one, the adapter's factors, the tower altogether, the language model."""
+    folder = write_xtuner(tmp_path / "m", "adapter")
+    adapter, config = (
+        folder / "visual_encoder_adapter",
+        folder / "visual_encoder_adapter" / "adapter_config.json",
+    )
+    refused(folder, f"trained with 'openai/{BASE}': get that model .* into {tmp_path / BASE}, or .* --vision-tower")
+    tower = write_clip_folder(tmp_path / "other", TinySpec(v_embd=64))
+    refused(folder, r"of shape \[64, 64\] with factors of", Options(vision_tower=tower, check=False))
+    write_clip_folder(tmp_path / BASE, SPEC)
+    edit(config, use_dora=True)
+    refused(folder, "adapter_config.json: use_dora is True, which is not supported")
+    edit(config, use_dora=False, bias="all")
+    refused(folder, "bias is 'all', need 'none'")
+    edit(config, bias="none", r=0)
+    refused(folder, "r is 0, need an integer")
+    edit(config, r=RANK)
+    for changed, text in (
+        ("base_model.model.vision_model.post.lora_A.weight", "is of no tensor of the vision tower"),
+        ("base_model.model.vision_model.encoder.layers.0.mlp.fc1.bias", "need lora_A and lora_B alone"),
+    ):
+        extra = {**factors(), changed: np.ones((RANK, 8), np.float32)}
+        write_safetensors(adapter / "adapter_model.safetensors", extra, "f32")
+        refused(folder, text)
+    half = {name: x for name, x in factors().items() if "layers.0.mlp.fc1.lora_B" not in name}
+    write_safetensors(adapter / "adapter_model.safetensors", half, "f32")
+    refused(folder, "with factors")
+    (adapter / "adapter_model.safetensors").unlink()
+    refused(folder, "no adapter_model.safetensors")
+    config.unlink()
+    adapter.rmdir()
+    refused(folder, "no vision tower in the checkpoint.*give its folder with --vision-tower")
+    (folder / "config.json").unlink()
+    language = folder / "llm_adapter"
+    language.mkdir()
+    (language / "adapter_model.safetensors").touch()
+    (language / "adapter_config.json").write_text('{"base_model_name_or_path": "meta-llama/Llama-3"}')
+    refused(folder, "a LoRA adapter of 'meta-llama/Llama-3'")

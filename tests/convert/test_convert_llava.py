@@ -500,7 +500,7 @@ def test_vision_tower_of_the_command_line(tmp_path: Path) -> None:
     clip = write_clip_folder(tmp_path / "elsewhere" / "vit", SPEC, layout="vision")
     with pytest.raises(CheckpointError) as error:
         convert(folder, tmp_path / "out", PLAIN)
-    assert "its config.json names 'clip'" in str(error.value)
+    assert "which was trained with 'clip'" in str(error.value)
     assert f"into {tmp_path / 'clip'}, or give its folder with --vision-tower" in str(error.value)
     assert not (tmp_path / "out").exists()
     files(convert(folder, tmp_path / "out", Options(vision_tower=clip, check=False)))

@@ -133,6 +133,20 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Adapted(Tensor):
+    """A matrix with a LoRA adapter merged into it as its rows are read: W + scale * up @ down."""
+
+    down: FloatArray  # [rank, row_elements]
+    up: Tensor  # [n_rows, rank]
+    scale: float
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """As those of `Tensor`."""
+        change = self.up.rows(start, stop).astype(np.float64) @ self.down.astype(np.float64)
+        return np.asarray(super().rows(start, stop) + self.scale * change, np.float32)
+
+
+@dataclass(frozen=True)
 class Computed:
     """A vector that no checkpoint holds, where one of its tensors is expected."""
 
