@@ -180,10 +180,15 @@ def _language_model(
     ids = {key: outer[key] if value is None else value for key, value in config_ids(own).items()}
     found = read_vocabulary(folder, ("spm", "hfft"), ids)
     vocabulary = _fitted(found, n_vocab, options.pad_vocab)
-    names = [name, *_names_in(config), *_names_in(own)]
+    names = [name, model_name(folder), *_names_in(config), *_names_in(own)]
     template = options.template or _told_template(names, vocabulary)
     if vocabulary.chat_template is None:
         vocabulary = replace(vocabulary, chat_template=jinja(template))
+    if config.get("mm_use_im_start_end") is True:
+        log.warning(
+            "mm_use_im_start_end: the model was trained with <im_start> and <im_end> around a picture, which no "
+            "prompt template here writes"
+        )
     metadata = language_metadata(name, params, n_vocab, plan.mix)
     metadata.text("pyllava.template", template)
     vocabulary.describe(metadata)

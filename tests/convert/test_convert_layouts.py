@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pyllava.convert.llava_model import Model, Options, convert
 
 SPEC = TinySpec()
 PLAIN = Options(outtype="f32", mmproj_outtype="f32", name="m", check=False)
+MISTRAL = replace(PLAIN, template="mistral_instruct")
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +151,33 @@ def with_rows(folder: Path, n_vocab: int) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+# Mistral
+
+
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_llava_med(tmp_path: Path, place: str) -> None:
+    """LLaVA-Med v1.5 is LLaVA-1.5 on Mistral: the same files but for its template, wherever its tower is."""
+    write_clip_folder(tmp_path / "clip", SPEC)
+    plain = convert(write_llava_checkpoint(tmp_path / "plain", SPEC), tmp_path / "a", MISTRAL)
+    folder = write_llava_checkpoint(
+        tmp_path / "llava-med-v1.5-mistral-7b", SPEC, tower=place == "inside", shards=4
+    )
+    names = {"model_type": "llava_mistral", "architectures": ["LlavaMistralForCausalLM"]}
+    edit(folder / "config.json", sliding_window=None, tune_mm_mlp_adapter=False, **names)
+    assert_same(convert(folder, tmp_path / "b", replace(MISTRAL, template=None)), plain)
+
+
+def test_marks_around_a_picture_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some of the first LLaVA have them."""
+    write_clip_folder(tmp_path / "clip", SPEC)
+    folder = write_llava_checkpoint(tmp_path / "m", SPEC)
+    for said in (False, True):
+        caplog.clear()
+        edit(folder / "config.json", mm_use_im_start_end=said)
+        convert(folder, tmp_path / "out", PLAIN)
+        assert ("with <im_start> and <im_end> around a picture" in caplog.text) == said
+
+
 # xtuner
 
 RANK, ALPHA = 4, 3
@@ -250,7 +279,10 @@ def test_xtuner_without_a_part(tmp_path: Path) -> None:
         folder / "visual_encoder_adapter",
         folder / "visual_encoder_adapter" / "adapter_config.json",
     )
-    refused(folder, f"trained with 'openai/{BASE}': get that model .* into {tmp_path / BASE}, or .* --vision-tower")
+    refused(
+        folder,
+        f"trained with 'openai/{BASE}': get that model .* into {tmp_path / BASE}, or .* --vision-tower",
+    )
     tower = write_clip_folder(tmp_path / "other", TinySpec(v_embd=64))
     refused(folder, r"of shape \[64, 64\] with factors of", Options(vision_tower=tower, check=False))
     write_clip_folder(tmp_path / BASE, SPEC)
