@@ -13,6 +13,7 @@ from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, shown
 from .families import LLAMA, Family, family_of
 from .llava_config import is_hugging_face
+from .unsupported import check_supported
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def _family(config: Config) -> Family:
     text = " ".join(str(kind).lower() for kind in kinds if kind is not None)
     family = family_of(text)
     if family is None:
+        check_supported(config.where, config.table)
         raise CheckpointError(
             f"{config.where}: a model of type {shown(text)}; only the LLaMA family, Qwen2, Granite and Phi-3 are supported"
         )

@@ -25,6 +25,7 @@ from .llava_config import (
 )
 from .projector_file import tower_tensors
 from .script import log
+from .unsupported import check_supported
 from .vision_params import llava_facts, tower_config, vision_params
 from .xtuner import LANGUAGE_ADAPTER, xtuner_settings
 
@@ -40,6 +41,7 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
     if not path.exists():
         raise CheckpointError(f"{model}: no config.json; need the folder of a LLaVA model")
     table = read_json(path)
+    check_supported(str(path), table)
     beside = xtuner_settings(model)
     settings = beside or llava_settings(table)
     if not settings:

@@ -29,6 +29,7 @@ from tiny import (
 )
 
 from pyllava.convert.errors import CheckpointError
+from pyllava.convert.llama_params import read_llama_params
 from pyllava.convert.llava_model import Model, Options, convert
 
 SPEC = TinySpec()
@@ -92,7 +93,6 @@ def test_phi3_becomes_a_llama(tmp_path: Path) -> None:
             {"num_key_value_heads": 4},
             r"layers\.0\.self_attn\.qkv_proj\.weight.: 128 rows, need 64 \+ 64 \+ 64",
         ),
-        ({"model_type": "phi"}, "a model of type 'phi'"),
     ],
 )
 def test_phi3_that_is_no_llama(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
@@ -314,3 +314,70 @@ def test_xtuner_without_a_part(tmp_path: Path) -> None:
     (language / "adapter_model.safetensors").touch()
     (language / "adapter_config.json").write_text('{"base_model_name_or_path": "meta-llama/Llama-3"}')
     refused(folder, "a LoRA adapter of 'meta-llama/Llama-3'")
+
+
+# Refused by name
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "text"),
+    [
+        ("bunny-phi", "BunnyPhiForCausalLM", "'bunny-phi', Phi-2, is not supported: its layers compute"),
+        ("imp", "ImpForCausalLM", "'imp', Phi-2"),
+        (
+            "llava",
+            "LlavaStablelmForCausalLM",
+            "'LlavaStablelmForCausalLM', StableLM, is not supported: it has layer",
+        ),
+        ("llava_gemma", "LlavaGemmaForCausalLM", "'llava_gemma', Gemma, is not supported"),
+        ("llava_mpt", "LlavaMptForCausalLM", "'llava_mpt', MPT, is not supported"),
+        (
+            "llava_qwen2",
+            "LlavaQwen2ForCausalLM",
+            "'llava_qwen2', FastVLM, is not supported: its vision tower",
+        ),
+        (
+            "llavaonevision1_5",
+            "LLaVAOneVision1_5_ForConditionalGeneration",
+            "'llavaonevision1_5', LLaVA-OneVision 1.5",
+        ),
+        ("granite4_vision", "Granite4VisionForConditionalGeneration", "'granite4_vision', Granite 4 Vision"),
+    ],
+)
+def test_refused_by_name(tmp_path: Path, kind: str, architecture: str, text: str) -> None:
+    folder = write_llava_checkpoint(tmp_path / "m", SPEC)
+    edit(folder / "config.json", model_type=kind, architectures=[architecture])
+    refused(folder, text)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("phi", "Phi-2"), ("stablelm", "StableLM"), ("gemma2", "Gemma")])
+def test_language_model_refused_by_name(tmp_path: Path, kind: str, name: str) -> None:
+    """Nested as transformers does, and on its own."""
+    folder = write_hf(tmp_path / "m", SPEC)
+    edit(folder / "config.json", text_config={**language_config(SPEC), "model_type": kind})
+    refused(folder, f"'{kind}', {name}, is not supported")
+    (folder / "config.json").write_text(json.dumps(language_config(SPEC) | {"model_type": kind}))
+    with pytest.raises(CheckpointError, match=f"'{kind}', {name}, is not supported"):
+        read_llama_params(folder, {}, None)
+
+
+def quantised(folder: Path) -> Path:
+    """With one matrix as GPTQ and AWQ store it."""
+    name = "model.layers.0.mlp.up_proj.qweight"
+    write_safetensors(
+        folder / "model.safetensors", language_tensors(SPEC) | {name: np.ones((8, 8), np.float32)}, "f32"
+    )
+    for shard in folder.glob("model-*"):
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    edit(folder / "config.json", quantization_config={"quant_method": "awq"})
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["original", "xtuner"])
+def test_quantised_weights(tmp_path: Path, layout: str) -> None:
+    if layout == "original":
+        folder = write_llava_checkpoint(tmp_path / "m", SPEC)
+    else:
+        folder = write_xtuner(tmp_path / "m", "all")
+    refused(quantised(folder), r"quantised weights \(awq; .*up_proj.qweight.*in 16 or 32 bits")
