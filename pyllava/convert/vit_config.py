@@ -35,15 +35,18 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
     if not model.is_dir():
         raise CheckpointError(f"{model}: not a folder")
     path = model / "config.json"
-    for folder in (model, model / LANGUAGE_ADAPTER):
-        if not path.exists() and adapter_in(folder):
-            raise CheckpointError(f"{folder}: {adapter_advice(folder)}")
+    language = model / LANGUAGE_ADAPTER
+    if adapter_in(language):
+        raise CheckpointError(f"{language}: {adapter_advice(language)}")
+    if not path.exists() and adapter_in(model):
+        raise CheckpointError(f"{model}: {adapter_advice(model)}")
     if not path.exists():
         raise CheckpointError(f"{model}: no config.json; need the folder of a LLaVA model")
     table = read_json(path)
     check_supported(str(path), table)
-    beside = xtuner_settings(model)
-    settings = beside or llava_settings(table)
+    own = llava_settings(table)
+    beside = {} if own else xtuner_settings(model)
+    settings = own or beside
     if not settings:
         raise CheckpointError(
             f"{path}: a model of type {shown(table.get('model_type'))} without LLaVA's settings (mm_*)"

@@ -123,13 +123,13 @@ def test_tokens_that_swallow_white_space(tmp_path: Path, source: str) -> None:
     """In a SentencePiece vocabulary, from either file; the ids are those of the `tokenizers` package."""
     pyllava = pytest.importorskip("pyllava")
     tokenizers = pytest.importorskip("tokenizers")
-    folder, table = write_hf(tmp_path / "llava-phi-3-mini", TinySpec(n_vocab=384)), phi3_tokenizer()
-    more = {str(entry["id"]): entry for entry in table["added_tokens"]}
+    folder, table = write_hf(tmp_path / "llava-phi-3-mini", SPEC), phi3_tokenizer()
     if source == "tokenizer.json":
         (folder / "tokenizer.model").unlink()
         (folder / "tokenizer.json").write_text(json.dumps(table))
     else:
-        edit(folder / "tokenizer_config.json", added_tokens_decoder=more)
+        decoder = {str(entry["id"]): entry for entry in table["added_tokens"]}
+        edit(folder / "tokenizer_config.json", added_tokens_decoder=decoder)
     with_rows(folder, SPEC.n_vocab + len(PHI3_TOKENS))
     made = convert(folder, tmp_path / "out", Options(check=False))
     assert made.template == "phi_3"
@@ -308,11 +308,12 @@ def test_xtuner_without_a_part(tmp_path: Path) -> None:
     config.unlink()
     adapter.rmdir()
     refused(folder, "no vision tower in the checkpoint.*give its folder with --vision-tower")
-    (folder / "config.json").unlink()
     language = folder / "llm_adapter"
     language.mkdir()
     (language / "adapter_model.safetensors").touch()
     (language / "adapter_config.json").write_text('{"base_model_name_or_path": "meta-llama/Llama-3"}')
+    refused(folder, "a LoRA adapter of 'meta-llama/Llama-3'")  # even with its base at the root
+    (folder / "config.json").unlink()
     refused(folder, "a LoRA adapter of 'meta-llama/Llama-3'")
 
 
