@@ -21,6 +21,7 @@ class Family:
     others. `ends`, `block`: the tensors outside and inside of the layers, as Hugging Face calls them after
     the prefix (`model.`, `language_model.model.`, ...). `paired`: the file wants the rows of q and k in the
     order in which pairs (2i, 2i + 1) are rotated. `scales`: keys of the file, and the settings that give them.
+    `fused`: tensors of a layer whose rows are those of others of `block`, one after the other.
     """
 
     architecture: str
@@ -30,6 +31,7 @@ class Family:
     block: Mapping[str, Rule]
     paired: bool
     scales: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def defaults_of(self, model_type: object) -> Mapping[str, Any]:
         return next((table for kind, table in self.defaults.items() if kind == model_type), self.defaults[""])
@@ -57,7 +59,7 @@ class Tower:
 # --- language models ---
 
 # What transformers assumes for a key that a nested text_config leaves out: LlamaConfig, MistralConfig,
-# Qwen2Config.
+# Qwen2Config, Phi3Config.
 _LLAMA = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -69,6 +71,14 @@ _LLAMA = {
 }
 _MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 _QWEN2 = {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
+_PHI3 = {
+    **_LLAMA,
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
 
 _ENDS = {
     "embed_tokens.weight": Rule("token_embd.weight", "V d"),
@@ -146,7 +156,20 @@ GRANITE = Family(
     paired=True,
     scales=_GRANITE_SCALES,
 )
-FAMILIES = (LLAMA, QWEN2, GRANITE)
+# Cut into Llama's matrices, it is a Llama: the same network, and a file that more programs read.
+PHI3 = Family(
+    "llama",
+    re.compile(r"(.* )?(phi3|phi3forcausallm)( .*)?", re.DOTALL),
+    {"": _PHI3},
+    _ENDS,
+    {name: rule for name, rule in _LLAMA_BLOCK.items() if not rule.optional},
+    paired=True,
+    fused={
+        "self_attn.qkv_proj.weight": tuple(f"self_attn.{name}_proj.weight" for name in "qkv"),
+        "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    },
+)
+FAMILIES = (LLAMA, QWEN2, GRANITE, PHI3)
 
 
 def family_of(kinds: str) -> Family | None:

@@ -16,7 +16,7 @@ from .checkpoints.dtypes import FloatArray
 from .checkpoints.json_file import Config
 from .checkpoints.tensor import Computed, Tensor
 from .errors import CheckpointError, shown
-from .families import DERIVED, META_BLOCK, META_ENDS, OUTPUT
+from .families import DERIVED, META_BLOCK, META_ENDS, OUTPUT, Family
 from .gguf_out import Metadata, OutTensor, write_gguf
 from .llama_params import LlamaParams, read_llama_params, special_id
 from .mixes import language_plan
@@ -86,13 +86,14 @@ def language_tensors(
     checkpoint: Mapping[str, Tensor], params: LlamaParams, plan: Plan, skip_unknown: bool
 ) -> list[OutTensor]:
     """All tensors of the language model, each demanded by name and shape (CONTRACT 1.6, 4.1)."""
-    rules = _rules(checkpoint, params)
     sizes = {
         "d": params.n_embd,
         "q": params.n_head * params.head_dim,
         "k": params.n_head_kv * params.head_dim,
         "f": params.n_ff,
     }
+    checkpoint = _cut_apart(checkpoint, params.family, sizes)
+    rules = _rules(checkpoint, params)
     unknown = [name for name in checkpoint if name not in rules and not DERIVED.fullmatch(name)]
     meta_layout = "tok_embeddings.weight" in rules
     tensors = []
@@ -112,6 +113,29 @@ def language_tensors(
         tensors.append(OutTensor("rope_freqs.weight", Computed("rope_freqs", factors), factors.shape, F32))
     _check_unknown(unknown, skip_unknown)
     _tell_fallbacks(plan)
+    return tensors
+
+
+def _cut_apart(
+    checkpoint: Mapping[str, Tensor], family: Family, sizes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """The checkpoint with each fused matrix as those that it consists of."""
+    tensors = dict(checkpoint)
+    for name, tensor in checkpoint.items():
+        for end, parts in family.fused.items():
+            if not name.endswith(f".{end}"):
+                continue
+            heights = [shape_of(family.block[part], sizes)[0] for part in parts]
+            if tensor.n_rows != sum(heights):
+                raise CheckpointError(
+                    f"{shown(name)}: {tensor.n_rows} rows, need {' + '.join(map(str, heights))}"
+                )
+            del tensors[name]
+            start = 0
+            for part, height in zip(parts, heights, strict=True):
+                new = name.removesuffix(end) + part
+                tensors[new] = tensor.part(new, start, start + height)
+                start += height
     return tensors
 
 

@@ -13,6 +13,7 @@ from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, shown
 from .families import LLAMA, Family, family_of
 from .llava_config import is_hugging_face
+from .unsupported import check_supported
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def _family(config: Config) -> Family:
     text = " ".join(str(kind).lower() for kind in kinds if kind is not None)
     family = family_of(text)
     if family is None:
+        check_supported(config.where, config.table)
         raise CheckpointError(
-            f"{config.where}: a model of type {shown(text)}; only the LLaMA family, Qwen2 and Granite are supported"
+            f"{config.where}: a model of type {shown(text)}; only the LLaMA family, Qwen2, Granite and Phi-3 are supported"
         )
     experts = config.get("num_local_experts", "num_experts")
     if experts not in (None, 0, 1):
@@ -93,6 +95,7 @@ def _from_config(config: Config, family: Family, n_ctx: int | None) -> LlamaPara
     if config.get("head_dim") is None and n_embd % n_head:
         raise CheckpointError(f"{config.where}: hidden_size {n_embd} does not divide by {n_head} heads")
     head_dim = n_embd // n_head if config.get("head_dim") is None else config.integer("head_dim", high=65536)
+    _check_rotary(config)
     return LlamaParams(
         family=family,
         n_vocab=config.integer("vocab_size") if config.get("vocab_size") is not None else None,
@@ -131,6 +134,14 @@ def _context(config: Config) -> int:
 def _rope(config: Config) -> Config:
     """transformers 5 keeps theta and scaling in one table, rope_parameters."""
     return config.sub("rope_parameters") or Config(config.where, {})
+
+
+def _check_rotary(config: Config) -> None:
+    share = _rope(config).get("partial_rotary_factor") or config.get("partial_rotary_factor")
+    if share not in (None, 1):
+        raise CheckpointError(
+            f"{config.where}: positions turn {shown(share)} of a head (partial_rotary_factor), need all of it"
+        )
 
 
 def _rope_theta(config: Config) -> float:

@@ -35,6 +35,7 @@ from .tokenizer_files import read_vocabulary
 from .vision_params import LlavaFacts, VisionParams, llava_facts, pixel_settings, vision_params, weight_files
 from .vit_config import read_llava_config, tower_settings
 from .vocabulary import Vocabulary
+from .xtuner import adapted_tower
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _tower(
         vision = tower_settings(folder, config, options.vision_tower)
     else:
         source = options.vision_tower or _tower_folder(folder, config)
-        tower = Part(source, stack.enter_context(Checkpoint(weight_files(source))))
+        tensors = adapted_tower(folder, stack.enter_context(Checkpoint(weight_files(source))), stack)
+        tower = Part(source, tensors)
         vision = tower_settings(folder, config, source)
     pixels: Mapping[str, Any] = {}
     for place in (options.vision_tower, folder, tower.path, *tower_folders(folder, config.table)):
@@ -155,7 +157,7 @@ def _tower_folder(folder: Path, config: Config) -> Path:
     name, base = named
     beside = Path(os.path.abspath(folder)).parent / base
     raise CheckpointError(
-        f"{folder}: no vision tower in the checkpoint; its config.json names {shown(name)}: get that model "
+        f"{folder}: no vision tower in the checkpoint, which was trained with {shown(name)}: get that model "
         f"(its config.json and its weights) into {beside}, or give its folder with --vision-tower"
     )
 
@@ -178,10 +180,15 @@ def _language_model(
     ids = {key: outer[key] if value is None else value for key, value in config_ids(own).items()}
     found = read_vocabulary(folder, ("spm", "hfft"), ids)
     vocabulary = _fitted(found, n_vocab, options.pad_vocab)
-    names = [name, *_names_in(config), *_names_in(own)]
+    names = [name, model_name(folder), *_names_in(config), *_names_in(own)]
     template = options.template or _told_template(names, vocabulary)
     if vocabulary.chat_template is None:
         vocabulary = replace(vocabulary, chat_template=jinja(template))
+    if config.get("mm_use_im_start_end") is True:
+        log.warning(
+            "mm_use_im_start_end: the model was trained with <im_start> and <im_end> around a picture, which no "
+            "prompt template here writes"
+        )
     metadata = language_metadata(name, params, n_vocab, plan.mix)
     metadata.text("pyllava.template", template)
     vocabulary.describe(metadata)

@@ -26,6 +26,11 @@ def added_token(text: str, special: bool) -> Token:
     return Token(text, ADDED_SCORE, kind)
 
 
+def stripping(side: str, added: Mapping[int, Any]) -> tuple[int, ...]:
+    """Ids of the tokens that take the white space on a side ("lstrip", "rstrip") along; `added`: what is said of each."""
+    return tuple(i for i, entry in added.items() if isinstance(entry, dict) and entry.get(side) is True)
+
+
 def special_texts(settings: Mapping[str, Any]) -> set[str]:
     """The texts that added_tokens_decoder calls special."""
     decoder = settings.get("added_tokens_decoder")

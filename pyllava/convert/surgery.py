@@ -14,6 +14,7 @@ from .checkpoints.tensor import Tensor
 from .errors import CheckpointError, NoCheckpoint, shown
 from .names import projector_name, tower_name
 from .script import log
+from .xtuner import projector_beside
 
 # Files of pre-training and LoRA releases that hold a projector on its own, looked at when the shards hold
 # none.
@@ -56,6 +57,8 @@ def find_projector(model: Path, checkpoint: Checkpoint, stack: contextlib.ExitSt
         log.info("no projector in the checkpoint itself, taking the one in %s", name)
         beside = stack.enter_context(Checkpoint([model / name]))
         projector.update(renamed(beside, projector_name))
+    if not _has_weights(projector):
+        projector.update(projector_beside(model, stack))
     if not _has_weights(projector):
         raise CheckpointError(
             f"{model}: no projector (model.mm_projector.*) among {len(checkpoint)} tensors: "

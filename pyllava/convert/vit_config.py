@@ -25,7 +25,9 @@ from .llava_config import (
 )
 from .projector_file import tower_tensors
 from .script import log
+from .unsupported import check_supported
 from .vision_params import llava_facts, tower_config, vision_params
+from .xtuner import LANGUAGE_ADAPTER, xtuner_settings
 
 
 def read_llava_config(model: Path) -> tuple[Config, Config]:
@@ -33,12 +35,18 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
     if not model.is_dir():
         raise CheckpointError(f"{model}: not a folder")
     path = model / "config.json"
+    language = model / LANGUAGE_ADAPTER
+    if adapter_in(language):
+        raise CheckpointError(f"{language}: {adapter_advice(language)}")
     if not path.exists() and adapter_in(model):
         raise CheckpointError(f"{model}: {adapter_advice(model)}")
     if not path.exists():
         raise CheckpointError(f"{model}: no config.json; need the folder of a LLaVA model")
     table = read_json(path)
-    settings = llava_settings(table)
+    check_supported(str(path), table)
+    own = llava_settings(table)
+    beside = {} if own else xtuner_settings(model)
+    settings = own or beside
     if not settings:
         raise CheckpointError(
             f"{path}: a model of type {shown(table.get('model_type'))} without LLaVA's settings (mm_*)"
@@ -47,7 +55,7 @@ def read_llava_config(model: Path) -> tuple[Config, Config]:
         raise CheckpointError(
             f"{path}: a model of type {shown(table.get('model_type'))}, need one of {', '.join(HUGGING_FACE)}"
         )
-    return Config(str(path), table), Config(str(path), settings)
+    return Config(str(path), table | beside), Config(str(path), settings)
 
 
 def tower_settings(model: Path, config: Config, folder: Path | None = None) -> Config:

@@ -33,8 +33,8 @@ class Token:
 class Vocabulary:
     """Tokens in the order of their ids; those from `n_base` on were added to the trained ones.
 
-    Byte-level BPE has a rule `pre` by which texts are cut, and `merges` "a b" in order of rank; special tokens may take
-    the white space on their left or right along (ids in `lstrip`, `rstrip`).
+    Special tokens may take the white space on their left or right along (ids in `lstrip`, `rstrip`). Byte-level BPE has a
+    rule `pre` by which texts are cut, and `merges` "a b" in order of rank.
     """
 
     source: Path
@@ -104,11 +104,11 @@ class Vocabulary:
         meta.texts("tokenizer.ggml.tokens", [token.text for token in self.tokens])
         if self.is_byte_level:
             meta.texts("tokenizer.ggml.merges", self.merges)
-            meta.i32s("pyllava.tokens_lstrip", self.lstrip)
-            meta.i32s("pyllava.tokens_rstrip", self.rstrip)
         else:
             meta.f32s("tokenizer.ggml.scores", [token.score for token in self.tokens])
         meta.i32s("tokenizer.ggml.token_type", [token.kind for token in self.tokens])
+        meta.i32s("pyllava.tokens_lstrip", self.lstrip)
+        meta.i32s("pyllava.tokens_rstrip", self.rstrip)
         for name, token in self.special_ids.items():
             meta.u32(f"tokenizer.ggml.{_KEY.get(name, name)}_token_id", token)
         meta.flag("tokenizer.ggml.add_bos_token", self.add_bos)

@@ -9,7 +9,7 @@ from typing import Any
 from .errors import CheckpointError, shown
 from .script import log
 from .sentencepiece_model import MAX_PIECES
-from .special_tokens import added_token
+from .special_tokens import added_token, stripping
 from .vocabulary import NORMAL, Token, Vocabulary, filler
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,7 +42,7 @@ def read_bpe(path: Path, table: Mapping[str, Any], special: set[str]) -> Vocabul
     for text, i in model["vocab"].items():
         place(by_id, path, i, Token(text, 0.0, NORMAL))
     n_base = len(by_id)
-    lstrip, rstrip = [], []
+    added = {}
     for entry in table.get("added_tokens") or []:
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise CheckpointError(f"{path}: an added token without content")
@@ -50,8 +50,7 @@ def read_bpe(path: Path, table: Mapping[str, Any], special: set[str]) -> Vocabul
         if type(i) is int and i in by_id and by_id[i].text == text:
             del by_id[i]
         place(by_id, path, i, added_token(text, entry.get("special") is True or text in special))
-        lstrip += [i] if entry.get("lstrip") is True else []
-        rstrip += [i] if entry.get("rstrip") is True else []
+        added[i] = entry
     tokens = tuple(by_id.get(i) or filler(i) for i in range(max(by_id, default=-1) + 1))
     return Vocabulary(
         path,
@@ -62,8 +61,8 @@ def read_bpe(path: Path, table: Mapping[str, Any], special: set[str]) -> Vocabul
         add_space_prefix=False,
         pre=_rule(path, table),
         merges=tuple(" ".join(pair) for pair in merge_pairs(path, model.get("merges"))),
-        lstrip=tuple(lstrip),
-        rstrip=tuple(rstrip),
+        lstrip=stripping("lstrip", added),
+        rstrip=stripping("rstrip", added),
     )
 
 

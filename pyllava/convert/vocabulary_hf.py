@@ -8,7 +8,7 @@ from typing import Any
 
 from .checkpoints.json_file import read_json
 from .errors import CheckpointError
-from .special_tokens import added_token
+from .special_tokens import added_token, stripping
 from .vocabulary import BYTE, BYTE_PIECES, NORMAL, UNKNOWN, Token, Vocabulary
 from .vocabulary_bpe import is_byte_level, merge_pairs, place, read_bpe
 
@@ -36,6 +36,7 @@ def read_hf(path: Path, names: Mapping[str, str]) -> Vocabulary:
         kind = UNKNOWN if text == unknown else BYTE if text in BYTE_PIECES else NORMAL
         place(by_id, path, i, Token(text, -float(ranks.get(text, len(ranks))), kind))
     n_base = len(by_id)
+    added = {}
     for entry in table.get("added_tokens") or []:
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise CheckpointError(f"{path}: an added token without content")
@@ -45,12 +46,21 @@ def read_hf(path: Path, names: Mapping[str, str]) -> Vocabulary:
             token = Token(text, by_id[i].score, UNKNOWN if by_id[i].kind == UNKNOWN else token.kind)
             del by_id[i]
         place(by_id, path, i, token)
+        added[i] = entry
     if sorted(by_id) != list(range(len(by_id))):
         raise CheckpointError(f"{path}: {len(by_id)} tokens whose ids leave gaps")
     tokens = tuple(by_id[i] for i in range(len(by_id)))
     kinds = [token.kind for token in tokens]
     ids = {"unk": kinds.index(UNKNOWN)} if UNKNOWN in kinds else {}
-    return Vocabulary(path, tokens, n_base, ids, add_space_prefix=_adds_prefix(table))
+    return Vocabulary(
+        path,
+        tokens,
+        n_base,
+        ids,
+        add_space_prefix=_adds_prefix(table),
+        lstrip=stripping("lstrip", added),
+        rstrip=stripping("rstrip", added),
+    )
 
 
 def _adds_prefix(table: Mapping[str, Any]) -> bool:

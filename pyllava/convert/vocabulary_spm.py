@@ -10,7 +10,7 @@ from .checkpoints.json_file import read_json_if_there
 from .errors import CheckpointError, shown
 from .script import log
 from .sentencepiece_model import BPE, MAX_PIECES, read_sentencepiece
-from .special_tokens import CONTROL_LIKE, added_token, special_texts
+from .special_tokens import CONTROL_LIKE, added_token, special_texts, stripping
 from .vocabulary import CONTROL, NORMAL, USER_DEFINED, Token, Vocabulary
 
 
@@ -27,6 +27,7 @@ def read_spm(path: Path, settings: Mapping[str, Any], names: Mapping[str, str]) 
     added = _added_tokens(
         path.parent, settings, len(base), [token.text for token in base], set(names.values())
     )
+    decoder = _decoder(settings)
     ids = {name: i for name, i in model.special_ids.items() if 0 <= i < len(base)}
     return Vocabulary(
         path,
@@ -35,6 +36,8 @@ def read_spm(path: Path, settings: Mapping[str, Any], names: Mapping[str, str]) 
         ids,
         add_space_prefix=model.add_dummy_prefix,
         remove_extra_whitespaces=model.remove_extra_whitespaces,
+        lstrip=stripping("lstrip", decoder),
+        rstrip=stripping("rstrip", decoder),
     )
 
 
@@ -55,10 +58,8 @@ def _added_tokens(
     texts: dict[int, str] = {}
     for text, i in read_json_if_there(folder / "added_tokens.json").items():
         _note(texts, folder / "added_tokens.json", i, text)
-    decoder = settings.get("added_tokens_decoder")
-    for key, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(entry, dict) and key.isdecimal() and len(key) < 10:
-            _note(texts, folder / "tokenizer_config.json", int(key), entry.get("content"))
+    for i, entry in _decoder(settings).items():
+        _note(texts, folder / "tokenizer_config.json", i, entry.get("content"))
     special = special | special_texts(settings)
     for i, text in texts.items():
         if i < n_base and base[i] != text:
@@ -71,6 +72,16 @@ def _added_tokens(
             f"{folder}: Expected new token IDs from {n_base} on to be sequential, found {wanted[:8]}"
         )
     return [added_token(texts[i], texts[i] in special) for i in wanted]
+
+
+def _decoder(settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """What tokenizer_config.json says of tokens, by id."""
+    decoder = settings.get("added_tokens_decoder")
+    return {
+        int(key): entry
+        for key, entry in (decoder.items() if isinstance(decoder, dict) else ())
+        if isinstance(entry, dict) and key.isdecimal() and len(key) < 10
+    }
 
 
 def _note(texts: dict[int, str], path: Path, i: Any, text: Any) -> None:

@@ -188,7 +188,7 @@ def test_defaults_of_nested_configs(tmp_path: Path) -> None:
     them.
     """
     transformers = pytest.importorskip("transformers")
-    names = ("LlamaConfig", "MistralConfig", "Qwen2Config", "GraniteConfig")
+    names = ("LlamaConfig", "MistralConfig", "Qwen2Config", "GraniteConfig", "Phi3Config")
     for theirs in (getattr(transformers, name)() for name in names):
         kind = theirs.model_type
         config = {"model_type": "llava", "text_config": {"model_type": kind}, "vision_config": {}}
@@ -500,7 +500,7 @@ def test_vision_tower_of_the_command_line(tmp_path: Path) -> None:
     clip = write_clip_folder(tmp_path / "elsewhere" / "vit", SPEC, layout="vision")
     with pytest.raises(CheckpointError) as error:
         convert(folder, tmp_path / "out", PLAIN)
-    assert "its config.json names 'clip'" in str(error.value)
+    assert "which was trained with 'clip'" in str(error.value)
     assert f"into {tmp_path / 'clip'}, or give its folder with --vision-tower" in str(error.value)
     assert not (tmp_path / "out").exists()
     files(convert(folder, tmp_path / "out", Options(vision_tower=clip, check=False)))
@@ -612,7 +612,7 @@ def test_other_models(tmp_path: Path) -> None:
     refused(plain, out, "projector_hidden_act is 'relu', need 'gelu'")
     plain = write_hf(tmp_path / "qwen", SPEC)
     edit(plain, text_config={"model_type": "qwen3"})
-    refused(plain, out, "only the LLaMA family, Qwen2 and Granite are supported")
+    refused(plain, out, "only the LLaMA family, Qwen2, Granite and Phi-3 are supported")
     plain = write_hf(tmp_path / "video", SPEC, tiles=True)
     edit(plain, model_type="llava_next_video")
     refused(plain, out, "a model of type 'llava_next_video', need one of llava, llava_next")

@@ -6,6 +6,7 @@ them: the first LLaVA's one layer, Yi-VL's normalised layers, MobileVLM's and Mo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyllava
 
 from . import gates
 from .cases import picture
-from .reference import Reference, pixels_of, torch
+from .reference import Reference, pixels_of, torch, transformers
 
 pytestmark = pytest.mark.reference
 F = torch.nn.functional
@@ -168,12 +169,20 @@ class Lab:
         return np.ascontiguousarray(found.detach().numpy().reshape(-1, SPEC.n_embd))
 
 
-def made(folder: Path, kind: str, outtype: str = "f32") -> Files:
+def drawn(kind: str) -> dict[str, Array]:
     draw = Draw()
     PROJECTORS[kind].weights(draw)
+    return draw.found
+
+
+def projector_of(kind: str) -> dict[str, Array]:
+    """By its names in a checkpoint."""
+    return {f"model.mm_projector.{name}".replace("._.", "."): x for name, x in drawn(kind).items()}
+
+
+def made(folder: Path, kind: str, outtype: str = "f32") -> Files:
     llava = tiny.write_llava_checkpoint(folder / "llava", SPEC, projector=False)
-    names = {f"model.mm_projector.{name}".replace("._.", "."): x for name, x in draw.found.items()}
-    tiny.write_safetensors(llava / "mm_projector.safetensors", names, "f32")
+    tiny.write_safetensors(llava / "mm_projector.safetensors", projector_of(kind), "f32")
     clip = tiny.write_clip_folder(folder / "clip", SPEC)
     tiny_gguf.run_main("llava_surgery", "-m", llava)
     flags = ["--use-f32"] if outtype == "f32" else []
@@ -192,12 +201,10 @@ def made(folder: Path, kind: str, outtype: str = "f32") -> Files:
 @pytest.fixture(scope="module", params=list(PROJECTORS))
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     kind = request.param
-    draw = Draw()
-    PROJECTORS[kind].weights(draw)
     from .reference import Weights as Checkpoint
 
     judge = Reference(SPEC, Checkpoint.of(SPEC).with_f16_patches())
-    return Lab(kind, made(tmp_path_factory.mktemp(kind), kind), judge, draw.found)
+    return Lab(kind, made(tmp_path_factory.mktemp(kind), kind), judge, drawn(kind))
 
 
 @pytest.mark.parametrize("size", [(190, 62), (45, 131), (30, 21)])
@@ -245,3 +252,79 @@ def test_files_that_say_mlp(lab: Lab, tmp_path: Path) -> None:
     with pyllava.Llava(lab.files.model, mmproj, n_threads=1) as llava:
         found = llava.encode_image(source).array
     gates.check(lab.kind, gates.EMBEDDINGS, lab.embeddings(pixels_of(source, SPEC.image_size)[None]), found)
+
+
+# As they are published: the projector among the language model's tensors, the tower outside
+
+
+@dataclass(frozen=True)
+class Published:
+    """`config` as far as it differs from LLaVA-1.5's; `tower`: its folder, from that of the model."""
+
+    kind: str
+    config: dict[str, str]
+    tower: str
+    template: str
+    activation: str = "quick_gelu"
+
+
+MOBILE = {
+    "model_type": "mobilevlm",
+    "architectures": ["MobileLlamaForCausalLM"],
+    "mm_vision_tower": "mtgv/clip-l",
+}
+PUBLISHED = {
+    "LLaVA-7B-v1": Published(
+        "linear",
+        {"mm_projector_type": "linear", "mm_vision_tower": "openai/clip-l"},
+        "../clip-l",
+        "vicuna_v1",
+    ),
+    "Yi-VL-6B": Published(
+        "mlp_norm",
+        {"mm_projector_type": "mlp2x_gelu_Norm", "mm_vision_tower": "./vit/clip-h-yi-vl-6B-448"},
+        "vit/clip-h-yi-vl-6B-448",
+        "yi_vl",
+        activation="gelu",
+    ),
+    "MobileVLM-1.7B": Published("ldp", {**MOBILE, "mm_projector_type": "ldpnet"}, "../clip-l", "vicuna_v1"),
+    "MobileVLM_V2-1.7B": Published(
+        "ldpv2", {**MOBILE, "mm_projector_type": "ldpnetv2"}, "../clip-l", "vicuna_v1"
+    ),
+}
+
+
+def write_published(folder: Path, model: Published) -> Path:
+    tiny.write_llava_checkpoint(folder, SPEC, projector=False)
+    tiny.write_shards(
+        folder, tiny.language_tensors(SPEC) | projector_of(model.kind), "f32", fmt="bin", shards=2
+    )
+    (folder / "model.safetensors").unlink()
+    config = tiny.llava_config(SPEC) | model.config
+    (folder / "config.json").write_text(json.dumps(config))
+    tower = tiny.write_clip_folder(folder / model.tower, SPEC, layout="vision")
+    vision = tiny.vision_config(SPEC) | {"hidden_act": model.activation}
+    (tower / "config.json").write_text(json.dumps(vision))
+    return folder
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_in_one_command(name: str, tmp_path: Path) -> None:
+    """From the folder as it is published, its tower where the config says; the model says which template it has."""
+    from .reference import Weights as Checkpoint
+
+    model = PUBLISHED[name]
+    folder, out = write_published(tmp_path / name, model), tmp_path / "out"
+    types = ("--outtype", "f32", "--mmproj-outtype", "f32")
+    tiny_gguf.run_main("convert_llava", folder, "-o", out, *types)
+    files = Files(out / f"{name}-f32.gguf", out / f"mmproj-{name}-f32.gguf")
+    judge = Reference(SPEC, Checkpoint.of(SPEC).with_f16_patches())
+    for layer in getattr(judge.tower, "vision_model", judge.tower).encoder.layers:
+        layer.mlp.activation_fn = transformers.activations.ACT2FN[model.activation]
+    lab = Lab(model.kind, files, judge, drawn(model.kind))
+    source = picture(3, 45, 131)
+    with pyllava.Llava(files.model, files.mmproj, n_threads=1) as llava:
+        assert llava.template.name == model.template
+        found = llava.encode_image(source).array
+    expected = lab.embeddings(pixels_of(source, SPEC.image_size)[None])
+    gates.check(model.kind, gates.EMBEDDINGS, expected, found)

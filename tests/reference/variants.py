@@ -246,6 +246,15 @@ def granite() -> Any:
     )
 
 
+def phi3() -> Any:
+    """Heads in one matrix with keys and values, the gate with what it gates."""
+    return transformers.LlavaConfig(
+        vision_config=clip(24),
+        text_config=text("phi3", tie_word_embeddings=False),
+        image_token_index=IMAGE_TOKEN,
+    )
+
+
 def vip() -> Any:
     return transformers.VipLlavaConfig(
         vision_config=clip(24), text_config=text("llama"), image_token_index=IMAGE_TOKEN
@@ -266,5 +275,6 @@ VARIANTS = {
         anyres_max,
     ),
     "granite": Variant("granite-vision-3.2-2b", "LlavaNextForConditionalGeneration", granite, anyres),
+    "phi3": Variant("llava-phi-3-mini-xtuner", "LlavaForConditionalGeneration", phi3, padding),
     "vip": Variant("vip-llava-7b-hf", "VipLlavaForConditionalGeneration", vip, padding),
 }

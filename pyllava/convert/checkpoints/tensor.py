@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -102,6 +102,11 @@ class Tensor:
     def n_bytes(self) -> int:
         return math.prod(self.shape) * STORED[self.dtype].itemsize
 
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) under a name of their own."""
+        first = self.offset + start * self.strides[0] * STORED[self.dtype].itemsize
+        return replace(self, name=name, shape=(stop - start, *self.shape[1:]), offset=first)
+
     def stored_rows(self, start: int, stop: int) -> AnyArray:
         """Rows [start, stop) as stored (bf16 as 16-bit integers): [stop - start, row_elements]."""
         kind = STORED[self.dtype]
@@ -125,6 +130,20 @@ class Tensor:
         if self.dtype not in FLOATS:
             raise CheckpointError(f"{shown(self.name)}: type {self.dtype}, need one of {', '.join(FLOATS)}")
         return to_f32(self.stored_rows(start, stop), self.dtype)
+
+
+@dataclass(frozen=True)
+class Adapted(Tensor):
+    """A matrix with a LoRA adapter merged into it as its rows are read: W + scale * up @ down."""
+
+    down: FloatArray  # [rank, row_elements]
+    up: Tensor  # [n_rows, rank]
+    scale: float
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """As those of `Tensor`."""
+        change = self.up.rows(start, stop).astype(np.float64) @ self.down.astype(np.float64)
+        return np.asarray(super().rows(start, stop) + self.scale * change, np.float32)
 
 
 @dataclass(frozen=True)
