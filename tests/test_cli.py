@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pyllava._named_pictures import expanded
 from pyllava._terminal import DEMO_NOTE
 from pyllava.answer import Answer, Stream, Timings, Usage
 from pyllava.cli.caption_options import caption_parser
-from pyllava.cli.info import _layers_run
+from pyllava.cli.info_facts import layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
 from pyllava.errors import ModelMismatchError
@@ -987,6 +988,7 @@ def test_info_of_a_model(tiny: dict[str, str], capsys: pytest.CaptureFixture[str
         f"GGUF version 3, {os.path.getsize(tiny['model']) / 1024:.2f} KiB, alignment 32",
         "language model: architecture llama, layers 2, width 64, heads 4, KV heads 2, context 512, vocabulary 384",
     ]
+    assert out.splitlines()[3].startswith("a language model of the LLaMA family")
     assert "['<unk>', '<s>', '</s>', '<0x00>', ...] (384)" in out
     assert "tensors (21)\n" in out
     assert "blk.0.attn_q.weight" not in out
@@ -995,9 +997,37 @@ def test_info_of_a_model(tiny: dict[str, str], capsys: pytest.CaptureFixture[str
 def test_info_of_a_projector(tiny: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", tiny["mmproj"], "--tensors"]) == 0
     out = capsys.readouterr().out
-    assert "projector mlp, image size 56, patch size 14, patches 16, layers stored 3, layers run 2" in out
+    facts = (
+        "projector mlp, tower clip, image size 56, patch size 14, patches 16, layers stored 3, layers run 2"
+    )
+    assert facts in out
+    assert "CLIP that sees pictures padded to a square of 56 x 56, and an MLP (LLaVA-1.5 and later)" in out
     assert "output width 64" in out
     assert "v.blk.2.ffn_down.weight" in out
+
+
+def test_info_says_whether_a_pair_fits(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the files in one folder; what cannot be read there is passed over."""
+    shutil.copy(tiny["model"], tmp_path / "model.gguf")
+    shutil.copy(tiny["mmproj"], tmp_path / "mmproj.gguf")
+    shutil.copy("pyllava/models/demo-mmproj-q8_0.gguf", tmp_path / "other.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    for name, expected in (
+        (
+            "model.gguf",
+            [
+                "mmproj.gguf beside it fits",
+                "other.gguf beside it does not fit: its width is 256, this one's 64",
+            ],
+        ),
+        ("mmproj.gguf", ["model.gguf beside it fits"]),
+        ("other.gguf", ["model.gguf beside it does not fit: its width is 64, this one's 256"]),
+    ):
+        assert cli.main(["info", str(tmp_path / name)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if " beside it " in line] == expected
 
 
 def test_info_as_json(tiny: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -1034,10 +1064,10 @@ def test_info_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ({"clip.vision.feature_layer": [4, 8]}, 27, 8),
     ],
 )
-def test_layers_run(metadata: dict[str, Any], n_stored: int, run: int) -> None:
-    assert _layers_run(metadata, n_stored) == run
+def testlayers_run(metadata: dict[str, Any], n_stored: int, run: int) -> None:
+    assert layers_run(metadata, n_stored) == run
 
 
 def test_layers_run_of_siglip() -> None:
     stored = {24: 24, 26: 26, 27: 26, 32: 32}
-    assert {n: _layers_run({}, n, is_siglip=True) for n in stored} == stored
+    assert {n: layers_run({}, n, is_siglip=True) for n in stored} == stored

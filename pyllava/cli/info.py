@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._plain import plain
+from .info_facts import facts_of
+from .info_words import sentences
 from .options import PROGRAM, Parser
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def info(argv: Sequence[str]) -> None:
 
     file = GgufFile(options.file)
     summary = _summary(file, options.file)
+    summary["words"] = sentences(file, options.file, summary["model"])
     if summary["model"]["kind"] == "language model":
         summary["devices"] = _places(options.file)
     if options.tensors:
@@ -44,19 +47,12 @@ def _summary(file: GgufFile, path: str) -> dict[str, Any]:
         of_type = types.setdefault(_type_name(tensor.type), {"tensors": 0, "bytes": 0})
         of_type["tensors"] += 1
         of_type["bytes"] += tensor.n_bytes
-    shapes = {tensor.name: tuple(tensor.shape) for tensor in file.tensors}
-    architecture = str(file.metadata.get("general.architecture", "unknown"))
-    model = (
-        _projector(file.metadata, shapes)
-        if architecture == "clip"
-        else _language_model(file.metadata, architecture)
-    )
     return {
         "file": os.fspath(path),
         "bytes": os.path.getsize(path),
         "version": file.version,
         "alignment": file.alignment,
-        "model": {key: value for key, value in model.items() if value is not None},
+        "model": facts_of(file),
         "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
     }
 
@@ -74,69 +70,6 @@ def _places(path: str) -> dict[str, Any] | None:
     return {**shown, "text": str(devices)}
 
 
-def _language_model(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    return {
-        "kind": "language model",
-        "architecture": architecture,
-        "layers": metadata.get(f"{architecture}.block_count"),
-        "width": metadata.get(f"{architecture}.embedding_length"),
-        "heads": metadata.get(f"{architecture}.attention.head_count"),
-        "KV heads": metadata.get(f"{architecture}.attention.head_count_kv"),
-        "context": metadata.get(f"{architecture}.context_length"),
-        "vocabulary": len(tokens) if isinstance(tokens, list) else None,
-    }
-
-
-def _projector(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    image_size, patch_size = (
-        _count(metadata, f"clip.vision.{name}") for name in ("image_size", "patch_size")
-    )
-    n_stored = len({name.split(".")[2] for name in shapes if name.startswith("v.blk.")})
-    is_siglip = "v.class_embd" not in shapes and "v.patch_embd.bias" in shapes
-    return {
-        "kind": "projector",
-        "projector": _projector_kind(metadata, shapes),
-        "image size": image_size,
-        "patch size": patch_size,
-        "patches": (image_size // patch_size) ** 2 if image_size and patch_size else None,
-        "layers stored": n_stored,
-        "layers run": _layers_run(metadata, n_stored, is_siglip=is_siglip),
-        "width": metadata.get("clip.vision.embedding_length"),
-        "output width": _output_width(shapes),
-        "merge": metadata.get("clip.vision.mm_patch_merge_type"),
-    }
-
-
-def _projector_kind(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    named = metadata.get("clip.projector_type") or metadata.get("clip.vision.projector_type")
-    if named:
-        return str(named)
-    return ("mlp_norm" if "mm.3.weight" in shapes else "mlp") + " (the file does not say so)"
-
-
-def _layers_run(metadata: Mapping[str, Any], n_stored: int, *, is_siglip: bool = False) -> int:
-    """As vision_hparams.c decides: a file without a feature layer holds the layers wanted, or a whole tower."""
-    n_layer = _count(metadata, "clip.vision.block_count") or n_stored
-    features: Any = metadata.get("clip.vision.feature_layer")
-    features = features.tolist() if hasattr(features, "tolist") else features
-    if isinstance(features, list) and features and all(isinstance(layer, int) for layer in features):
-        return max(layer if layer >= 0 else n_layer for layer in features)
-    return n_layer - 1 if n_layer in ((27,) if is_siglip else (24, 32)) else n_layer
-
-
-def _count(metadata: Mapping[str, Any], key: str) -> int:
-    value = metadata.get(key)
-    return value if isinstance(value, int) else 0
-
-
-def _output_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    for name in ("mm.3.weight", "mm.2.weight", "mm.0.weight"):
-        if name in shapes:
-            return shapes[name][0]
-    return None
-
-
 # --- text ---
 
 
@@ -147,6 +80,7 @@ def _report(summary: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str
         summary["file"],
         f"GGUF version {summary['version']}, {_size(summary['bytes'])}, alignment {summary['alignment']}",
         f"{model['kind']}: {facts}",
+        *summary["words"],
         *([f"on this machine: {summary['devices']['text']}"] if summary.get("devices") else []),
         "",
         f"metadata ({len(metadata)})",
