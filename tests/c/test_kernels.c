@@ -534,9 +534,11 @@ static void test_store_shape(enum ggml_type type, double gate, int n_tokens, int
     char *cache = take(size), *first = take(size);
     float *from = normals((size_t) n_tokens * stride, 1.0f), *back = take((size_t) n * 4);
     int32_t cells[N_CELLS];
+    int64_t rows[N_CELLS];
     shuffle(cells);
+    for (int t = 0; t < N_CELLS; t++) rows[t] = cells[t];
     struct ggml_tensor x = tensor_2d(GGML_TYPE_F32, from, n_tokens, n, stride * 4);
-    struct ggml_tensor c = tensor_2d(GGML_TYPE_I32, cells, 1, n_tokens, (size_t) n_tokens * 4);
+    struct ggml_tensor c = tensor_2d(GGML_TYPE_I64, rows, 1, n_tokens, (size_t) n_tokens * 8);
     struct ggml_tensor dst = tensor_2d(type, cache, N_CELLS, n, row);
     dst.src[0] = &dst, dst.src[1] = &x, dst.src[2] = &c;
     for (int nth = 1; nth <= MAX_THREADS; nth++) {
