@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib
 import io
 import json
 import os
@@ -749,11 +750,15 @@ def test_a_read_only_folder_is_told_before_the_model_is_loaded(
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         top.chmod(0o755)
         folder = draw(top / "pictures" / "a.png", 1).parent
+        importlib.import_module("pyllava.cli.caption")  # the package may lie where that user cannot read
+        demo = pyllava.models.find(None, None)
+        for file in (demo.model, demo.mmproj):
+            shutil.copy(str(file), top)
         folder.chmod(0o555)
         stack.callback(folder.chmod, 0o755)
         with another_user():
             given = [argument.format(folder=folder) for argument in arguments]
-            assert caption(folder, "-p", QUESTION, *given) == 1
+            assert caption(folder, "-m", top, "-p", QUESTION, *given) == 1
         assert str(folder) in capsys.readouterr().err
         assert [path.name for path in folder.iterdir()] == ["a.png"]
 
