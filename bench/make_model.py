@@ -2,16 +2,18 @@
 
 python bench/make_model.py --shape 1b|7b|13b --type q4_k_m|q8_0|f16 OUT.gguf    a language model (LLaMA)
 python bench/make_model.py --shape clip-l --n-embd 4096 --type f16|q8_0 OUT.gguf  CLIP-L/14-336 with projector
+python bench/make_model.py --shape siglip --n-embd 4096 --type f16 OUT.gguf     SigLIP So400m/14-384 with projector
 
 A few hundred rows of normal deviates are quantised for each type and width, and repeated. 24 vision layers
-are stored and named as those to run up to number 23, so that every runtime computes 23. "tiny" and
-"clip-tiny" are for trying the measurements themselves.
+of CLIP are stored and named as those to run up to number 23, so that every runtime computes 23; of SigLIP's 27, 26
+are run. "tiny" and "clip-tiny" are for trying the measurements themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,9 +23,26 @@ import numpy as np
 from pyllava.quantize import TYPES, Plan, quantize_rows
 
 N_VOCAB = 32000
-VISION = {  # n_embd, n_ff, n_layer, n_head
-    "clip-l": (1024, 4096, 24, 16),
-    "clip-tiny": (64, 256, 2, 4),
+
+
+@dataclass(frozen=True)
+class Tower:
+    n_embd: int
+    n_ff: int
+    n_layer: int
+    n_head: int
+    image_size: int = 336
+    is_siglip: bool = False
+
+    @property
+    def n_positions(self) -> int:
+        return (self.image_size // 14) ** 2 + (not self.is_siglip)
+
+
+VISION = {
+    "clip-l": Tower(1024, 4096, 24, 16),
+    "clip-tiny": Tower(64, 256, 2, 4),
+    "siglip": Tower(1152, 4304, 27, 16, image_size=384, is_siglip=True),
 }
 SHAPES = {  # n_embd, n_layer, n_head, n_head_kv, n_ff
     "tiny": (256, 2, 4, 4, 512),
@@ -58,21 +77,23 @@ def language_tensors(shape: str, kind: str) -> Iterator[Entry]:
 
 
 def vision_tensors(shape: str, n_embd: int, kind: str) -> Iterator[Entry]:
-    (d, f, n_layer, _), matrix = VISION[shape], kind.upper()
-    yield "v.class_embd", (d,), "F32"
+    tower, matrix = VISION[shape], kind.upper()
+    d, f, n_layer = tower.n_embd, tower.n_ff, tower.n_layer
+    yield ("v.patch_embd.bias" if tower.is_siglip else "v.class_embd"), (d,), "F32"
     yield "v.patch_embd.weight", (d, 3, 14, 14), "F16"
-    yield "v.position_embd.weight", (577, d), "F16"
+    yield "v.position_embd.weight", (tower.n_positions, d), "F16"
     yield "mm.0.weight", (n_embd, d), matrix
     yield "mm.2.weight", (n_embd, n_embd), matrix
     yield "mm.0.bias", (n_embd,), "F32"
     yield "mm.2.bias", (n_embd,), "F32"
-    for name in ("v.pre_ln", *(f"v.blk.{i}.ln{n}" for i in range(n_layer) for n in (1, 2))):
+    first = () if tower.is_siglip else ("v.pre_ln",)
+    for name in (*first, *(f"v.blk.{i}.ln{n}" for i in range(n_layer) for n in (1, 2))):
         yield f"{name}.weight", (d,), "F32"
         yield f"{name}.bias", (d,), "F32"
     for i in range(n_layer):
         sizes = {"attn_q": (d, d), "attn_k": (d, d), "attn_v": (d, d), "attn_out": (d, d)}
         for name, size in (sizes | {"ffn_down": (f, d), "ffn_up": (d, f)}).items():
-            yield f"v.blk.{i}.{name}.weight", size, matrix
+            yield f"v.blk.{i}.{name}.weight", size, matrix if size[-1] % 32 == 0 else "F16"
             yield f"v.blk.{i}.{name}.bias", size[:1], "F32"
 
 
@@ -124,24 +145,26 @@ def language_keys(writer: gguf.GGUFWriter, shape: str) -> None:
 
 
 def vision_keys(writer: gguf.GGUFWriter, shape: str) -> None:
-    d, f, n_layer, n_head = VISION[shape]
+    tower = VISION[shape]
     numbers: dict[str, Any] = {
-        "image_size": 336, "patch_size": 14, "embedding_length": d, "feed_forward_length": f,
-        "projection_dim": 768, "block_count": n_layer, "attention.head_count": n_head,
+        "image_size": tower.image_size, "patch_size": 14, "embedding_length": tower.n_embd,
+        "feed_forward_length": tower.n_ff, "projection_dim": 768, "block_count": tower.n_layer,
+        "attention.head_count": tower.n_head,
     }  # fmt: skip
     writer.add_description("image encoder for LLaVA")
     for key in ("text", "vision"):
         writer.add_bool(f"clip.has_{key}_encoder", key == "vision")
     writer.add_bool("clip.has_llava_projector", True)
-    writer.add_bool("clip.use_gelu", False)
+    writer.add_bool("clip.use_gelu", tower.is_siglip)
     writer.add_string("clip.projector_type", "mlp")
     writer.add_uint32("general.file_type", 1)
     for key, number in numbers.items():
         writer.add_uint32(f"clip.vision.{key}", number)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
-    writer.add_array("clip.vision.feature_layer", [n_layer - 1])
-    writer.add_array("clip.vision.image_mean", [0.48145466, 0.4578275, 0.40821073])
-    writer.add_array("clip.vision.image_std", [0.26862954, 0.26130258, 0.27577711])
+    writer.add_array("clip.vision.feature_layer", [tower.n_layer - 1])
+    siglip, half = tower.is_siglip, [0.5, 0.5, 0.5]
+    writer.add_array("clip.vision.image_mean", half if siglip else [0.48145466, 0.4578275, 0.40821073])
+    writer.add_array("clip.vision.image_std", half if siglip else [0.26862954, 0.26130258, 0.27577711])
 
 
 def make(path: Path, shape: str, kind: str, n_embd: int = 4096) -> None:

@@ -147,7 +147,7 @@ static tensor * quantised(graph * g, linear_plan plan, tensor * x) {
     node_call * call = light(new_fast_call(g, kernel_round, plan), x->ne[0] * x->ne[1]);
     if (!call) return NULL;
     tensor * args[] = { x, NULL, NULL };
-    if (g->norm.out == x && x->ne[0] <= fast_norm_limit()) { // normalise and quantise in one pass
+    if (g->norm.out == x && fast_norm_fits(x->ne[0])) { // normalise and quantise in one pass
         call->job.norm = g->norm.b ? NORM_LAYER : NORM_RMS;
         call->job.eps = g->norm.eps;
         args[0] = g->norm.x, args[1] = g->norm.w, args[2] = g->norm.b;

@@ -139,15 +139,16 @@ static tensor * activate(graph * g, vit_act act, tensor * x) {
 }
 
 // One pre-norm encoder layer:   h = x + Attention(LN1(x))    y = h + fc2(act(fc1(LN2(h))))
-// In the fast mode fc2 has 8 bits: only the inputs of the other matrices have outlier channels
-// (bench/RESULTS.md).
+// In the fast mode CLIP's fc2 has 8 bits: only the inputs of the other matrices have outlier channels
+// (bench/RESULTS.md). SigLIP's would lose more by that, and gain less.
 static tensor * vit_block(graph * g, const vit * v, const vit_layer * l, int i, tensor * x) {
     const vit_hparams * h = &v->hparams;
     tensor * y = nn_name(g, nn_layer_norm(g, l->ln1, l->ln1_b, h->eps, x), "v.blk.%d.ln1", i);
     x = nn_add(g, x, vit_attention(g, l, i, y));
     y = nn_name(g, nn_layer_norm(g, l->ln2, l->ln2_b, h->eps, x), "v.blk.%d.ln2", i);
     y = activate(g, h->act, nn_linear_fine(g, l->fc1, l->fc1_b, y));
-    y = nn_name(g, nn_linear(g, l->fc2, l->fc2_b, y), "v.blk.%d.ffn_out", i);
+    y = (h->is_siglip ? nn_linear_fine : nn_linear)(g, l->fc2, l->fc2_b, y);
+    y = nn_name(g, y, "v.blk.%d.ffn_out", i);
     return nn_name(g, nn_add(g, x, y), "v.blk.%d.out", i); // [n_views * n_pos, D]
 }
 

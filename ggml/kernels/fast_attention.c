@@ -1,8 +1,6 @@
 // fast_attention.c - attention of the fast mode: a task uses the loops of a micro table if they support this
 // head size, else those of attention.c, which shared_code.h includes before this file.
-static int32_t queries_of(int32_t head_dim) {
-    return head_dim % MAX_ROWS == 0 && head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES;
-}
+static int32_t queries_of(int32_t head_dim) { return head_dim <= MAX_HEAD ? MAX_QUERIES : KERNEL_QUERIES; }
 
 #if defined(KERNEL_SIZES)
 size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }

@@ -26,7 +26,7 @@ typedef struct fast_scratch {
 } fast_scratch;
 
 size_t fast_linear_scratch_size(void) { return sizeof(fast_scratch); }
-int64_t fast_norm_limit(void) { return CHUNK * MAX_ROWS; }
+bool fast_norm_fits(int64_t n_in) { return n_in % GROUP == 0 && n_in <= CHUNK * MAX_ROWS; }
 
 static bool is_float(enum ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
@@ -34,7 +34,6 @@ static bool is_float(enum ggml_type type) {
 
 linear_plan fast_linear_plan(const micro * m, const struct ggml_tensor * w, row_kind rows, bool fine) {
     if (rows == ROWS_ANSWER && is_float(w->type)) return LINEAR_FLOAT_DOTS;
-    if (w->ne[0] % GROUP) return LINEAR_EXACT;
     const bool k_type = w->type == GGML_TYPE_Q4_K || w->type == GGML_TYPE_Q5_K || w->type == GGML_TYPE_Q6_K;
     if (rows == ROWS_ANSWER) return k_type ? LINEAR_DOTS_K : m->dot[w->type] ? LINEAR_DOTS16 : LINEAR_ENGINE;
     if (fine || (rows == ROWS_PROMPT && is_float(w->type))) return LINEAR_INT16;

@@ -114,7 +114,7 @@ void kernel_gelu_tanh(struct ggml_tensor * dst, int ith, int nth, void * unused)
 linear_plan fast_linear_plan(const struct micro * m, const struct ggml_tensor * w, row_kind rows, bool fine);
 int64_t fast_linear_rounded_size(linear_plan plan, int64_t n_in); // 0: not quantised
 size_t fast_linear_scratch_size(void);
-int64_t fast_norm_limit(void); // largest n_in that kernel_round normalises
+bool fast_norm_fits(int64_t n_in); // whether kernel_round can normalise so many
 void kernel_round(struct ggml_tensor * dst, int ith, int nth, void * job);
 void kernel_fast_linear(struct ggml_tensor * dst, int ith, int nth, void * job);
 size_t fast_attention_scratch_size(void);

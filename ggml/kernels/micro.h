@@ -120,7 +120,7 @@ typedef struct micro {
                             const char * x_scales, const char * x_sums, size_t stride, float * y);
 
     void (*attend_few)(const attention_work * work);  // n * group <= FEW_TOKENS, d <= MAX_HEAD
-    void (*attend_many)(const attention_work * work); // d <= MAX_HEAD, d % MAX_ROWS == 0
+    void (*attend_many)(const attention_work * work); // d <= MAX_HEAD
     // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: what round_k gives for K types,
     // round_dots for other quantised ones, f32 for floats. NULL: no such loop.
     void (*dot[GGML_TYPE_COUNT])(int n_rows, int n, int64_t n_in, const char * w, size_t row_size,

@@ -131,13 +131,22 @@ _Static_assert(sizeof(many_scratch) <= ATTEND_SCRATCH, "scratch of attend_many")
 
 static size_t row_size(int n) { return 2 * (size_t) n + ROW_SCALE; }
 
+// Rows are filled up with zeros to whole panels: they add nothing to a product.
+static int filled(int d) { return (int) round_up((size_t) d, ROWS); }
+
 INLINE void round_row(const float * x, int n, char * to) {
     const float scale = round_words(x, n, ROUND16_TOP, to);
     memcpy(to + 2 * n, &scale, sizeof scale);
 }
 INLINE float load_row(const char * from, enum ggml_type type, int d, uint16_t * to) {
     float row[MAX_HEAD];
-    return round_words(floats_of(from, type, d, row), d, PANEL16_TOP, (char *) to);
+    const float * x = floats_of(from, type, d, row);
+    if (filled(d) > d) {
+        if (x != row) memcpy(row, x, (size_t) d * sizeof *x);
+        memset(row + d, 0, (size_t) (filled(d) - d) * sizeof *row);
+        x = row;
+    }
+    return round_words(x, filled(d), PANEL16_TOP, (char *) to);
 }
 INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scales, const char * x,
                           float * y) {
@@ -147,10 +156,11 @@ INLINE void multiply_rows(int n, int n_k, const char * panel, const float * scal
 // TILE_KEYS rows of the cache; rows beyond n_keys are zero.
 INLINE void load_rows(const attention_work * a, const char * from, size_t stride, enum ggml_type type, int p0,
                       int n_keys, many_scratch * s) {
+    const int d = filled(a->d);
     for (int j = 0; j < TILE_KEYS; j++) {
-        uint16_t * to = s->rows + j * a->d;
+        uint16_t * to = s->rows + j * d;
         s->row_scales[j] = 0.0f;
-        if (j >= n_keys) memset(to, 0, 2 * (size_t) a->d);
+        if (j >= n_keys) memset(to, 0, 2 * (size_t) d);
         else s->row_scales[j] = load_row(key_row(a, from, stride, p0 + j), type, a->d, to);
     }
 }
@@ -169,7 +179,7 @@ INLINE void fold_rows(const attention_work * a, int first, int n_rows, int p0, i
         for (int j = 0; j < TILE_KEYS; j += LANES)
             vf_store(s->row + j, vf_mul(vf_load(s->row + j), vf_load(s->row_scales + j)));
         round_row(s->row, TILE_KEYS, weights);
-        for (int c = 0; rescale != 1.0f && c < a->d / ROWS; c++) {
+        for (int c = 0; rescale != 1.0f && c < filled(a->d) / ROWS; c++) {
             float * out = s->out[c] + r * ROWS;
             for (int j = 0; j < ROWS; j += LANES)
                 vf_store(out + j, vf_mul(vf_load(out + j), vf_set(rescale)));
@@ -188,10 +198,11 @@ INLINE void value_panel(const many_scratch * s, int d, int c, char * panel) {
 
 static void attend_many(const attention_work * a) {
     many_scratch * s = (many_scratch *) (void *) a->scratch;
-    const int d = a->d, n_rows = a->n * a->group, n_keys = most_visible(a);
-    const float scale = 1.0f / sqrtf((float) d);
+    const int d = filled(a->d), n_rows = a->n * a->group, n_keys = most_visible(a);
+    const float scale = 1.0f / sqrtf((float) a->d);
+    memset(s->row, 0, (size_t) d * sizeof *s->row);
     for (int r = 0; r < n_rows; r++) {
-        for (int c = 0; c < d; c++) s->row[c] = query_row(a, r)[c] * scale;
+        for (int c = 0; c < a->d; c++) s->row[c] = query_row(a, r)[c] * scale;
         round_row(s->row, d, s->q + (size_t) r * row_size(d));
         s->max[r] = -INFINITY;
         s->sum[r] = 0.0f;
@@ -219,6 +230,7 @@ static void attend_many(const attention_work * a) {
         }
     }
     for (int r = 0; r < n_rows; r++) {
-        for (int c = 0; c < d / ROWS; c++) write_row(a, r, s->out[c] + r * ROWS, c * ROWS, ROWS, s->sum[r]);
+        for (int c = 0; c < a->d; c += ROWS)
+            write_row(a, r, s->out[c / ROWS] + r * ROWS, c, a->d - c < ROWS ? a->d - c : ROWS, s->sum[r]);
     }
 }

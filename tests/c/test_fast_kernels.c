@@ -298,7 +298,10 @@ static void test_linears(const micro * m) {
         }
         test_linear(m, types[i], 512, 67, 5, ROWS_PROMPT, true);
     }
-    test_linear(m, GGML_TYPE_F16, 75, 5, 3, ROWS_ANSWER, false);
+    for (int rows = ROWS_PROMPT; rows <= ROWS_VIEW; rows++) { // as SigLIP's fc2 and patches: 4304, 588
+        test_linear(m, GGML_TYPE_F16, 75, 5, 3, (row_kind) rows, false);
+        test_linear(m, GGML_TYPE_F32, 592, 33, 13, (row_kind) rows, false);
+    }
 }
 
 // --------------------------------------------------------------------------------------- attention
@@ -384,13 +387,14 @@ static void test_attention(const micro * m, attention_case c, row_kind rows) {
 
 static void test_attentions(const micro * m) {
     const attention_case cases[] = {
-        { 1, 0, 2, 2, 64, GGML_TYPE_F32 },     { 1, 300, 8, 2, 128, GGML_TYPE_F16 },
-        { 1, 77, 7, 1, 96, GGML_TYPE_Q8_0 },   { 2, 130, 8, 2, 64, GGML_TYPE_F16 },
-        { 40, 0, 4, 4, 64, GGML_TYPE_F16 },    { 130, 65, 4, 2, 64, GGML_TYPE_F32 },
-        { 50, 14, 8, 1, 128, GGML_TYPE_F16 },  { 33, 3, 2, 2, 20, GGML_TYPE_F32 },
-        { 97, 0, 3, 3, 256, GGML_TYPE_Q8_0 },  { 3, 20, 2, 2, 288, GGML_TYPE_F16 },
-        { 70, 1, 6, 2, 32, GGML_TYPE_BF16 },   { 1, 10, 16, 1, 64, GGML_TYPE_F32 },
-        { 5, 200, 100, 1, 32, GGML_TYPE_F32 },
+        { 1, 0, 2, 2, 64, GGML_TYPE_F32 },    { 1, 300, 8, 2, 128, GGML_TYPE_F16 },
+        { 1, 77, 7, 1, 96, GGML_TYPE_Q8_0 },  { 2, 130, 8, 2, 64, GGML_TYPE_F16 },
+        { 40, 0, 4, 4, 64, GGML_TYPE_F16 },   { 130, 65, 4, 2, 64, GGML_TYPE_F32 },
+        { 50, 14, 8, 1, 128, GGML_TYPE_F16 }, { 33, 3, 2, 2, 20, GGML_TYPE_F32 },
+        { 97, 0, 3, 3, 256, GGML_TYPE_Q8_0 }, { 3, 20, 2, 2, 288, GGML_TYPE_F16 },
+        { 70, 1, 6, 2, 32, GGML_TYPE_BF16 },  { 65, 5, 3, 3, 72, GGML_TYPE_F32 },
+        { 37, 0, 2, 1, 80, GGML_TYPE_F16 },   { 9, 60, 4, 2, 49, GGML_TYPE_F32 },
+        { 1, 10, 16, 1, 64, GGML_TYPE_F32 },  { 5, 200, 100, 1, 32, GGML_TYPE_F32 },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         test_attention(m, cases[i], ROWS_PROMPT);
