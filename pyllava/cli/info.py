@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._facts import facts_of
 from .._plain import plain
-from .info_facts import facts_of
 from .info_words import sentences
 from .options import PROGRAM, Parser
 
