@@ -13,10 +13,11 @@ import importlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ._facts import facts_of
 from ._part_file import replacing
@@ -29,7 +30,7 @@ _HEAD_BYTES = (
     1 << 23,
     1 << 26,
 )  # of a file: headers with 32,000 tokens have 0.7 MB, with 150,000 and merges 8
-_CHUNK = 1 << 22
+_CHUNK = 1 << 16  # what has come of one is lost with the line
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,22 @@ def _first_bytes(file: RemoteFile, n_bytes: int) -> bytes:
     headers = {**hub.utils.build_hf_headers(library_name="pyllava"), "Range": f"bytes=0-{n_bytes - 1}"}
     url = hub.hf_hub_url(file.repo, file.name, revision=file.commit)
     data = bytearray()
-    options = {"timeout": _TIMEOUT_S, "max_retries": _RETRIES, "retry_on_exceptions": ()}
-    with hub.utils.http_stream_backoff("GET", url, headers=headers, **options) as response:
-        hub.utils.hf_raise_for_status(response)
-        for chunk in response.iter_bytes(chunk_size=1 << 16):
+    with _answer(url, headers) as response:
+        for chunk in response.iter_bytes(chunk_size=_CHUNK):
             data += chunk
             if len(data) >= n_bytes:
                 break
     return bytes(data[: min(n_bytes, file.n_bytes)])
+
+
+@contextlib.contextmanager
+def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    """The answer to GET, as it comes."""
+    hub = client()
+    options = {"timeout": _TIMEOUT_S, "max_retries": _RETRIES, "retry_on_exceptions": ()}
+    with hub.utils.http_stream_backoff("GET", url, headers=headers, **options) as response:
+        hub.utils.hf_raise_for_status(response)
+        yield response
 
 
 # --- fetching ---
@@ -183,31 +192,25 @@ def fetch(file: RemoteFile, report: Callable[[str, int], object]) -> Path:
             made.mkdir(parents=True, exist_ok=True)
         with hub.utils.WeakFileLock(lock):
             if not blob.exists():
-                _fetch_blob(file, url, blob, report)
+                wanted = file.sha256 or (etag if re.fullmatch(r"[0-9a-f]{64}", etag) else "")
+                _fetch_blob(replace(file, sha256=wanted), url, blob, report)
         return Path(hub.hf_hub_download(file.repo, file.name, revision=file.commit, library_name="pyllava"))
 
 
 def _fetch_blob(file: RemoteFile, url: str, blob: Path, report: Callable[[str, int], object]) -> None:
     """The bytes of a file under the name of its sum. What comes is kept in a file beside it until it is whole, for the next try."""
-    hub = client()
     part = blob.with_name(f"{blob.name}.incomplete")
     if part.exists() and part.stat().st_size > file.n_bytes:
         part.unlink()
     with open(part, "ab") as out:
         report("fetch", out.tell())
-        hub.file_download.http_get(
-            url,
-            out,
-            resume_size=out.tell(),
-            headers=hub.utils.build_hf_headers(library_name="pyllava"),
-            expected_size=file.n_bytes,
-            displayed_filename=file.name,
-            tqdm_class=_reporting(report),
-        )
+        _stream(url, out, file.n_bytes, report)
         out.flush()
         os.fsync(out.fileno())
-    found = _sha256(part, report) if file.sha256 else ""
-    if found != file.sha256:
+    found, n_bytes = _sha256(part, report) if file.sha256 else "", part.stat().st_size
+    if n_bytes < file.n_bytes:
+        raise HubError(f"{file.repo}: {file.name} ended after {n_bytes} of {file.n_bytes} bytes: try again")
+    if found != file.sha256 or n_bytes > file.n_bytes:
         part.unlink()
         raise HubError(
             f"{file.repo}: {file.name} came with the SHA-256 {found}, need {file.sha256}: it is thrown away, try again"
@@ -215,35 +218,37 @@ def _fetch_blob(file: RemoteFile, url: str, blob: Path, report: Callable[[str, i
     os.replace(part, blob)
 
 
+def _stream(url: str, out: BinaryIO, n_bytes: int, report: Callable[[str, int], object]) -> None:
+    """Appends what lacks of `n_bytes`; where the line breaks it goes on from there, until nothing more comes at all."""
+    hub = client()
+    n_tries = 0
+    while out.tell() < n_bytes:
+        before = out.tell()
+        headers = {**hub.utils.build_hf_headers(library_name="pyllava"), "Range": f"bytes={before}-"}
+        try:
+            with _answer(url, headers) as response:
+                if response.status_code == 200 and before:  # no ranges there: all of it comes again
+                    report("fetch", -before)
+                    out.truncate(0)
+                for chunk in response.iter_bytes(chunk_size=_CHUNK):
+                    out.write(chunk)
+                    report("fetch", len(chunk))
+        except _transport_errors() as error:
+            n_tries = 0 if out.tell() > before else n_tries + 1
+            if n_tries > _RETRIES or isinstance(error, hub.errors.HfHubHTTPError):
+                raise
+            time.sleep(1)
+        else:
+            break
+
+
 def _sha256(path: Path, report: Callable[[str, int], object]) -> str:
     total = hashlib.sha256()
     with open(path, "rb") as data:
-        while chunk := data.read(_CHUNK):
+        while chunk := data.read(1 << 20):
             total.update(chunk)
             report("verify", len(chunk))
     return total.hexdigest()
-
-
-def _reporting(report: Callable[[str, int], object]) -> type:
-    """What the client takes for a bar of tqdm."""
-
-    class Bar:
-        def __init__(self, **_: Any) -> None:
-            pass
-
-        def update(self, n: int) -> None:
-            report("fetch", n)
-
-        def close(self) -> None:
-            pass
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    return Bar
 
 
 # --- errors ---
@@ -254,9 +259,6 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
     """The client's errors as one line that says what can be done."""
     hub = client()
     errors = hub.errors
-    transport: type[Exception] = errors.HfHubHTTPError.__bases__[
-        0
-    ]  # of the HTTP library that this version uses
     where = hub.constants.ENDPOINT
     try:
         yield
@@ -285,10 +287,16 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
             else "a token that may read it is needed (HF_TOKEN)"
         )
         raise HubError(f"{repo}: {where} answers {status} {error.response.reason_phrase}: {way}") from None
-    except transport as error:
+    except _transport_errors() as error:
         raise HubError(
             f"{repo}: {where} cannot be reached ({type(error).__name__}: {_line(error)}): what has come is kept, try again"
         ) from None
+
+
+def _transport_errors() -> type[Exception]:
+    """Those of the HTTP library that this version of the client uses, those of answers among them."""
+    found: type[Exception] = client().errors.HfHubHTTPError.__bases__[0]
+    return found
 
 
 def _line(error: Exception) -> str:

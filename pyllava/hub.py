@@ -24,7 +24,18 @@ from ._lib.values import is_false
 from .errors import GenerationCancelled, HubError, ModelMismatchError
 from .models import ModelFiles
 
-__all__ = ["Checkpoint", "Offer", "cached", "fetch_all", "files_of", "get", "is_offline", "offer", "parsed"]
+__all__ = [
+    "Checkpoint",
+    "Offer",
+    "cached",
+    "fetch_all",
+    "files_of",
+    "get",
+    "is_offline",
+    "offer",
+    "parsed",
+    "settled",
+]
 
 _DEFAULT_QUANTS = ("Q4_K_M", "Q4_K", "INT4", "Q4_K_S", "Q4_0")
 """Where none is named: the first is what llama.cpp's tools take, too."""
@@ -38,19 +49,12 @@ Progress = Callable[[str, float], object]
 
 
 @dataclass(frozen=True)
-class Offer:
-    """The files of a model that can be fetched, from commits that are fixed."""
+class _Files:
+    """Files of a repository that can be fetched, from a commit that is fixed."""
 
     name: str
     files: tuple[RemoteFile, ...]
-    """In the order in which they are fetched: the language model's first file last, so that what has it has everything."""
-    model: RemoteFile
-    mmproj: RemoteFile | None
-    n_memory: int
-    """Bytes, about: weights, and a KV cache of 4096 positions."""
     licence: str
-    why: str
-    """What was chosen among, in words."""
 
     @property
     def n_bytes(self) -> int:
@@ -58,30 +62,36 @@ class Offer:
 
     @property
     def missing(self) -> tuple[RemoteFile, ...]:
+        """What is not in the cache."""
         return tuple(file for file in self.files if in_cache(file) is None)
+
+    @property
+    def n_missing(self) -> int:
+        """Bytes."""
+        return sum(file.n_bytes for file in self.missing)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(_Files):
     """A repository without GGUF files; `pyllava-cli convert` makes them."""
-
-    name: str
-    files: tuple[RemoteFile, ...]
-    licence: str
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(file.n_bytes for file in self.files)
-
-    @property
-    def missing(self) -> tuple[RemoteFile, ...]:
-        return tuple(file for file in self.files if in_cache(file) is None)
 
     def refusal(self) -> HubError:
         return HubError(
             f"{self.name}: a checkpoint, no GGUF files in it: `pyllava-cli pull {self.name}` fetches it "
             f"({self.n_bytes / 1e9:.1f} GB), and `pyllava-cli convert` makes GGUF files of it"
         )
+
+
+@dataclass(frozen=True)
+class Offer(_Files):
+    """The files of a model: the language model's first file last, so that a cache which has it has everything."""
+
+    model: RemoteFile
+    mmproj: RemoteFile | None
+    n_memory: int
+    """Bytes, about: weights, and a KV cache of 4096 positions."""
+    why: str
+    """What was chosen among, in words."""
 
 
 def parsed(name: str, quant: str | None = None) -> Spec:
@@ -128,21 +138,30 @@ def get(
     """The files of a model: those of a path on this machine, of the cache, or fetched."""
     if os.path.exists(os.path.expanduser(name)):
         return models.find(f"{name}:{quant}" if quant else name, None)
-    spec = parsed(name, quant)
+    return settled(parsed(name, quant), revision, progress)
+
+
+def settled(
+    spec: Spec,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    allow: Callable[[Offer], object] = lambda _: None,
+) -> ModelFiles:
+    """The files of a repository's model, of the cache, or fetched; before that, `allow` is called and may raise."""
     found = cached(spec, revision)
     if found is not None:
         return found
     offered = offer(spec, revision)
     if isinstance(offered, Checkpoint):
         raise offered.refusal()
+    allow(offered)
     fetch_all(offered, progress)
     return files_of(offered)
 
 
-def fetch_all(offered: Offer | Checkpoint, progress: Progress | None = None) -> Path:
+def fetch_all(offered: _Files, progress: Progress | None = None) -> Path:
     """Fetches what is missing; gives the folder in the cache. `progress` as that of ``Llava``, with "fetch" and "verify"."""
-    missing = offered.missing
-    total = sum(file.n_bytes for file in missing)
+    missing, total = offered.missing, offered.n_missing
     _check_disk(total)
     done = {"fetch": 0, "verify": 0}
 
@@ -213,11 +232,11 @@ def offer(spec: Spec, revision: str | None = None) -> Offer | Checkpoint:
     return Offer(
         spec.repo,
         (*extra, *parts),
-        parts[-1],
-        extra[0] if extra else None,
-        _memory.needed(model.n_bytes + (mmproj.n_bytes if mmproj else 0), model.facts),
         here.licence,
-        why,
+        model=parts[-1],
+        mmproj=extra[0] if extra else None,
+        n_memory=_memory.needed(model.n_bytes + (mmproj.n_bytes if mmproj else 0), model.facts),
+        why=why,
     )
 
 

@@ -22,11 +22,11 @@ from PIL import Image
 
 import pyllava.llava
 from pyllava import _progress, cli
+from pyllava._facts import layers_run
 from pyllava._named_pictures import expanded
 from pyllava._terminal import DEMO_NOTE
 from pyllava.answer import Answer, Stream, Timings, Usage
 from pyllava.cli.caption_options import caption_parser
-from pyllava._facts import layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
 from pyllava.errors import ModelMismatchError

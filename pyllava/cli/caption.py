@@ -77,6 +77,8 @@ def _run(
 
     settle(options, console)
     files = models.find(options.model, options.mmproj)
+    if not files.is_demo:
+        options.model, options.mmproj = files.model, files.mmproj  # chosen once, and told once
     entries = inputs.found(options.inputs, options.column)
     entries = [entry for entry in entries if shard is None or shard.has(entry)]
     written.check(options.inputs)

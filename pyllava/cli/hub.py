@@ -21,7 +21,6 @@ from .options import PROGRAM, Parser
 if TYPE_CHECKING:
     from .._hub_cache import CachedModel
     from ..hub import Checkpoint, Offer
-    from ..models import ModelFiles
 
 
 def settle(options: argparse.Namespace, console: Console) -> None:
@@ -31,13 +30,12 @@ def settle(options: argparse.Namespace, console: Console) -> None:
         return
     from .. import hub
 
-    spec = hub.parsed(named)
-    found = hub.cached(spec)
-    if found is None:
-        offered = hub.offer(spec)
-        if isinstance(offered, hub.Checkpoint):
-            raise offered.refusal()
-        found = _fetched(offered, options, console, must_ask=options.hf_repo is None)
+    must_ask = options.hf_repo is None
+    found = hub.settled(
+        hub.parsed(named),
+        progress=console.bars,
+        allow=lambda offered: _allow(offered, options, console, must_ask),
+    )
     options.model = os.fspath(found.model)
     if options.mmproj is None and found.mmproj is not None:
         options.mmproj = os.fspath(found.mmproj)
@@ -47,19 +45,17 @@ def _is_elsewhere(named: str) -> bool:
     return not os.path.exists(os.path.expanduser(named)) and spec_of(named) is not None
 
 
-def _fetched(offered: Offer, options: argparse.Namespace, console: Console, *, must_ask: bool) -> ModelFiles:
-    from .. import hub
-
-    size = f"{_gb(sum(file.n_bytes for file in offered.missing))} GB"
-    if offered.missing:
-        if must_ask and not options.yes and not _has_terminal():
-            raise HubError(
-                f"{offered.name}: {size} are to be fetched: `{PROGRAM} pull {offered.name}` does it, or --yes"
-            )
-        _show(offered, console)
-        _ask(f"fetch {size}?", options.yes)
-        hub.fetch_all(offered, console.bars)
-    return hub.files_of(offered)
+def _allow(offered: Offer, options: argparse.Namespace, console: Console, must_ask: bool) -> None:
+    """Shows what would come, and asks. Raises where it must not come."""
+    if not offered.missing:
+        return
+    size = f"{_gb(offered.n_missing)} GB"
+    if must_ask and not options.yes and not _has_terminal():
+        raise HubError(
+            f"{offered.name}: {size} are to be fetched: `{PROGRAM} pull {offered.name}` does it, or --yes"
+        )
+    _show(offered, console)
+    _ask(f"fetch {size}?", options.yes)
 
 
 def _show(offered: Offer, console: Console) -> None:
@@ -116,7 +112,9 @@ def pull(argv: list[str]) -> None:
             if isinstance(offered, hub.Checkpoint):
                 _pull_checkpoint(offered, options, console)
                 return
-            found = _fetched(offered, options, console, must_ask=False)
+            _allow(offered, options, console, must_ask=False)
+            hub.fetch_all(offered, console.bars)
+            found = hub.files_of(offered)
     print("\n".join(str(path) for path in (found.model, found.mmproj) if path is not None))
     console.note(f"now ask: {PROGRAM} -m {options.name} --image IMAGE.jpg")
 
@@ -125,9 +123,8 @@ def _pull_checkpoint(offered: Checkpoint, options: argparse.Namespace, console: 
     from .. import hub
 
     if offered.missing:
-        size = _gb(sum(file.n_bytes for file in offered.missing))
         console.note(f"{offered.name}: a checkpoint without GGUF files, which `{PROGRAM} convert` makes")
-        _ask(f"fetch {size} GB?", options.yes)
+        _ask(f"fetch {_gb(offered.n_missing)} GB?", options.yes)
     folder = hub.fetch_all(offered, console.bars)
     print(folder)
     console.note(f"now convert it: {PROGRAM} convert {folder} -o DIR --outtype q4_k_m")
