@@ -103,6 +103,9 @@ class Spec:
     quant: str | None
     mmproj_repo: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name}:{self.quant.lower()}" if self.quant else self.name
+
 
 def spec_of(text: str) -> Spec | None:
     """The repository that `text` names; None for what is no such name, or may be a path on this machine."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._aliases import Spec
 from ._gguf_names import is_projector_name, parts_of, quant_of
 from ._hub_client import client, folder_of
 from .errors import HubError
@@ -90,7 +91,6 @@ def models() -> list[CachedModel]:
 class Removal:
     """What would be removed; `run` does it."""
 
-    repo: str
     names: tuple[str, ...]
     n_bytes: int
     _strategy: Any
@@ -99,28 +99,29 @@ class Removal:
         self._strategy.execute()
 
 
-def removal(repo: str, quant: str | None) -> Removal:
-    """Of a whole repository, what of it was broken off too, or of the files of one quantisation. Raises HubError where there
-    is nothing."""
+def removal(spec: Spec) -> Removal:
+    """Of all that is cached of a model, what was broken off too, or of its files of one quantisation. Raises HubError where
+    there is nothing."""
     cache: Any = client().scan_cache_dir(root()) if root().is_dir() else None
-    found = [one for one in cache.repos if (one.repo_type, one.repo_id) == ("model", repo)] if cache else []
+    wanted = [("model", repo) for repo in (spec.repo, spec.mmproj_repo)]
+    found = [one for one in cache.repos if (one.repo_type, one.repo_id) in wanted] if cache else []
     if not found:
-        raise HubError(f"{repo}: not in the cache ({root()}): `pyllava-cli models` shows what is")
-    files = [file for revision in found[0].revisions for file in revision.files]
-    if quant is None:
-        strategy = cache.delete_revisions(*(revision.commit_hash for revision in found[0].revisions))
+        raise HubError(f"{spec.repo}: not in the cache ({root()}): `pyllava-cli models` shows what is")
+    revisions = [revision for one in found for revision in one.revisions]
+    files = [file for revision in revisions for file in revision.files]
+    if spec.quant is None:
+        strategy = cache.delete_revisions(*(revision.commit_hash for revision in revisions))
     else:
         files = [
-            file
-            for file in files
-            if quant_of(file.file_name) == quant and not is_projector_name(file.file_name)
+            one
+            for one in files
+            if (quant_of(one.file_name), is_projector_name(one.file_name)) == (spec.quant, False)
         ]
         if not files:
-            raise HubError(f"{repo}: no file of {quant.lower()} in the cache")
+            raise HubError(f"{spec.repo}: no file of {spec.quant.lower()} in the cache")
         with _new_enough():
             strategy = cache.delete_files(*files)
-    names = tuple(sorted({file.file_name for file in files}))
-    return Removal(repo, names, strategy.expected_freed_size, strategy)
+    return Removal(tuple(sorted({file.file_name for file in files})), strategy.expected_freed_size, strategy)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,12 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from . import _hub_cache, _memory, models
-from ._aliases import Spec, spec_of
+from ._aliases import ALIASES, Spec, spec_of
 from ._choice import Candidate, language_model
 from ._choice import projector as choose_projector
 from ._gguf_names import FIRST_PART, is_projector_name, parts_of, spelled
@@ -53,6 +54,7 @@ class _Files:
     """Files of a repository that can be fetched, from a commit that is fixed."""
 
     name: str
+    """As it was asked for."""
     files: tuple[RemoteFile, ...]
     licence: str
 
@@ -98,9 +100,9 @@ def parsed(name: str, quant: str | None = None) -> Spec:
     """What `name` (``owner/name``, an alias, either with ``:QUANT``) means. Raises ValueError where it is neither."""
     spec = spec_of(name)
     if spec is None:
-        raise ValueError(
-            f"{name!r}: need owner/name of a repository, or one of the names of `pyllava-cli models`"
-        )
+        near = get_close_matches(name.partition(":")[0].lower(), ALIASES, n=1)
+        found = f"{name!r}, need" if not near else f"{name!r}, did you mean {near[0]}? Need"
+        raise ValueError(f"{found} owner/name of a repository, or a name that `pyllava-cli models` shows")
     return Spec(spec.name, spec.repo, spelled(quant or spec.quant or "") or None, spec.mmproj_repo)
 
 
@@ -230,7 +232,7 @@ def offer(spec: Spec, revision: str | None = None) -> Offer | Checkpoint:
     parts = [files[name] for name in reversed(parts_of(model.name))]
     extra = [files[mmproj.name]] if mmproj else []
     return Offer(
-        spec.repo,
+        str(spec),
         (*extra, *parts),
         here.licence,
         model=parts[-1],
@@ -289,4 +291,4 @@ def _checkpoint(spec: Spec, here: Listing) -> Checkpoint:
     names = [name for name in here.files if _OF_CHECKPOINTS.fullmatch(name)]
     if any(name.endswith(".safetensors") for name in names):
         names = [name for name in names if not name.endswith(".bin") or name == "mm_projector.bin"]
-    return Checkpoint(spec.repo, tuple(here.files[name] for name in sorted(names)), here.licence)
+    return Checkpoint(str(spec), tuple(here.files[name] for name in sorted(names)), here.licence)

@@ -14,7 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-COMMITS = ("a" * 40, "b" * 40)
+
+def commit(repo: str, n: int) -> str:
+    """The hash of the n-th commit of a repository."""
+    return hashlib.sha1(f"{repo} {n}".encode()).hexdigest()
 
 
 @dataclass
@@ -133,18 +136,17 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo
 
-    def _commit(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        known = dict(zip(COMMITS, repo.commits, strict=False))
-        newest = COMMITS[len(repo.commits) - 1]
-        commit = newest if revision == "main" else revision
-        if commit not in known:
+    def _commit(self, name: str, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        known = {commit(name, n): files for n, files in enumerate(repo.commits)}
+        wanted = list(known)[-1] if revision == "main" else revision
+        if wanted not in known:
             self._send(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no such revision"})
             return None
-        return commit, known[commit]
+        return wanted, known[wanted]
 
     def _list(self, name: str, revision: str) -> None:
         repo = self._repo(name)
-        found = self._commit(repo, revision) if repo else None
+        found = self._commit(name, repo, revision) if repo else None
         if repo is None or found is None:
             return
         siblings = [
@@ -162,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
         repo = self._repo(name)
-        found = self._commit(repo, revision) if repo else None
+        found = self._commit(name, repo, revision) if repo else None
         if repo is None or found is None:
             return
         data = found[1].get(file)

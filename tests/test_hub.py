@@ -11,10 +11,10 @@ from pathlib import Path
 
 import hub_server
 import pytest
-from hub_server import COMMITS, Hub, Repo
+from hub_server import Hub, Repo, commit
 
 import pyllava
-from pyllava import _aliases, cli, hub
+from pyllava import _aliases, _hub_cache, cli, hub
 from pyllava.models import find
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -134,6 +134,8 @@ def test_a_projector_in_another_repository(server: Hub, monkeypatch: pytest.Monk
     assert files.mmproj is not None
     assert "b--proj" in str(files.mmproj)
     assert hub.cached(spec("two")) == files
+    assert cli.main(["rm", "two", "--yes"]) == 0
+    assert not _hub_cache.models()
 
 
 def test_a_split_model_comes_whole(server: Hub, tmp_path: Path) -> None:
@@ -257,10 +259,10 @@ def test_a_branch_that_moves(server: Hub) -> None:
     changed = OTHER
     server.repos[REPO].commits.append({**PAIR, "llava-Q4_K_M.gguf": changed})
     assert hub.get(REPO) == first
-    assert hub.get(REPO, revision=COMMITS[0]) == first
+    assert hub.get(REPO, revision=commit(REPO, 0)) == first
     assert cli.main(["pull", REPO, "--log-disable"]) == 0
     assert hub.get(REPO).model.read_bytes() == changed
-    assert hub.get(REPO, revision=COMMITS[0]).model.read_bytes() == LANGUAGE
+    assert hub.get(REPO, revision=commit(REPO, 0)).model.read_bytes() == LANGUAGE
 
 
 def test_a_branch_that_moves_meanwhile(server: Hub) -> None:
@@ -354,6 +356,15 @@ def test_names_that_are_paths(text: str) -> None:
     assert _aliases.spec_of(text) is None
 
 
+def test_names_that_are_misspelt() -> None:
+    with pytest.raises(
+        ValueError, match=r"'lava-1.6-mistral-7b', did you mean llava-1\.6-mistral-7b\? Need owner/name"
+    ):
+        hub.parsed("lava-1.6-mistral-7b")
+    with pytest.raises(ValueError, match=r"'model\.gguf', need owner/name of a repository, or a name that"):
+        hub.get("model.gguf")
+
+
 def test_a_path_comes_first(tmp_path: Path) -> None:
     (tmp_path / "owner").mkdir()
     assert _aliases.spec_of("owner/name") is None  # a folder of that owner's name: a path that is misspelt
@@ -437,9 +448,9 @@ QUESTION = ("--image", SCENE, "-p", "What is in the picture?", "-n", "8", "-t", 
 
 
 def test_a_question_to_a_model_of_the_hub(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "-m", REPO, *QUESTION)
+    code, out, err = run(capsys, "-m", f"{REPO}:q4_k_m", *QUESTION)
     assert (code, out) == (1, "")
-    assert f"are to be fetched: `pyllava-cli pull {REPO}` does it, or --yes" in err
+    assert f"are to be fetched: `pyllava-cli pull {REPO}:q4_k_m` does it, or --yes" in err
     code, out, err = run(capsys, "-hf", f"{REPO}:Q4_K_M", *QUESTION)
     assert code == 0
     assert out.strip()
@@ -447,6 +458,19 @@ def test_a_question_to_a_model_of_the_hub(server: Hub, capsys: pytest.CaptureFix
     assert run(capsys, "-m", REPO, *QUESTION)[:2] == (0, out)  # it is here: no question, no network
     assert run(capsys, *QUESTION)[:2] == (0, out)  # the demo model's files, under another name
     assert len(server.requests) == n_requests
+
+
+def test_every_command_takes_the_name(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """One rule: what -m takes for a question, the others take too."""
+    assert run(capsys, "caption", "-hf", REPO, SCENE, "-o", "rows.jsonl", "-n", "4", "-t", "1")[0] == 0
+    assert json.loads(Path("rows.jsonl").read_text().splitlines()[0])["status"] == "ok"
+    code, out, _ = run(capsys, "bench", "-m", REPO, "-p", "8", "-n", "2", "--repeat", "1", "--json")
+    assert code == 0
+    assert json.loads(out)["model"].endswith("llava-Q4_K_M.gguf")
+    code, out, _ = run(capsys, "info", REPO)
+    assert code == 0
+    assert "the two fit" in out
+    assert run(capsys, "info", "owner/other")[0] == 1
 
 
 def test_yes_fetches(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:

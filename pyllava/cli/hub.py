@@ -63,10 +63,10 @@ def _show(offered: Offer, console: Console) -> None:
     from .._hub_cache import root
 
     files = ", ".join(plain(file.name) for file in offered.files)
-    licence = f" ({plain(offered.licence)})" if offered.licence else ""
+    about = [*sorted({file.repo for file in offered.files} - {offered.name}), plain(offered.licence)]
     free = _memory.free()
     have = f", {_gb(free)} GB are free" if free else ""
-    console.note(f"{offered.name}{licence}: {files}, into {root()}")
+    console.note(f"{offered.name} ({', '.join(filter(None, about))}): {files}, into {root()}")
     if offered.why:
         console.note(plain(offered.why))
     console.note(f"it needs about {_gb(offered.n_memory)} GB of memory{have}")
@@ -141,10 +141,10 @@ def rm(argv: list[str]) -> None:
     from .. import _hub_cache, hub
 
     spec = hub.parsed(options.name)
-    found = _hub_cache.removal(spec.repo, spec.quant)
-    console.note(f"{found.repo}: {', '.join(map(plain, found.names))}")
+    found = _hub_cache.removal(spec)
+    console.note(f"{spec.repo}: {', '.join(map(plain, found.names))}")
     if not options.yes and not _has_terminal():
-        raise HubError(f"{found.repo}: {_gb(found.n_bytes)} GB would be removed: --yes does it")
+        raise HubError(f"{spec.repo}: {_gb(found.n_bytes)} GB would be removed: --yes does it")
     _ask(f"remove {_gb(found.n_bytes)} GB?", options.yes)
     found.run()
     console.note("removed")
