@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,34 +95,42 @@ class Removal:
     names: tuple[str, ...]
     n_bytes: int
     _strategy: Any
+    _folders: tuple[Path, ...] = ()
 
     def run(self) -> None:
-        self._strategy.execute()
+        if self._strategy is not None:
+            self._strategy.execute()
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def removal(spec: Spec) -> Removal:
-    """Of all that is cached of a model, what was broken off too, or of its files of one quantisation. Raises HubError where
-    there is nothing."""
-    cache: Any = client().scan_cache_dir(root()) if root().is_dir() else None
-    wanted = [("model", repo) for repo in (spec.repo, spec.mmproj_repo)]
-    found = [one for one in cache.repos if (one.repo_type, one.repo_id) in wanted] if cache else []
-    if not found:
+    """All that is cached of a model, what was broken off too, or its files of one quantisation. Raises HubError where there is
+    nothing."""
+    repos = [repo for repo in (spec.repo, spec.mmproj_repo) if repo]
+    folders = tuple(folder for repo in repos if (folder := folder_of(repo)).is_dir())
+    if not folders:
         raise HubError(f"{spec.repo}: not in the cache ({root()}): `pyllava-cli models` shows what is")
-    revisions = [revision for one in found for revision in one.revisions]
+    cache: Any = client().scan_cache_dir(root())
+    revisions = [one for repo in cache.repos if repo.repo_path in folders for one in repo.revisions]
     files = [file for revision in revisions for file in revision.files]
-    if spec.quant is None:
-        strategy = cache.delete_revisions(*(revision.commit_hash for revision in revisions))
-    else:
-        files = [
-            one
-            for one in files
-            if (quant_of(one.file_name), is_projector_name(one.file_name)) == (spec.quant, False)
-        ]
-        if not files:
-            raise HubError(f"{spec.repo}: no file of {spec.quant.lower()} in the cache")
-        with _new_enough():
-            strategy = cache.delete_files(*files)
-    return Removal(tuple(sorted({file.file_name for file in files})), strategy.expected_freed_size, strategy)
+    if spec.quant is not None:
+        return _removal_of_quant(spec, cache, files)
+    strategy = cache.delete_revisions(*(one.commit_hash for one in revisions)) if revisions else None
+    broken = [path for folder in folders for path in folder.glob("blobs/*.incomplete")]
+    names = {file.file_name for file in files} | {path.name for path in broken}
+    n_bytes = sum(path.stat().st_size for path in broken) + (strategy.expected_freed_size if strategy else 0)
+    return Removal(tuple(sorted(names)), n_bytes, strategy, folders)
+
+
+def _removal_of_quant(spec: Spec, cache: Any, files: list[Any]) -> Removal:
+    of_models = [file for file in files if not is_projector_name(file.file_name)]
+    named = [file for file in of_models if quant_of(file.file_name) == spec.quant]
+    if not named:
+        raise HubError(f"{spec.repo}: no file of {str(spec.quant).lower()} in the cache")
+    with _new_enough():
+        strategy = cache.delete_files(*named)
+    return Removal(tuple(sorted({file.file_name for file in named})), strategy.expected_freed_size, strategy)
 
 
 @contextlib.contextmanager

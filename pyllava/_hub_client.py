@@ -25,11 +25,8 @@ from .errors import HubError, ModelFileError
 
 _TIMEOUT_S = 10
 _RETRIES = 2
-_HEAD_BYTES = (
-    1 << 20,
-    1 << 23,
-    1 << 26,
-)  # of a file: headers with 32,000 tokens have 0.7 MB, with 150,000 and merges 8
+# Of a file: headers with 32,000 tokens have 0.7 MB, with 150,000 and merges 8.
+_HEAD_BYTES = (1 << 20, 1 << 23, 1 << 26)
 _CHUNK = 1 << 16  # what has come of one is lost with the line
 
 
@@ -105,9 +102,8 @@ def head(file: RemoteFile) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="pyllava-") as folder:
             path = Path(folder) / file.name.rpartition("/")[2]
             path.write_bytes(data)
-            os.truncate(
-                path, file.n_bytes
-            )  # a hole where the weights are: the reader sees offsets within the file
+            # A hole where the weights are: the reader sees offsets within the file.
+            os.truncate(path, file.n_bytes)
             try:
                 read = GgufFile(path)
                 if min((tensor.offset for tensor in read.tensors), default=0) <= len(data) + read.alignment:

@@ -225,6 +225,8 @@ def test_a_fetch_that_failed_goes_on_where_it_was(server: Hub) -> None:
         hub.get(REPO, progress=lambda stage, fraction: fraction < 0.02)
     (kept,) = Path("cache").rglob("*.incomplete")
     size = kept.stat().st_size
+    told = _hub_cache.removal(spec())
+    assert (told.names, told.n_bytes) == ((kept.name,), size)
     assert 0 < size < len(LANGUAGE) + len(PROJECTOR)
     server.requests.clear()
     done: list[tuple[str, float]] = []
@@ -426,6 +428,7 @@ def test_pull_models_rm(server: Hub, capsys: pytest.CaptureFixture[str]) -> None
     assert "no model in the cache" in run(capsys, "models")[1]
     assert not [path for path in Path("cache").rglob("*") if path.is_file() and path.stat().st_size > 1000]
     assert run(capsys, "rm", REPO, "-y")[0] == 1
+    assert not list(Path("cache").glob("models--*"))
 
 
 def test_one_quantisation_is_removed(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
