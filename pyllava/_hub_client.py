@@ -93,28 +93,36 @@ def _licence(card: Any) -> str:
 
 def head(file: RemoteFile) -> Mapping[str, Any]:
     """What the header of a GGUF file tells (``_facts.facts_of``), from its first bytes alone."""
-    from .gguf import GgufFile
-
-    data = b""
+    reason = ""
     for n_bytes in _HEAD_BYTES:
         with explained(file.repo, file.commit):
             data = _first_bytes(file, n_bytes)
-        with tempfile.TemporaryDirectory(prefix="pyllava-") as folder:
-            path = Path(folder) / file.name.rpartition("/")[2]
-            path.write_bytes(data)
-            # A hole where the weights are: the reader sees offsets within the file.
-            os.truncate(path, file.n_bytes)
-            try:
-                read = GgufFile(path)
-                if min((tensor.offset for tensor in read.tensors), default=0) <= len(data) + read.alignment:
-                    return facts_of(read, count_tokens=False)
-            except ModelFileError as error:
-                reason = str(error).removeprefix(f"{path}: ")
-            else:
-                reason = f"its header is longer than {len(data)} bytes"
+        try:
+            return facts_of_start(data, file.n_bytes)
+        except ModelFileError as error:
+            reason = str(error)
         if len(data) < n_bytes:
             break
     raise HubError(f"{file.repo}: {file.name} is no GGUF file that can be read: {reason}")
+
+
+def facts_of_start(data: bytes, n_bytes: int) -> Mapping[str, Any]:
+    """Those of a GGUF file of `n_bytes` that begins with `data`. Raises ModelFileError where they do not hold all of its header."""
+    from .gguf import GgufFile
+
+    with tempfile.TemporaryDirectory(prefix="pyllava-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "start.gguf"
+        path.write_bytes(data)
+        os.truncate(
+            path, n_bytes
+        )  # a hole where the weights are: the reader sees that they lie within the file
+        try:
+            file = GgufFile(path)
+        except ModelFileError as error:
+            raise ModelFileError(str(error).removeprefix(f"{path}: ")) from None
+        if min((tensor.offset for tensor in file.tensors), default=0) > len(data) + file.alignment:
+            raise ModelFileError(f"its header is longer than {len(data)} bytes")
+        return facts_of(file, count_tokens=False)
 
 
 def _first_bytes(file: RemoteFile, n_bytes: int) -> bytes:

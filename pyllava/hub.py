@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from . import _hub_cache, _memory, models
 from ._aliases import ALIASES, Spec, spec_of
@@ -209,11 +208,16 @@ def offer(spec: Spec, revision: str | None = None) -> Offer | Checkpoint:
     names = [name for name in here.files if FIRST_PART.search(name)]
     if not names:
         return _checkpoint(spec, here)
-    named = {name: _candidate(here, name) for name in names if not _NO_MODEL.search(name)}
+    lacking = [part for name in names for part in parts_of(name) if part not in here.files]
+    whole = [name for name in names if not set(lacking).intersection(parts_of(name))]
+    named = {name: _candidate(here, name) for name in whole if not _NO_MODEL.search(name)}
     projectors = [one for name, one in named.items() if is_projector_name(name)]
     language = [one for one in named.values() if one not in projectors]
     if not language or not (projectors or there or len(named) == 1):
         language, projectors = _by_headers(here, list(named.values()))
+    if not language:
+        why = f": {lacking[0]} is not there" if lacking else ""
+        raise HubError(f"{spec.repo}: no language model in it{why}")
     if there is not None:
         projectors = [
             _candidate(there, name)
@@ -242,13 +246,8 @@ def offer(spec: Spec, revision: str | None = None) -> Offer | Checkpoint:
     )
 
 
-def _candidate(here: Listing, name: str, facts: Mapping[str, Any] | None = None) -> Candidate:
-    missing = [part for part in parts_of(name) if part not in here.files]
-    if missing:
-        raise HubError(
-            f"{here.repo}: {name} is the first of {len(parts_of(name))} files, {missing[0]} is not there"
-        )
-    return Candidate(name, sum(here.files[part].n_bytes for part in parts_of(name)), facts or {})
+def _candidate(here: Listing, name: str) -> Candidate:
+    return Candidate(name, sum(here.files[part].n_bytes for part in parts_of(name)), {})
 
 
 def _read(files: Mapping[str, RemoteFile], one: Candidate) -> Candidate:

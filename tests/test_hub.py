@@ -14,7 +14,7 @@ import pytest
 from hub_server import Hub, Repo, commit
 
 import pyllava
-from pyllava import _aliases, _hub_cache, cli, hub
+from pyllava import _aliases, _hub_cache, _hub_client, cli, hub
 from pyllava.models import find
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -85,6 +85,26 @@ def test_headers_are_read_before_the_files_come(server: Hub) -> None:
     assert found.n_memory > found.n_bytes
 
 
+def test_a_long_header_is_read_in_steps(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hub_client, "_HEAD_BYTES", (1000, 20_000, 1 << 20))
+    assert offered().mmproj is not None
+    ranges = [one.range for one in server.asked("GET", "/blobs/")]
+    assert ranges[:3] == ["bytes=0-999", "bytes=0-19999", "bytes=0-1048575"]
+
+
+@pytest.mark.parametrize("data", [LANGUAGE, PROJECTOR], ids=["language", "projector"])
+def test_a_header_that_is_cut_tells_nothing_wrong(data: bytes) -> None:
+    """Behind the cut are zeros, which are lengths and types, too."""
+    whole = _hub_client.facts_of_start(data[: 1 << 20], len(data))
+    n_refused = 0
+    for n_bytes in (*range(0, 3000, 61), *range(3000, 60_000, 997)):
+        try:
+            assert _hub_client.facts_of_start(data[:n_bytes], len(data)) == whole
+        except pyllava.ModelFileError:
+            n_refused += 1
+    assert n_refused > 30
+
+
 @pytest.mark.parametrize(
     ("names", "asked", "chosen"),
     [
@@ -152,7 +172,14 @@ def test_a_split_model_comes_whole(server: Hub, tmp_path: Path) -> None:
         assert model.ask(None, "the", max_tokens=2).tokens
     del parts[sorted(parts)[1]]
     server.repos[REPO].commits = [{**parts, "mmproj-f16.gguf": PROJECTOR}]
-    with pytest.raises(pyllava.HubError, match=r"-00002-of-\d{5}\.gguf is not there"):
+    with pytest.raises(
+        pyllava.HubError, match=r"no language model in it: .*-00002-of-\d{5}\.gguf is not there"
+    ):
+        offered()
+    server.repos[REPO].commits[0]["m-Q8_0.gguf"] = LANGUAGE
+    assert offered().model.name == "m-Q8_0.gguf"
+    server.repos[REPO].commits = [{"mmproj-f16.gguf": PROJECTOR}]
+    with pytest.raises(pyllava.HubError, match=r"no language model in it$"):
         offered()
 
 
