@@ -205,25 +205,9 @@ def offer(spec: Spec, revision: str | None = None) -> Offer | Checkpoint:
     """What of a repository would be fetched: asks for its list of files and for the headers of the chosen ones."""
     here = listing(spec.repo, revision)
     there = listing(spec.mmproj_repo, None) if spec.mmproj_repo else None
-    names = [name for name in here.files if FIRST_PART.search(name)]
-    if not names:
+    if not any(FIRST_PART.search(name) for name in here.files):
         return _checkpoint(spec, here)
-    lacking = [part for name in names for part in parts_of(name) if part not in here.files]
-    whole = [name for name in names if not set(lacking).intersection(parts_of(name))]
-    named = {name: _candidate(here, name) for name in whole if not _NO_MODEL.search(name)}
-    projectors = [one for name, one in named.items() if is_projector_name(name)]
-    language = [one for one in named.values() if one not in projectors]
-    if not language or not (projectors or there or len(named) == 1):
-        language, projectors = _by_headers(here, list(named.values()))
-    if not language:
-        why = f": {lacking[0]} is not there" if lacking else ""
-        raise HubError(f"{spec.repo}: no language model in it{why}")
-    if there is not None:
-        projectors = [
-            _candidate(there, name)
-            for name in there.files
-            if is_projector_name(name) and FIRST_PART.search(name)
-        ]
+    language, projectors = _candidates(here, there)
     files = {**here.files, **(there.files if there else {})}
     n_projector = max((one.n_bytes for one in projectors), default=0)
     model, why = language_model(spec.repo, language, _quant(spec, language), models.room_for(n_projector))
@@ -244,6 +228,24 @@ def offer(spec: Spec, revision: str | None = None) -> Offer | Checkpoint:
         n_memory=_memory.needed(model.n_bytes + (mmproj.n_bytes if mmproj else 0), model.facts),
         why=why,
     )
+
+
+def _candidates(here: Listing, there: Listing | None) -> tuple[list[Candidate], list[Candidate]]:
+    """Language models and projectors, these in the listing `there`, if it is given. Names tell them apart, or else headers."""
+    names = [name for name in here.files if FIRST_PART.search(name) and not _NO_MODEL.search(name)]
+    lacking = [part for name in names for part in parts_of(name) if part not in here.files]
+    found = [_candidate(here, name) for name in names if not set(lacking).intersection(parts_of(name))]
+    projectors = [one for one in found if is_projector_name(one.name)]
+    language = [one for one in found if one not in projectors]
+    if not language or not (projectors or there or len(found) == 1):
+        language, projectors = _by_headers(here, found)
+    if not language:
+        why = f": {lacking[0]} is not there" if lacking else ""
+        raise HubError(f"{here.repo}: no language model in it{why}")
+    if there is not None:
+        names = [name for name in there.files if is_projector_name(name) and FIRST_PART.search(name)]
+        projectors = [_candidate(there, name) for name in names]
+    return language, projectors
 
 
 def _candidate(here: Listing, name: str) -> Candidate:
