@@ -198,7 +198,10 @@ def fetch(file: RemoteFile, report: Callable[[str, int], object]) -> Path:
             if not blob.exists():
                 wanted = file.sha256 or (etag if re.fullmatch(r"[0-9a-f]{64}", etag) else "")
                 _fetch_blob(replace(file, sha256=wanted), url, blob, report)
-        return Path(hub.hf_hub_download(file.repo, file.name, revision=file.commit, library_name="pyllava"))
+        path = Path(hub.hf_hub_download(file.repo, file.name, revision=file.commit, library_name="pyllava"))
+        if not path.is_symlink():  # a system without links: the file is a copy
+            blob.unlink(missing_ok=True)
+        return path
 
 
 def _fetch_blob(file: RemoteFile, url: str, blob: Path, report: Callable[[str, int], object]) -> None:

@@ -50,7 +50,7 @@ def find(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | 
             raise FileNotFoundError(
                 f"the model {name!r} is not in this installation ({folder}): name a model file"
             )
-        return ModelFiles(language, given or projector, is_demo=True)
+        return ModelFiles(language, given if mmproj else projector, is_demo=True)
     if not os.fspath(model):
         raise ValueError("model: empty path")
     path = Path(os.path.expanduser(model))

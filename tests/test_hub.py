@@ -338,6 +338,19 @@ def test_a_server_that_fails_now_and_then(server: Hub) -> None:
     assert hub.files_of(found).model.read_bytes() == LANGUAGE
 
 
+def test_a_system_without_links(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is there once."""
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    files = hub.get(REPO)
+    large = [path for path in Path("cache").rglob("*") if path.is_file() and path.stat().st_size > 1e6]
+    assert sorted(large) == sorted(
+        path.relative_to(Path.cwd()) for path in (files.model, files.mmproj) if path
+    )
+    assert hub.cached(spec()) == files
+    assert cli.main(["rm", REPO, "--yes"]) == 0
+    assert not _hub_cache.models()
+
+
 def test_a_disk_without_room(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     found = offered()
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 1000})())
