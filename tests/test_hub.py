@@ -338,6 +338,16 @@ def test_a_server_that_fails_now_and_then(server: Hub) -> None:
     assert hub.files_of(found).model.read_bytes() == LANGUAGE
 
 
+def test_a_file_that_is_gone(server: Hub) -> None:
+    found = offered()
+    server.repos[REPO].commits[0].pop("llava-Q4_K_M.gguf")
+    with pytest.raises(
+        pyllava.HubError, match=r"^owner/llava-gguf: .*[Nn]ot [Ff]ound.*llava-Q4_K_M\.gguf\.?$"
+    ):
+        hub.fetch_all(found)
+    assert hub.cached(spec()) is None  # the projector alone is no model
+
+
 def test_a_system_without_links(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model is there once."""
     monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
