@@ -50,11 +50,12 @@ def chat(argv: list[str]) -> None:
     pictures = _pictures(options.image, console)  # before the model, which takes longer
     from ..llava import Llava
 
-    settle(options, console)
-    with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
-        if model.is_demo:
-            console.note(DEMO_NOTE)
-        Conversation(model, options, console, pictures).run()
+    with library_log(options):
+        settle(options, console)
+        with Llava(**model_arguments(options), progress=console.bars) as model:
+            if model.is_demo:
+                console.note(DEMO_NOTE)
+            Conversation(model, options, console, pictures).run()
 
 
 @dataclass(frozen=True)
