@@ -63,6 +63,14 @@ class Picture:
         return self.n_rows
 
 
+def most_views(spec: ImageSpec | None) -> int:
+    """Views of a picture at most; 1 for a model without a projector, which encodes none."""
+    if spec is None:
+        return 1
+    side = spec.image_size
+    return 1 + max((w // side * (h // side) for w, h in spec.pinpoints), default=0)
+
+
 def spec_of(info: _lib.ModelInfo, max_tiles: int | None) -> ImageSpec | None:
     """How the model's views are cut, of at most so many tiles; None for a model without a projector."""
     if not info.has_vision:
@@ -87,10 +95,7 @@ class Pictures:
     @property
     def most_views(self) -> int:
         """Views of a picture at most."""
-        if self.spec is None:
-            return 1
-        side = self.spec.image_size
-        return 1 + max((w // side * (h // side) for w, h in self.spec.pinpoints), default=0)
+        return most_views(self.spec)
 
     @property
     def most_rows(self) -> int:

@@ -42,6 +42,10 @@ class GenerationCancelled(PyllavaError):
     """``cancel()`` stopped a running call; the object stays usable."""
 
 
+class HubError(PyllavaError):
+    """A repository of a model hub cannot be reached or read, or what it holds is no model; the text says what can be done."""
+
+
 class NumericError(PyllavaError):
     """Logits, or weights to quantise, are NaN or infinite: a broken file or an overflow, never usable."""
 

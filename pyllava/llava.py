@@ -186,6 +186,31 @@ class Llava:
             raise
         self.load_seconds = time.perf_counter() - started
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo: str,
+        *,
+        quant: str | None = None,
+        revision: str | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Llava:
+        """A model from the Hugging Face Hub: what is not in its cache is fetched first (``pip install 'pyllava[hub]'``).
+
+        - `repo`: ``owner/name`` of a repository with GGUF files, a short name of ``pyllava-cli models``, or a path.
+        - `quant`: "q8_0" and the like (default: q4_k_m, as llama.cpp's tools take it, else the best that fits in memory).
+        - `revision`: a branch, a tag, or a commit (default: main, as it was when it was fetched).
+        - `progress`: as above, with "fetch" and "verify" before the other stages.
+
+        The other options are those above. Raises HubError where the repository cannot be reached or holds no model.
+        """
+        from . import hub
+
+        files = hub.get(repo, quant=quant, revision=revision, progress=progress)
+        options.setdefault("mmproj", files.mmproj)
+        return cls(files.model, progress=progress, **options)
+
     # ------------------------------------------------------------------------------------------ life
 
     def _set_up(

@@ -22,11 +22,11 @@ from PIL import Image
 
 import pyllava.llava
 from pyllava import _progress, cli
+from pyllava._facts import layers_run
 from pyllava._named_pictures import expanded
 from pyllava._terminal import DEMO_NOTE
 from pyllava.answer import Answer, Stream, Timings, Usage
 from pyllava.cli.caption_options import caption_parser
-from pyllava.cli.info_facts import layers_run
 from pyllava.cli.main import COMMANDS
 from pyllava.cli.options import ask_parser, model_arguments, sampling_arguments
 from pyllava.errors import ModelMismatchError
@@ -378,7 +378,7 @@ def test_usage_errors(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["-hf", "a/b"], "unrecognized arguments: -hf: nothing is downloaded here"),
+        (["-hff", "x.gguf"], "unrecognized arguments: -hff: -hf REPO[:QUANT] fetches a model"),
         (["-hffoo"], "unrecognized arguments: -hffoo ("),
         (["-vh"], "unrecognized arguments: -vh ("),
         (["-hv"], "unrecognized arguments: -hv ("),
@@ -389,8 +389,9 @@ def test_usage_errors(
         (["--version", "-x"], "unrecognized arguments: -x ("),
         (["--promt=hello", "-h"], "unrecognized arguments: --promt: did you mean --prompt?"),
         (["-i"], "unrecognized arguments: -i: pyllava-cli chat has a conversation"),
-        (["chat", "-hf", "a/b"], "unrecognized arguments: -hf: nothing"),
-        (["info", "-hf", "a/b"], "unrecognized arguments: -hf: nothing"),
+        (["chat", "-mu", "https://a/b"], "unrecognized arguments: -mu: -hf REPO[:QUANT] fetches"),
+        (["chat", "-hf", "a/b", "-m", "b"], "-m and -hf: need one of them"),
+        (["info", "-hf", "a/b"], "unrecognized arguments: -hf"),
         (["info", "-help=1"], "unrecognized arguments: -help"),
         (["quantize", "-th"], "unrecognized arguments: -th"),
         (["bench", "-hm"], "unrecognized arguments: -hm"),

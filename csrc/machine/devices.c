@@ -6,6 +6,7 @@
 
 #include "context.h"
 #include "guard.h"
+#include "memory.h"
 
 #include <ggml.h>
 #include <stdio.h>
@@ -66,6 +67,12 @@ typedef struct memory_of {
     size_t free, total;
 } memory_of;
 
+// ggml takes all of the machine's memory to be free, and knows no control groups.
+static uint64_t least_free(const memory_of * m) {
+    const uint64_t host = is_cpu(m->device) ? memory_available() : UINT64_MAX;
+    return host < m->free ? host : m->free;
+}
+
 static pyllava_status ask_memory(void * memory_) {
     memory_of * m = memory_;
     ggml_backend_dev_memory(m->device, &m->free, &m->total);
@@ -80,7 +87,7 @@ void device_describe(ggml_backend_dev_t d, pyllava_device * out) {
         .description = ggml_backend_dev_description(d),
         .backend = ggml_backend_reg_name(ggml_backend_dev_backend_reg(d)),
         .kind = kind_of(d),
-        .memory_free = m.free,
+        .memory_free = least_free(&m),
         .memory_total = m.total,
     };
 }

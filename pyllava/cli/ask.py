@@ -14,6 +14,7 @@ from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from .._text_file import text_of
 from ..errors import ContextOverflowError, ImageError, PyllavaError
 from ..templates import IMAGE_MARK, ImageMark, unescape
+from .hub import settle
 from .options import (
     DEFAULT_PROMPT,
     PROGRAM,
@@ -79,6 +80,7 @@ class _Answers:
             return
         from ..llava import Llava
 
+        settle(self.options, self.console)
         with Llava(**model_arguments(self.options), progress=self.console.bars) as model:
             if model.is_demo:
                 self.console.note(DEMO_NOTE)

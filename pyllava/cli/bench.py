@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from .. import _lib, models
+from .._terminal import Console
 from ..errors import PyllavaError
 from ..images import load_image
 from ..views import ImageSpec, preprocess
-from .options import PROGRAM, Parser, add_devices, device_arguments
+from .hub import settle
+from .option_kinds import adder
+from .options import PROGRAM, Parser, add_devices, add_fetching, check_pairs, device_arguments
 
 _DESCRIPTION = """\
 Measure loading, image encoding, prefill and decoding; medians of --repeat runs after one that is not counted.
@@ -26,7 +29,10 @@ Tokens and picture are random numbers: speed does not depend on them.
 
 def bench(argv: list[str]) -> None:
     """Measure as the command line says; every failure is an exception."""
-    options = _parser().parse(argv)
+    parser = _parser()
+    options = parser.parse(argv)
+    check_pairs(options, parser)
+    settle(options, Console(quiet=False))
     result = _Bench(options).run()
     if options.json:
         print(json.dumps(result))
@@ -39,6 +45,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("-m", "--model", metavar="FILE", help="GGUF file or folder (default: the demo model)")
     add("-mm", "--mmproj", metavar="FILE", help="projector file (default: the one beside the model)")
+    add_fetching(adder(parser, "fetching"))
     add(
         "-p",
         "--prompt-tokens",

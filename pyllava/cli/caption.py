@@ -25,6 +25,7 @@ from ..bulk.texts import Texts
 from ..templates import IMAGE_MARK
 from .ask import given_prompt
 from .caption_options import WRITTEN, caption_parser, merge_parser
+from .hub import settle
 from .options import (
     DEFAULT_PROMPT,
     PROGRAM,
@@ -74,7 +75,10 @@ def _run(
     """Finds out what is to be done, where it can be written, and does it."""
     from .. import models
 
+    settle(options, console)
     files = models.find(options.model, options.mmproj)
+    if not files.is_demo:
+        options.model, options.mmproj = files.model, files.mmproj  # chosen once, and told once
     entries = inputs.found(options.inputs, options.column)
     entries = [entry for entry in entries if shard is None or shard.has(entry)]
     written.check(options.inputs)

@@ -23,6 +23,7 @@ from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
 from ..images import load_image, open_source, source_name
 from .chat_file import Record, Turn, write
+from .hub import settle
 from .lines import Lines
 from .options import PROGRAM, chat_parser, check_pairs, model_arguments, sampling_arguments
 
@@ -49,10 +50,12 @@ def chat(argv: list[str]) -> None:
     pictures = _pictures(options.image, console)  # before the model, which takes longer
     from ..llava import Llava
 
-    with library_log(options), Llava(**model_arguments(options), progress=console.bars) as model:
-        if model.is_demo:
-            console.note(DEMO_NOTE)
-        Conversation(model, options, console, pictures).run()
+    with library_log(options):
+        settle(options, console)
+        with Llava(**model_arguments(options), progress=console.bars) as model:
+            if model.is_demo:
+                console.note(DEMO_NOTE)
+            Conversation(model, options, console, pictures).run()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``pyllava-cli info FILE``: what is in a GGUF file."""
+"""``pyllava-cli info``: what is in a GGUF file, or what the model in a folder needs and can do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._facts import facts_of
+from .._memory import USUAL_CTX
 from .._plain import plain
-from .info_facts import facts_of
+from .info_pair import pair_facts, pair_of, pair_report
 from .info_words import sentences
+from .option_kinds import COUNT
 from .options import PROGRAM, Parser
 
 if TYPE_CHECKING:
@@ -20,14 +23,28 @@ _TEXT_SHOWN = 80  # characters of a long text
 
 
 def info(argv: Sequence[str]) -> None:
-    """Print what is in the file that the command line names."""
-    parser = Parser(prog=f"{PROGRAM} info", description="Show the metadata and the tensors of a GGUF file.")
-    parser.add_argument("file", metavar="FILE", help="GGUF file: a language model or a projector")
+    """Print what is in the file that the command line names, or about the model in a folder."""
+    parser = Parser(
+        prog=f"{PROGRAM} info",
+        description="Show the metadata and the tensors of a GGUF file. Of a folder, or another name that -m takes: which "
+        "files are the model, what it needs in memory, and how fast it can be here.",
+    )
+    parser.add_argument(
+        "file", metavar="FILE", help="GGUF file, or what -m takes: folder, FOLDER:QUANT, name"
+    )
+    parser.add_argument(
+        "-c", "--ctx-size", metavar="N", type=COUNT, default=USUAL_CTX, help=f"context (default: {USUAL_CTX})"
+    )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="print JSON, arrays in full")
     options = parser.parse(argv)
     from ..gguf import GgufFile
 
+    if not os.path.isfile(os.path.expanduser(options.file)) and (pair := pair_of(options.file)) is not None:
+        told = pair_facts(pair, options.ctx_size)
+        print(json.dumps(told, indent=2) if options.json else "\n".join(pair_report(told, options.file)))
+        return
+    options.file = os.path.expanduser(options.file)
     file = GgufFile(options.file)
     summary = _summary(file, options.file)
     summary["words"] = sentences(file, options.file, summary["model"])

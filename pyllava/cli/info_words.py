@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._facts import facts_of
 from .._plain import plain
-from .info_facts import facts_of
 
 if TYPE_CHECKING:
     from ..gguf import GgufFile

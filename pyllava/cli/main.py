@@ -25,6 +25,9 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "info": "pyllava.cli.info:info",
         "convert": "pyllava.cli.convert:convert",
         "quantize": "pyllava.cli.quantize:quantize_command",
+        "pull": "pyllava.cli.hub:pull",
+        "models": "pyllava.cli.hub:models",
+        "rm": "pyllava.cli.hub:rm",
     }
 )
 """What the first word of a command line may name, and the function that runs it; without one, a question is asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import _terminal
@@ -36,9 +36,11 @@ _TEMPLATES = {  # what they call those that are here
 }
 _ADVICE = {  # on what they have and this one has not
     **dict.fromkeys(
-        ("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-mu", "--model-url", "-mmu", "--mmproj-url"),
-        "nothing is downloaded here, fetch the files and name them with -m and --mmproj",
+        ("-hff", "--hf-file", "-mu", "--model-url", "-mmu", "--mmproj-url"),
+        "-hf REPO[:QUANT] fetches a model, other files are fetched by hand and named with -m and --mmproj",
     ),
+    **dict.fromkeys(("-hft", "--hf-token"), "the environment has it, in HF_TOKEN"),
+    "--offline": "HF_HUB_OFFLINE=1 in the environment does it",
     **dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive"), f"{PROGRAM} chat has a conversation"),
     **dict.fromkeys(("-sysf", "--system-prompt-file"), "--system takes the text itself"),
     **dict.fromkeys(
@@ -122,6 +124,9 @@ commands (each with --help):
   pyllava-cli convert DIR                                        GGUF files from a checkpoint
   pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
   pyllava-cli bench -m DIR                                       how fast it is here
+  pyllava-cli pull llava-1.6-mistral-7b                          fetch a model of the Hugging Face Hub
+  pyllava-cli models                                             which are here, and which have short names
+  pyllava-cli rm llava-1.6-mistral-7b                            remove one
 """
 _CHAT_HELP = """\
 Type questions, or lines that start with a slash: /help lists them. Ctrl-C stops an answer, Ctrl-D ends the conversation.
@@ -137,7 +142,7 @@ def ask_parser() -> Parser:
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
         f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} chat|caption|info|convert|quantize|bench --help",
+        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|pull|models|rm --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
@@ -174,9 +179,10 @@ def add_model(options: Parser, *, parallel: int = 4) -> None:
     add(
         "-m --model",
         "FILE",
-        "GGUF file or folder (default: demo, a small model in the package; also demo-1.6)",
+        "GGUF file, folder, FOLDER:QUANT or fetched model (default: demo, a small model in the package; also demo-1.6)",
     )
     add("-mm --mmproj", "FILE", "projector file (default: the one beside the model)")
+    add_fetching(add)
     add(
         "-c --ctx-size",
         "N",
@@ -213,6 +219,12 @@ def add_model(options: Parser, *, parallel: int = 4) -> None:
     )
     add("-ctv --cache-type-v", "TYPE", "KV cache, values; as for keys", choices=_CACHE_TYPES)
     add("--no-mmap", None, "read the file into memory instead of mapping it")
+
+
+def add_fetching(add: Callable[..., None]) -> None:
+    """Options for a model that is not here yet; ``cli.hub.settle`` obeys them."""
+    add("-hf -hfr --hf-repo", "REPO[:QUANT]", f"a model of the Hugging Face Hub, or of `{PROGRAM} models`")
+    add("-y --yes", None, "fetch it without asking")
 
 
 def add_devices(options: Parser) -> None:
@@ -309,7 +321,9 @@ def add_output(options: Parser, *, question: bool = True, timings: bool = True) 
 
 def check_pairs(options: argparse.Namespace, parser: Parser) -> None:
     """Ends with a usage error where two options do not go together."""
-    if options.mmproj is not None and options.model is None:
+    if options.model is not None and options.hf_repo is not None:
+        parser.error("-m and -hf: need one of them")
+    if options.mmproj is not None and options.model is None and options.hf_repo is None:
         parser.error("--mmproj: needs -m, the model it belongs to")
     if getattr(options, "prompt", None) is not None and options.file is not None:
         parser.error("-p and -f: need one of them")

@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..gguf import GgufFile
+    from .gguf import GgufFile
 
 
-def facts_of(file: GgufFile) -> dict[str, Any]:
-    """Numbers and names of a language model or a projector; what a file does not tell is left out."""
+def facts_of(file: GgufFile, *, count_tokens: bool = True) -> dict[str, Any]:
+    """Numbers and names of a language model or a projector; what a file does not tell is left out.
+
+    `count_tokens`: False leaves out the size of the vocabulary, for which all of its texts are read.
+    """
     shapes = {tensor.name: tuple(tensor.shape) for tensor in file.tensors}
     architecture = str(file.metadata.get("general.architecture", "unknown"))
     is_projector = architecture == "clip"
     facts = (
-        _projector(file.metadata, shapes) if is_projector else _language_model(file.metadata, architecture)
+        _projector(file.metadata, shapes)
+        if is_projector
+        else _language_model(file.metadata, architecture, count_tokens)
     )
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _language_model(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    tokens = metadata.get("tokenizer.ggml.tokens")
+def _language_model(metadata: Mapping[str, Any], architecture: str, count_tokens: bool) -> dict[str, Any]:
+    tokens = metadata.get("tokenizer.ggml.tokens") if count_tokens else None
     return {
         "kind": "language model",
         "architecture": architecture,
