@@ -211,10 +211,9 @@ static bool is_offloaded(const graph * g, tensor * w, tensor * x) {
     return ggml_backend_dev_supports_op(g->offload, y) && ggml_backend_dev_offload_op(g->offload, y);
 }
 
-static tensor * linear(graph * g, tensor * w, tensor * b, tensor * x, bool fine) {
+static tensor * linear(graph * g, tensor * w, tensor * b, tensor * x, linear_plan plan) {
     if (!w || !x || !has_room(g)) return NULL;
     if (device_of(w) || is_offloaded(g, w, x)) return engine_linear(g, w, b, x);
-    const linear_plan plan = plan_of(g, w, fine);
     if (plan == LINEAR_ENGINE) return engine_linear(g, w, b, x);
     if (is_fast(plan)) return fast_linear(g, plan, w, b, x);
     tensor * args[] = { w, x, b };
@@ -222,8 +221,15 @@ static tensor * linear(graph * g, tensor * w, tensor * b, tensor * x, bool fine)
     return add_node(g, new_call(g, kernel, g->env), GGML_TYPE_F32, x->ne[1], w->ne[1], args);
 }
 
-tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) { return linear(g, w, b, x, false); }
-tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x) { return linear(g, w, b, x, true); }
+tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x) {
+    return w ? linear(g, w, b, x, plan_of(g, w, false)) : NULL;
+}
+tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x) {
+    return w ? linear(g, w, b, x, plan_of(g, w, true)) : NULL;
+}
+tensor * nn_linear_exact(graph * g, tensor * w, tensor * b, tensor * x) {
+    return linear(g, w, b, x, LINEAR_EXACT);
+}
 
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x) {
     if (!gate || !up || !x || !has_room(g)) return NULL;

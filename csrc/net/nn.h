@@ -82,6 +82,8 @@ tensor * nn_name(graph * g, tensor * x, const char * format, ...)
 tensor * nn_linear(graph * g, tensor * w, tensor * b, tensor * x); // W x + b; b may be NULL
 // The same with 12 bits instead of 8 in prompts and views, for layers where rounding matters more than time.
 tensor * nn_linear_fine(graph * g, tensor * w, tensor * b, tensor * x);
+// The same without rounding in the fast mode.
+tensor * nn_linear_exact(graph * g, tensor * w, tensor * b, tensor * x);
 tensor * nn_swiglu(graph * g, tensor * gate, tensor * up, tensor * x); // silu(gate x) * up x
 tensor * nn_add(graph * g, tensor * x, tensor * y);                    // y: may be a linear layer
 tensor * nn_layer_norm(graph * g, tensor * w, tensor * b, float eps,

@@ -112,10 +112,10 @@ void vit_unfold(const vit_hparams * h, const float * pixels, float * out) {
 }
 
 // Patch embeddings with the class token in front of each view, plus position embeddings: [n_views * n_pos,
-// D].
+// D]. Not rounded: in patches of one colour little is left of a sum of large numbers.
 static tensor * embed(graph * g, const vit * v, tensor * patches) {
     graph_enter(g, v->patch_embd);
-    tensor * x = nn_name(g, nn_linear_fine(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");
+    tensor * x = nn_name(g, nn_linear_exact(g, v->patch_embd, v->patch_embd_b, patches), "v.patch_embd");
     x = nn_views(g, x);
     if (v->class_embd) x = nn_put_first(g, v->class_embd, x);
     return nn_all_rows(g, nn_name(g, nn_add(g, x, v->position_embd), "v.embd"));

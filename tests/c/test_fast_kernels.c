@@ -298,7 +298,7 @@ static void test_linears(const micro * m) {
         }
         test_linear(m, types[i], 512, 67, 5, ROWS_PROMPT, true);
     }
-    for (int rows = ROWS_PROMPT; rows <= ROWS_VIEW; rows++) { // as SigLIP's fc2 and patches: 4304, 588
+    for (int rows = ROWS_PROMPT; rows <= ROWS_VIEW; rows++) { // no multiple of 32, as 4304 of SigLIP's fc2
         test_linear(m, GGML_TYPE_F16, 75, 5, 3, (row_kind) rows, false);
         test_linear(m, GGML_TYPE_F32, 592, 33, 13, (row_kind) rows, false);
     }
