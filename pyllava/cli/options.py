@@ -311,6 +311,12 @@ def add_output(options: Parser, *, question: bool = True, timings: bool = True) 
     add = adder(options, "output")
     if question:
         add("--verbose-prompt", None, "show the prompt and its tokens")
+        add(
+            "--logprobs",
+            "N",
+            "show on stderr how probable each token was, in colours on a terminal, and the N likeliest in its place",
+            type=COUNT_OR_0,
+        )
     if timings:
         add("--no-perf", None, "show no timings")
     add("-v --verbose", None, "show the library's log, down to details")
