@@ -192,6 +192,10 @@ class Pictures:
         if isinstance(source, ImageEmbedding):
             self._check(source)
             return source
+        return self.picture(source, n_images)
+
+    def picture(self, source: ImageSource, n_images: int = 1) -> Picture:
+        """The same of what is no embedding."""
         if self.spec is None:
             raise PyllavaError(
                 f"{self._name}: an image was given, but there is no projector: name one with mmproj="

@@ -35,6 +35,8 @@ from .templates import RAW_STOP, ImageMark, Part, Template
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .view import ImageView
+
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
@@ -377,6 +379,15 @@ class Llava:
         """
         epoch = self._engine.epoch()
         return self._pictures.encode(self._pictures.look_at(image), epoch)
+
+    def view(self, image: ImageSource, *, n_images: int = 1) -> ImageView:
+        """What the model sees of an image: its views, their patches, which of them become rows. It draws, saves and shows itself.
+
+        `n_images`: of how many in one prompt; LLaVA-OneVision sees several without tiles. Raises as encode_image().
+        """
+        from .view import view_of
+
+        return view_of(self._pictures.picture(image, n_images), self._model)
 
     # ------------------------------------------------------------------------------------------ answers
 

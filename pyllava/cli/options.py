@@ -124,6 +124,8 @@ commands (each with --help):
   pyllava-cli convert DIR                                        GGUF files from a checkpoint
   pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
   pyllava-cli bench -m DIR                                       how fast it is here
+  pyllava-cli view cat.jpg -m DIR -o view.png                    what the model sees of a picture
+  pyllava-cli doctor                                             what is installed here, and whether it works
   pyllava-cli pull llava-1.6-mistral-7b                          fetch a model of the Hugging Face Hub
   pyllava-cli models                                             which are here, and which have short names
   pyllava-cli rm llava-1.6-mistral-7b                            remove one
@@ -142,7 +144,7 @@ def ask_parser() -> Parser:
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
         f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|pull|models|rm --help",
+        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|view|doctor|pull|models|rm --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
