@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -57,6 +59,8 @@ class Parser(_terminal.Parser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.words: Sequence[str] = ()
+        """What is being parsed."""
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The options in `argv`; exits with code 2 and one line on stderr if they are wrong."""
@@ -70,7 +74,7 @@ class Parser(_terminal.Parser):
             name for action in self._actions if action.dest == "image" for name in action.option_strings
         }
         arguments: list[str] = []
-        words = collections.deque(argv)
+        self.words, words = argv, collections.deque(argv)
         while words:
             word = words.popleft()
             name, equals, value = word.partition("=")
@@ -99,10 +103,16 @@ def _shares(text: str) -> list[float]:
 
 
 class _ListDevices(argparse.Action):
+    """Shows the devices, as JSON where --json is an option of the command and given, and ends."""
+
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from .._lib import devices
 
-        for device in devices():
+        found = devices()
+        if isinstance(parser, Parser) and "--json" in parser.words:
+            print(json.dumps([dataclasses.asdict(device) for device in found]))
+            parser.exit()
+        for device in found:
             if device.kind != "other":
                 free, total = (round(size / (1 << 20)) for size in (device.memory_free, device.memory_total))
                 print(f"{device.name}: {device.description} ({total} MiB, {free} MiB free)")
