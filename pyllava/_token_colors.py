@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import math
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
@@ -45,9 +46,16 @@ def text_of(token: TokenLogprob) -> str:
     return visible(text)
 
 
-def visible(text: str) -> str:
-    """`text` with escapes for controls, marks that turn the direction of reading, and what else is not seen."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def visible(text: str, keep: str = "") -> str:
+    """`text` with escapes for controls, marks that turn the direction of reading, and the like, but for those in `keep`."""
+    return "".join(
+        c.encode("unicode_escape").decode() if _is_hidden(c) and c not in keep else c for c in text
+    )
+
+
+def _is_hidden(c: str) -> bool:
+    """True for what is obeyed and not shown. The joiners are part of how Persian, Hindi and emoji are written."""
+    return unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\u200c\u200d"
 
 
 def _probability(token: TokenLogprob) -> float:
@@ -125,7 +133,7 @@ def answer_html(answer: Answer) -> str:
         return f'<div style="{_BOX}">{_escaped(answer.text)}</div>'
     before = _escaped(begun_with(answer))
     spans = "".join(map(_span, answer.logprobs))
-    legend = " ".join(f'<span style="background: {b.web}">&nbsp;{b.words}&nbsp;</span>' for b in _BANDS)
+    legend = " ".join(f'<span style="background: {b.web}; padding: 0 0.4em">{b.words}</span>' for b in _BANDS)
     return f'<div style="{_BOX}">{before}{spans}\n<span style="{_NOTE}">probability: {legend}</span></div>'
 
 
@@ -146,4 +154,4 @@ def _span(token: TokenLogprob) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape("\n".join(map(visible, text.split("\n"))))
+    return html.escape(visible(text, keep="\n\t"))
