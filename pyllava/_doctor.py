@@ -6,6 +6,7 @@ pyllava. The home folder is written ``~``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -63,8 +64,25 @@ def _anonymous(value: Any) -> Any:
 
 def _of_library() -> dict[str, Section]:
     """Its sections, from a process that may crash: a library built for another CPU ends the one that loads it."""
-    if getattr(sys, "frozen", False):  # a program of its own has no Python to start
+    if getattr(sys, "frozen", False) or not sys.executable:  # a program of its own has no Python to start
         return dict(_doctor_probe.sections())
+    try:
+        stdout, stderr, code = _ran()
+    except OSError as error:  # no process could be started
+        return {"library": {"error": f"not looked at: {sys.executable}: {error.strerror}"}}
+    found: dict[str, Section] = {}
+    for line in stdout.splitlines():
+        with contextlib.suppress(ValueError, TypeError):  # others may print, too
+            found.update(json.loads(line))
+    if code != 0:
+        name = next((name for name in _doctor_probe.NAMES if name not in found), _doctor_probe.NAMES[-1])
+        last = [plain(line) for line in stderr.splitlines()[-5:]]
+        found[name] = {"error": _ending(code), **({"its_last_words": last} if last else {})}
+    return found
+
+
+def _ran() -> tuple[str, str, int | None]:
+    """stdout, stderr and exit code of that process; None: it did not end in time."""
     try:
         ran = subprocess.run(
             _doctor_probe.command(),
@@ -76,17 +94,7 @@ def _of_library() -> dict[str, Section]:
         stdout, stderr, code = ran.stdout, ran.stderr, ran.returncode
     except subprocess.TimeoutExpired as late:
         stdout, stderr, code = late.stdout or b"", late.stderr or b"", None
-    found: dict[str, Section] = {}
-    for line in stdout.decode(errors="replace").splitlines():
-        if line.startswith("{"):
-            found.update(json.loads(line))
-    if code != 0:
-        name = next(
-            (name for name in ("library", "devices", "instructions") if name not in found), "self_test"
-        )
-        last = [plain(line) for line in stderr.decode(errors="replace").splitlines()[-5:]]
-        found[name] = {"error": _ending(code), **({"its last words": last} if last else {})}
-    return found
+    return stdout.decode(errors="replace"), stderr.decode(errors="replace"), code
 
 
 def _ending(code: int | None) -> str:

@@ -19,6 +19,7 @@ from ._terminal import one_line
 
 Section = dict[str, Any]
 
+NAMES = ("library", "devices", "instructions", "self_test")
 _SETS = ("avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "plain")
 """The instruction sets that the fast mode has tables for, the best first, as in ``ggml/kernels/cpu.c``."""
 _CHOICE = "PYLLAVA_CPU"
@@ -37,13 +38,8 @@ def probe() -> None:
 
 
 def sections() -> Iterator[tuple[str, Section]]:
-    """Name and contents of each part; after the first that has an error, none that needs it."""
-    for name, make in (
-        ("library", _library),
-        ("devices", _devices),
-        ("instructions", _instructions),
-        ("self_test", _self_test),
-    ):
+    """Name and contents of each part; where there is no library, of the first one alone."""
+    for name, make in zip(NAMES, (_library, _devices, _instructions, _self_test), strict=True):
         section = tried(make)
         yield name, section
         if name == "library" and "error" in section:

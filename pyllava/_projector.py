@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,13 @@ _LOOKED_AT = 64  # bytes in the middle of each tensor: training changes all of t
 class Projector:
     """A vision tower and projector. Two are the same if their digests are, whatever their files are called."""
 
-    name: str
+    name: str = field(compare=False)
     """The file's name, for messages."""
     digest: str
     """32 hexadecimal digits: of the tensors' names, types and shapes, some bytes of each, and the settings of the tower."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.digest[:8]})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Projector) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
 
 
 def projector_of(path: str | os.PathLike[str]) -> Projector:

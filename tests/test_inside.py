@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -620,3 +621,32 @@ def test_ipython_shows_answers_and_views(demo: pyllava.Llava) -> None:
     formatter = formatters.DisplayFormatter()
     for found, kind in ((said, "text/html"), (seen, "image/png")):
         assert formatter.format(found)[0][kind] == shown[kind]
+
+
+# --- the page ---
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "inside.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+
+
+def test_what_the_page_shows_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    for line in "".join(blocks("sh")).splitlines():
+        program, *argv = shlex.split(line, comments=True)
+        assert program == "pyllava-cli"
+        assert cli.main(argv) == 0
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    exec("".join(blocks("python")), names)
+    names["m"].close()
+    assert capsys.readouterr().out == "304 (2, 2) (1, 0, 15, 16)\nYellow\n"
+    assert names["seen"].views.shape == (5, 112, 112, 3)
+    assert names["star"].array.shape == (336, 256)
+    assert "Yellow" in Tags(names["page"]).text
+    assert {path.name for path in tmp_path.iterdir()} == {"examples", "view.png", "scene.safetensors"}
