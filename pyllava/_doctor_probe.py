@@ -115,19 +115,17 @@ def _instructions() -> Section:
         os.environ.pop(_CHOICE, None)
         if wanted is not None:
             os.environ[_CHOICE] = wanted
-    best = runs[0] if runs else "none"
     both = next((name for name in ("avx512", "avx2") if name in runs), "plain")
-    chosen = (
-        wanted
-        if wanted in runs
-        else best
-        if wanted is None
-        else f"none: {_CHOICE}={wanted} is not among them"
-    )
+    if wanted is None:
+        chosen, why = runs[0], "it is the best that runs here"
+    elif wanted in runs:
+        chosen, why = wanted, f"{_CHOICE} names it"
+    else:
+        chosen, why = "none", f"{_CHOICE}={wanted} is not among them"
     return {
         "run_here": " ".join(runs),
         "products_and_attention_of_the_fast_mode": chosen,
-        "because": f"{_CHOICE} names it" if wanted is not None else "it is the best that runs here",
+        "because": why,
         "products_of_the_exact_mode_and_what_both_share": both,
         "all_else": "ggml's own choice: that of its build, or of the file that was loaded",
     }

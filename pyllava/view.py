@@ -2,7 +2,7 @@
 
 Nothing here computes how a picture is cut or which patches are kept. The pixels are those that the vision tower gets, turned back
 into 8 bits; where the picture lies on them is seen by having a white one of its size cut in the same way; and what becomes a row is
-read off the model's own merge, which is given the places of patches in the place of their embeddings.
+read off the model's own merge, which is given the places of rows instead of their embeddings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,10 +41,12 @@ class ImageView:
     grid: tuple[int, int]
     """(columns, rows) of the tiles, which are the other views; (0, 0) for none."""
     patch_size: int
+    n_side: int
+    """Rows a side of each view: as many as patches, or fewer where the projector joins them (MobileVLM)."""
     inside: tuple[Box, Box | None]
     """Where the picture lies on the first view, and on the tiles put together; the rest is border."""
     kept: Box | None
-    """The patches of the tiles, counted in patches, that become rows; the others show nothing but border."""
+    """The part of the tiles that becomes rows, counted in rows a side of the tiles together; the rest is border."""
     tile_rows: tuple[int, int] | None
     """(columns, rows) of the grid that these become: the same, or fewer where the model reduces large grids."""
     n_newlines: int
@@ -58,55 +60,44 @@ class ImageView:
         columns, rows = self.grid
         if not columns:
             return None
-        side = int(self.views.shape[1])
+        side = self.side
         tiles = self.views[1:].reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
         together: Pixels = tiles.reshape(rows * side, columns * side, 3)
         return together
 
     @property
+    def side(self) -> int:
+        """Pixels a side of each view."""
+        return int(self.views.shape[1])
+
+    @property
     def patches(self) -> int:
         """Patches a side of each view; what is left at the right and lower edges is never seen."""
-        return int(self.views.shape[1]) // self.patch_size
+        return self.side // self.patch_size
 
     def facts(self) -> dict[str, Any]:
         """The numbers, as ``pyllava-cli view --json`` prints them."""
-        names = (
-            "size",
-            "aspect",
-            "grid",
-            "patch_size",
-            "patches",
-            "kept",
-            "tile_rows",
-            "n_newlines",
-            "n_rows",
-        )
-        return {name: getattr(self, name) for name in names} | {
-            "view_size": int(self.views.shape[1]),
-            "n_views": len(self.views),
-            "inside": list(self.inside),
-        }
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "views"}
+        return found | {"patches": self.patches, "view_size": self.side, "n_views": len(self.views)}
 
     def words(self) -> list[str]:
         """The numbers in a few lines."""
-        side, n = self.views.shape[1], self.patches
+        side, n, patches = self.side, self.n_side, self.patches
         how = "centred on a square" if self.aspect == "pad" else "made a square"
         lines = [
             f"picture of {self.size[0]} x {self.size[1]} pixels: {self.n_rows} rows for the language model",
-            f"the whole picture, {how}: {side} x {side} pixels, {n} x {n} patches, {n * n} rows",
+            f"the whole picture, {how}: {side} x {side} pixels, {patches} x {patches} patches, {n * n} rows",
         ]
         if self.kept is None or self.tile_rows is None:
             return lines + ([f"a newline: {self.n_newlines} row"] if self.n_newlines else [])
         (columns, rows), (left, top, right, bottom) = self.grid, self.kept
         width, height = self.tile_rows
-        reduced = (
-            "" if (width, height) == (right - left, bottom - top) else f", reduced to {width} x {height}"
-        )
+        is_reduced = (width, height) != (right - left, bottom - top)
+        reduced = f", reduced to {width} x {height}" if is_reduced else ""
         newlines = f" and {self.n_newlines} newlines" if self.n_newlines else ""
-        lines.append(
-            f"{columns} x {rows} tiles: {columns * n} x {rows * n} patches, {right - left} x {bottom - top} of them kept{reduced}: "
-            f"{width * height} rows{newlines}"
-        )
+        what = "patches" if n == patches else "places"
+        kept = f"{right - left} x {bottom - top} of {columns * n} x {rows * n} {what} kept{reduced}"
+        lines.append(f"{columns} x {rows} tiles, {kept}: {width * height} rows{newlines}")
         return lines
 
     def image(self) -> Image.Image:
@@ -147,8 +138,10 @@ def view_of(picture: Picture, model: _lib.ModelHandle) -> ImageView:
     border = (0, 0, 0) if spec.aspect == "anyres" else spec.pad_color
     whole = (0, 0, spec.image_size, spec.image_size)
     first = _box_of(of_white[0], border) if spec.aspect == "pad" else whole
+    info = model.info
+    n_side = math.isqrt(info.n_image_tokens)
     seen = ImageView(
-        image.size, spec.aspect, pixels, views.grid, model.info.patch_size, (first, None), None, None, 0, 0
+        image.size, spec.aspect, pixels, views.grid, info.patch_size, n_side, (first, None), None, None, 0, 0
     )
     return _with_rows(seen, of_white, picture.layout, model)
 
@@ -170,13 +163,13 @@ def _box_of(pixels: Pixels, border: tuple[int, int, int]) -> Box:
     return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
-_MARK = 8192.0  # tells rows of patches from the newline, whose numbers were learned
+_MARK = 8192.0  # tells rows of the picture from the newline, whose numbers were learned
 
 
 def _with_rows(seen: ImageView, of_white: Pixels, layout: _lib.Layout, model: _lib.ModelHandle) -> ImageView:
     """The same view, with what becomes of its patches."""
-    n_first = seen.patches**2
-    rows = model.merge(layout, _places(seen.grid, seen.patches, model.info.n_embd))[n_first:, :3]
+    n_first = seen.n_side**2
+    rows = model.merge(layout, _places(seen.grid, seen.n_side, model.info.n_embd))[n_first:, :3]
     is_patch = np.abs(rows[:, 2] - _MARK) < 1
     n_newlines = int((~is_patch).sum())
     counted = replace(seen, n_rows=n_first + len(rows), n_newlines=n_newlines)
@@ -195,7 +188,7 @@ def _with_rows(seen: ImageView, of_white: Pixels, layout: _lib.Layout, model: _l
 
 
 def _places(grid: tuple[int, int], n: int, n_embd: int) -> npt.NDArray[np.float32]:
-    """Embeddings of views whose first numbers tell where in the tiles put together a patch has its centre: x, y, _MARK."""
+    """Embeddings of views whose first numbers tell where in the tiles put together a row has its centre: x, y, _MARK."""
     columns, n_tiles = max(grid[0], 1), grid[0] * grid[1]
     places = np.zeros((1 + n_tiles, n * n, n_embd), np.float32)  # pages that stay zero take no memory
     y, x = np.divmod(np.arange(n * n), n)
@@ -286,14 +279,14 @@ def _tiles_panel(view: ImageView) -> Image.Image:
 
 def _unseen(view: ImageView, grid: tuple[int, int], kept: Box | None = None) -> list[Box]:
     """Parts of views side by side that no row shows: what no whole patch covers, and patches that are not kept."""
-    side, covered, n = int(view.views.shape[1]), view.patches * view.patch_size, view.patches
+    side, covered, n = view.side, view.patches * view.patch_size, view.n_side
     (columns, rows), found = grid, []
     width, height = columns * side, rows * side
     if covered < side:
         found += [(i * side + covered, 0, (i + 1) * side, height) for i in range(columns)]
         found += [(0, i * side + covered, width, (i + 1) * side) for i in range(rows)]
     if kept is not None:
-        left, top, right, bottom = (at // n * side + at % n * view.patch_size for at in kept)
+        left, top, right, bottom = (at // n * side + at % n * covered // n for at in kept)
         found += [(0, 0, left, height), (right, 0, width, height)]
         found += [(left, 0, right, top), (left, bottom, right, height)]
     return [box for box in found if box[0] < box[2] and box[1] < box[3]]
@@ -303,14 +296,13 @@ class _Panel:
     """Pixels, enlarged, with lines over them; boxes are given in the pixels of the model."""
 
     def __init__(self, pixels: Pixels, view: ImageView) -> None:
-        side, size = int(view.views.shape[1]), view.patch_size
+        side, size = view.side, view.patch_size
         self._scale = max(1, round(_PANEL / max(pixels.shape[:2])))
         shown = pixels.repeat(self._scale, axis=0).repeat(self._scale, axis=1).astype(np.int16)
         y, x = (np.arange(n) % (side * self._scale) % (size * self._scale) == 0 for n in shown.shape[:2])
         edges = y[:, None] | x
-        shown[edges] += np.where(shown[edges].mean(axis=-1, keepdims=True) > 96, -_SHIFT, _SHIFT).astype(
-            np.int16
-        )
+        is_light = shown[edges].mean(axis=-1, keepdims=True) > 96
+        shown[edges] += np.where(is_light, -_SHIFT, _SHIFT).astype(np.int16)
         self.image = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
         self._draw = ImageDraw.Draw(self.image, "RGBA")
 

@@ -28,6 +28,7 @@ from pyllava import _token_colors, cli, models
 from pyllava._projector import projector_of
 from pyllava.answer import Answer, Timings, TokenLogprob, Usage
 from pyllava.images import load_image
+from pyllava.view import view_of
 from pyllava.views import ImageSpec, anyres, pad, squash
 
 ROOT = Path(__file__).parent.parent
@@ -395,9 +396,28 @@ def test_a_grid_that_is_reduced_and_edges_that_no_patch_covers(tmp_path: Path, d
         assert seen.n_rows == len(model.encode_image(noise(500, 400)))
         assert (seen.grid, seen.kept) == ((4, 4), (0, 3, 32, 29))
         assert seen.tile_rows == (17, 14)  # sqrt(32 * 26 / (4 * 64)) = 1.803 times fewer
-        assert "26 of them kept, reduced to 17 x 14: 238 rows and 14 newlines" in seen.words()[-1]
+        assert (
+            "32 x 26 of 32 x 32 patches kept, reduced to 17 x 14: 238 rows and 14 newlines"
+            in seen.words()[-1]
+        )
         assert seen.image().size[0] > 1000
         assert model.view(noise(500, 400), n_images=2).tiles is None  # as a prompt with several shows it
+
+
+def test_rows_of_several_patches(demo: pyllava.Llava) -> None:
+    """As MobileVLM's projectors give them: a quarter of the patches."""
+
+    class Joined:
+        info = dataclasses.replace(demo.info, n_image_tokens=16, n_embd=8)
+
+        def merge(self, layout: Any, views: np.ndarray) -> np.ndarray:
+            assert views.shape == (1, 16, 8)
+            return views[0]
+
+    seen = view_of(demo._pictures.picture(noise(90, 30)), Joined())  # type: ignore[arg-type]
+    assert (seen.patches, seen.n_side, seen.n_rows) == (8, 4, 16)
+    assert seen.words()[1].endswith("8 x 8 patches, 16 rows")
+    assert seen.image().width > 600
 
 
 def test_squashed_pictures() -> None:
