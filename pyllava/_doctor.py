@@ -56,7 +56,9 @@ def _anonymous(value: Any) -> Any:
     if isinstance(value, list):
         return [_anonymous(each) for each in value]
     home = os.path.expanduser("~").rstrip("/")
-    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", value) if isinstance(value, str) and home else value
+    if not isinstance(value, str) or not home:
+        return value
+    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", value)
 
 
 # --- the library ---
@@ -218,12 +220,11 @@ def _pictures() -> Section:
     from PIL import features
 
     names = ("jpg", "zlib", "webp", "libtiff", "avif", "freetype2")
+    heif = _version("pillow-heif")
     return {
         "Pillow": PIL.__version__,
         **{name: features.version(name) or "yes" if features.check(name) else "no" for name in names},
-        "HEIC": f"pillow-heif {_version('pillow-heif')}"
-        if _version("pillow-heif")
-        else "no: pip install 'pyllava[heif]'",
+        "HEIC": f"pillow-heif {heif}" if heif else "no: pip install 'pyllava[heif]'",
     }
 
 

@@ -68,7 +68,7 @@ def _band(token: TokenLogprob) -> _Band:
 
 
 def percent(token: TokenLogprob) -> str:
-    """``98.3 %``; four digits where it is less than one per cent."""
+    """``98.3 %``; two significant digits below one per cent, ``0.0021 %``."""
     p = 100 * _probability(token)
     return f"{p:.1f} %" if p >= 1 else f"{p:.2g} %"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_plugins import install
 
 import pyllava
 from pyllava import _doctor, _doctor_probe, _lib, cli
@@ -110,6 +111,24 @@ def test_a_package_that_is_missing(module: str, words: str, monkeypatch: Patch, 
     assert words in found[section]["error"]
 
 
+def test_back_ends_of_packages_and_why_they_are_not_used(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    install(tmp_path, "llava_gpu", {"libggml-gpu.so": b"no library"})
+    install(tmp_path, "llava_none", {})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    section = page(capsys, code=0)[0]["devices"]
+    found = section["packages_with_back_ends"]
+    assert sorted(found) == ["llava_gpu 1.0: libggml-gpu.so", "llava_none 1.0: it holds no back end"]
+    told = sorted(section["not_used"])
+    assert told[0].startswith("llava_gpu 1.0 is not used: ")
+    assert told[1] == "llava_none 1.0 is not used: it holds no back end"
+    monkeypatch.setenv("PYLLAVA_PLUGINS", "0")
+    section = page(capsys, code=0)[0]["devices"]
+    assert section["packages_with_back_ends"] == "not looked for: PYLLAVA_PLUGINS=0"
+    assert not section["not_used"]
+
+
 @pytest.mark.parametrize("executable", ["", "/nowhere/python"])
 def test_without_a_python_to_start(executable: str, monkeypatch: Patch) -> None:
     """In a program that an interpreter was built into, and where no process can be started."""
@@ -181,12 +200,12 @@ def test_the_instruction_set_that_is_chosen_and_why(monkeypatch: Patch) -> None:
 
 def test_nothing_private_is_on_the_page(monkeypatch: Patch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
-    monkeypatch.setenv("PYLLAVA_MODELS", "/home/somebody/models:/home/somebody-else")
+    monkeypatch.setenv("PYLLAVA_MODELS", "/home/somebody/models:/home/somebody-else:/mnt/home/somebody")
     monkeypatch.setenv("PYLLAVA_API_KEY", "hunter2")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter3")
     monkeypatch.setattr(_doctor, "_of_library", dict)
     text = json.dumps(_doctor.report())
-    assert "~/models:/home/somebody-else" in text
+    assert "~/models:/home/somebody-else:/mnt/home/somebody" in text
     assert "hunter" not in text
     assert json.loads(text)["environment"]["PYLLAVA_API_KEY"] == "(set)"
 
