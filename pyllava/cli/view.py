@@ -7,9 +7,10 @@ import os
 from collections.abc import Sequence
 
 from .._named_pictures import found
-from .._terminal import printable, say
-from .option_kinds import COUNT_OR_0
-from .options import PROGRAM, Parser, check_pairs
+from .._terminal import Console, printable, say
+from .hub import settle
+from .option_kinds import COUNT_OR_0, adder
+from .options import PROGRAM, Parser, add_fetching, check_pairs
 
 _DESCRIPTION = """\
 Draw what a model sees of a picture: its views and their patches, what is border, and which patches become rows for the
@@ -25,6 +26,7 @@ def view(argv: Sequence[str]) -> None:
     add("-o", "--output", metavar="FILE", help="the drawing: .png, or another suffix of a picture")
     add("-m", "--model", metavar="FILE", help="GGUF file or folder (default: demo; also demo-1.6)")
     add("-mm", "--mmproj", metavar="FILE", help="projector file (default: the one beside the model)")
+    add_fetching(adder(parser, "fetching"))
     add("--image-max-tiles", metavar="N", type=COUNT_OR_0, help="LLaVA-1.6: tiles of a picture at most")
     add(
         "--image-merge",
@@ -37,6 +39,7 @@ def view(argv: Sequence[str]) -> None:
     check_pairs(options, parser)
     if options.output is None and not options.json:
         parser.error("need -o FILE for the drawing, or --json for the numbers alone")
+    settle(options, Console(quiet=False))
     from ..images import load_image, open_source
     from ..llava import Llava
 
