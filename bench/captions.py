@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--mmproj")
     parser.add_argument("--tokens", type=int, help="of every answer")
-    parser.add_argument("--peer", help="a Python that has llama-cpp-python; needs --model, --mmproj, --tokens")
+    parser.add_argument(
+        "--peer", help="a Python that has llama-cpp-python; needs --model, --mmproj, --tokens"
+    )
     parser.add_argument("--peer-pictures", type=int, default=4)
     options = parser.parse_args()
     sampling: dict[str, Any] = {"max_tokens": options.tokens, "ignore_eos": True} if options.tokens else {}

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .llava import Llava
     from .sampling import Options, Sampling
     from .templates import Message, Template
+    from .view import ImageView
 
 __all__ = [
     "Answer",
@@ -53,6 +54,7 @@ __all__ = [
     "HubError",
     "ImageEmbedding",
     "ImageError",
+    "ImageView",
     "Images",
     "Llava",
     "Message",
@@ -85,6 +87,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("Options", "Sampling"), "sampling"),
     **dict.fromkeys(("Message", "Template"), "templates"),
     "Chat": "chat",
+    "ImageView": "view",
     "Llava": "llava",
 }  # every other name of __all__ is an exception
 _MODULES = (
@@ -99,6 +102,7 @@ _MODULES = (
     "models",
     "sampling",
     "templates",
+    "view",
     "views",
 )
 

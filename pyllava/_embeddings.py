@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from . import _lib
+from . import _embedding_file, _lib
 from ._engine import Engine
+from ._projector import Projector
 from ._request import Encode
-from .errors import PyllavaError
+from .errors import ImageError, ModelMismatchError, PyllavaError
 from .images import ImageSource, content_hash, load_image
 from .views import ImageSpec, preprocess, tile_grid
 
@@ -32,9 +35,76 @@ class ImageEmbedding:
     """Width and height of the picture in pixels."""
     key: int
     """Names the rows: equal rows have equal keys, whichever picture, options or model they come from."""
+    layout: _lib.Layout | None = None
+    """How the rows lie in the picture; None where that is not known, as in one made by hand."""
+    projector: Projector | None = None
+    """What made the rows: only a model with the same projector takes them. None: any model of their width does."""
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def pooled(self) -> FloatArray:
+        """The mean of the rows, float32 [n_embd]: one vector for the picture, in the space of the language model's inputs.
+
+        Near vectors (by cosine) are alike for this model. It is no embedding that texts could be compared with, as CLIP's is.
+        """
+        mean: FloatArray = self.array.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes rows, layout and what made them into a file: ``.safetensors`` or ``.npz``, by its name."""
+        about: dict[str, Any] = {"kind": _KIND, "version": 1, "size": list(self.size), "layout": None}
+        if self.layout is not None:
+            about["layout"] = {"grid": list(self.layout.grid), "flat": self.layout.flat}
+        about["projector"] = vars(self.projector) if self.projector is not None else None
+        _embedding_file.write(Path(path), self.array, about)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ImageEmbedding:
+        """What save() has written. The file may come from anywhere: it is checked, and nothing in it is run.
+
+        Raises FileNotFoundError, or ImageError for what is no such file, or damaged.
+        """
+        array, about = _embedding_file.read(Path(path))
+        try:
+            return _loaded(array, about)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImageError(f"{os.fspath(path)}: no image embedding: {error}") from None
+
+
+_KIND = "pyllava image embedding"
+_DIGEST_DIGITS = 32
+
+
+def _loaded(array: FloatArray, about: dict[str, Any]) -> ImageEmbedding:
+    """The key is made anew: what a file says must not pass for another picture's rows."""
+    if about["kind"] != _KIND or about["version"] != 1:
+        raise ValueError(
+            f"found {str(about['kind'])[:40]!r}, version {about['version']!r:.20}, need version 1"
+        )
+    size, layout, projector = _pair(about["size"], 1), about["layout"], about["projector"]
+    found = None if layout is None else _lib.Layout(_pair(layout["grid"], 0), size, bool(layout["flat"]))
+    maker = None if projector is None else Projector(str(projector["name"])[:200], str(projector["digest"]))
+    if maker is not None and len(maker.digest) != _DIGEST_DIGITS:
+        raise ValueError(f"projector: a digest of {len(maker.digest)} digits, need {_DIGEST_DIGITS}")
+    return ImageEmbedding(_frozen(array), size, _key_of(array), found, maker)
+
+
+def _pair(values: Any, least: int) -> tuple[int, int]:
+    first, second = values
+    if not all(type(value) is int and least <= value < 1 << 31 for value in (first, second)):
+        raise ValueError(f"found {str(values)[:40]}, need two numbers from {least} on")
+    return first, second
+
+
+def _frozen(array: FloatArray) -> FloatArray:
+    array.flags.writeable = False
+    return array
+
+
+def _key_of(array: FloatArray) -> int:
+    digest = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 Images: TypeAlias = "ImageSource | ImageEmbedding | Sequence[ImageSource | ImageEmbedding] | None"
@@ -87,9 +157,12 @@ def spec_of(info: _lib.ModelInfo, max_tiles: int | None) -> ImageSpec | None:
 class Pictures:
     """Encodes pictures with the model of an engine; `name` is what messages call it."""
 
-    def __init__(self, engine: Engine, name: str, spec: ImageSpec | None, *, flat: bool) -> None:
+    def __init__(
+        self, engine: Engine, name: str, spec: ImageSpec | None, projector: Projector | None, *, flat: bool
+    ) -> None:
         self._engine, self._model, self._name = engine, engine.model, name
         self.spec = spec
+        self._projector = projector
         self._flat = flat
 
     @property
@@ -117,7 +190,12 @@ class Pictures:
         LLaVA-OneVision was trained on several images padded and without tiles.
         """
         if isinstance(source, ImageEmbedding):
+            self._check(source)
             return source
+        return self.picture(source, n_images)
+
+    def picture(self, source: ImageSource, n_images: int = 1) -> Picture:
+        """The same of what is no embedding."""
         if self.spec is None:
             raise PyllavaError(
                 f"{self._name}: an image was given, but there is no projector: name one with mmproj="
@@ -127,6 +205,19 @@ class Pictures:
             spec = replace(spec, aspect="pad", pinpoints=())
         layout = _lib.Layout(tile_grid(image.size, spec), image.size, self._flat)
         return Picture(image, spec, layout, self._model.merge_length(layout))
+
+    def _check(self, embedding: ImageEmbedding) -> None:
+        """Raises where the rows are another model's: it would take them for a picture, and answer nonsense."""
+        width, shape = self._model.info.n_embd, embedding.array.shape
+        if embedding.projector not in (None, self._projector):
+            ours = (
+                f"that of {self._name} is {self._projector}" if self._projector else f"{self._name} has none"
+            )
+            raise ModelMismatchError(
+                f"image embedding of the projector {embedding.projector}: {ours}; encode the picture with this model"
+            )
+        if len(shape) != 2 or shape[1] != width:
+            raise ModelMismatchError(f"image embedding of shape {shape}: {self._name} takes (n, {width})")
 
     def encode(
         self, picture: Picture | ImageEmbedding, epoch: object, *, keep: bool = True
@@ -141,9 +232,8 @@ class Pictures:
         views = preprocess(picture.image, picture.spec)
 
         def merge(features: FloatArray) -> ImageEmbedding:
-            array = self._model.merge(picture.layout, features)
-            array.flags.writeable = False
-            key = hashlib.blake2b(array.data.cast("B"), digest_size=8).digest()
-            return ImageEmbedding(array, picture.image.size, int.from_bytes(key, "little"))
+            array = _frozen(self._model.merge(picture.layout, features))
+            size = picture.image.size
+            return ImageEmbedding(array, size, _key_of(array), picture.layout, self._projector)
 
         return self._engine.run(Encode(content, views.pixels, merge, keep=keep), epoch)

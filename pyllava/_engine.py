@@ -189,10 +189,19 @@ class Engine:
         job = Call(call)
         self.run(job)
 
-    def open(self, session: _lib.SessionHandle, n_parallel: int, sequences: Sequences, n_batch: int) -> None:
-        """Sets the session and its sequences, in the engine's thread."""
+    def open(
+        self,
+        session: _lib.SessionHandle,
+        n_parallel: int,
+        sequences: Sequences,
+        n_batch: int,
+        cache_bytes: int,
+    ) -> None:
+        """Sets the session and its sequences, in the engine's thread. `cache_bytes`: of pictures' embeddings, at most."""
         self.session = session
-        self._scheduler = Scheduler(session, sequences, n_parallel, n_batch, self._is_cancelled, self.tell)
+        self._scheduler = Scheduler(
+            session, sequences, n_parallel, n_batch, cache_bytes, self._is_cancelled, self.tell
+        )
 
     # ------------------------------------------------------------------------------------------ the thread
 
@@ -245,7 +254,7 @@ class Engine:
             for job in scheduler.jobs:
                 job.is_cancelled = job.is_cancelled or job.watch is item
         elif isinstance(item, bytes):
-            scheduler.seen(item)
+            scheduler.embeddings.hit(item)
         elif isinstance(item, Request) and item.is_parked:
             scheduler.unpark(item)
         elif isinstance(item, Encode | Request) and item.number < 0:

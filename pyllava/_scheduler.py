@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import copy
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 
 from . import _lib
+from ._picture_cache import PictureCache
 from ._request import Answering, Encode, Job, Request
 from ._script import Piece
 from ._sequences import Sequences
@@ -30,7 +30,6 @@ _ROWS_OF_ANSWER = 8  # one row of an answer costs as much as so many of a prompt
 _STEPS, _STEPS_SHOWN = 0.03, 0.01  # seconds of steps in one call of C; if a stream is read
 _MARGIN = 32  # free cells that each answer needs before another one is begun
 _SHARED = 64  # common rows for which a prompt waits for another one
-_CACHED_EMBEDDINGS = 256 << 20  # bytes of image embeddings kept
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,12 @@ class Stats:
     """Tokens of answers."""
     set_aside: int
     """How often an answer had to let go of its positions, which are computed again later."""
+    image_cache_bytes: int
+    """Bytes of image embeddings that are kept for questions about the same pictures (`image_cache_bytes`)."""
+    image_cache_hits: int
+    """How often a picture's embedding was there already."""
+    image_cache_misses: int
+    """How often it had to be computed; with those of batches, which are not kept."""
 
 
 @dataclass
@@ -84,6 +89,7 @@ class Scheduler:
         sequences: Sequences,
         n_parallel: int,
         n_batch: int,
+        cache_bytes: int,
         is_cancelled: Callable[[Job[Any]], bool],
         tell: Callable[[str, float], bool],
     ) -> None:
@@ -91,7 +97,7 @@ class Scheduler:
         self.sequences = sequences
         self.n_parallel, self.n_batch = n_parallel, n_batch
         self._is_cancelled, self._tell = is_cancelled, tell
-        self.embeddings: OrderedDict[bytes, Any] = OrderedDict()  # of pictures, by their content
+        self.embeddings = PictureCache(cache_bytes)
         self.jobs: list[Job[Any]] = []  # all of them, wherever they are; in order of arrival, as the others
         self._pictures: list[Encode[Any]] = []
         self._waiting: list[Request[Any]] = []
@@ -118,11 +124,6 @@ class Scheduler:
         else:
             self._wait(job)
 
-    def seen(self, content: bytes) -> None:
-        """A picture was shown again: its embedding is the last to go."""
-        if content in self.embeddings:
-            self.embeddings.move_to_end(content)
-
     def stats(self) -> Stats:
         """Numbers that may be a turn old."""
         counts, n_cells = self._counts, self.sequences.n_cells
@@ -135,6 +136,9 @@ class Scheduler:
             cached_tokens=counts.cached_tokens,
             completion_tokens=counts.completion_tokens,
             set_aside=counts.set_aside,
+            image_cache_bytes=self.embeddings.n_bytes,
+            image_cache_hits=self.embeddings.n_hits,
+            image_cache_misses=self.embeddings.n_misses,
         )
 
     def turn(self) -> None:
@@ -159,7 +163,7 @@ class Scheduler:
         for job in self.jobs:
             job.fail(error())
         self.jobs, self._waiting, self._active, self._parked, self._pictures = [], [], [], [], []
-        self.embeddings = OrderedDict()
+        self.embeddings.clear()
 
     def _wait(self, request: Request[Any]) -> None:
         bisect.insort(self._waiting, request, key=lambda other: other.number)
@@ -261,16 +265,11 @@ class Scheduler:
             except BaseException as error:
                 self.fail(job, error)
                 return
-            if job.keep:
-                self._keep(job.content, done)
+            self.embeddings.missed(job.content, done, keep=job.keep)
+        else:
+            self.embeddings.hit(job.content)
         job.finish(done)
         self._remove(job)
-
-    def _keep(self, content: bytes, embedding: Any) -> None:
-        self.embeddings[content] = embedding
-        n_bytes = sum(e.array.nbytes for e in self.embeddings.values())
-        while len(self.embeddings) > 1 and n_bytes > _CACHED_EMBEDDINGS:
-            n_bytes -= self.embeddings.popitem(last=False)[1].array.nbytes
 
     # ----------------------------------------------------------------------------------------- steps
 

@@ -83,6 +83,15 @@ class Answer:
     def __str__(self) -> str:
         return self.text
 
+    def html(self) -> str:
+        """The answer as HTML; with ``logprobs`` its tokens in colours, and their alternatives as tooltips."""
+        from ._token_colors import answer_html
+
+        return answer_html(self)
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return self.html()
+
 
 class Stream:
     """An answer in the making: iterate over it for its pieces of text, whose sum is ``stream.answer.text``.

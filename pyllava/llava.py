@@ -18,6 +18,7 @@ from . import _lib, _template_choice, batch, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._lib.values import number_text
+from ._projector import projector_of
 from ._prompt import Prompt, Prompts, stretches_of
 from ._request import Alternatives, Answering, Call, Limits, Score, Written
 from ._room import KvCells, Room, rooms
@@ -34,6 +35,8 @@ from .templates import RAW_STOP, ImageMark, Part, Template
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .view import ImageView
+
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, float], object]
@@ -42,6 +45,7 @@ ImageMerge: TypeAlias = Literal["unpad", "flat"]
 
 _log = logging.getLogger("pyllava")
 _MOST_PARALLEL = 128
+_CACHED = 256 << 20  # bytes of image embeddings
 _KEPT = 2  # sequences for each answer under way: the others keep what earlier ones held
 
 
@@ -91,6 +95,10 @@ class Llava:
       only).
     - `image_merge`: "unpad" as it was trained, or "flat", the rows that llama.cpp gives.
 
+    Pictures of all models:
+
+    - `image_cache_bytes`: of embeddings that are kept for further questions about the same pictures (0: none are).
+
     `progress` is called as progress(stage, fraction), in the model's own thread, with stage "load", "upload"
     (to a device), "encode" or "prefill"; it may return False to cancel.
 
@@ -123,6 +131,7 @@ class Llava:
         type_v: str | None = None,
         image_max_tiles: int | None = None,
         image_merge: ImageMerge = "unpad",
+        image_cache_bytes: int = _CACHED,
         n_parallel: int = 4,
         kv_cells: KvCells = None,
         progress: Progress | None = None,
@@ -134,6 +143,8 @@ class Llava:
             raise ValueError(f"image_merge: found {image_merge!r}, need 'unpad' or 'flat'")
         if image_max_tiles is not None and operator.index(image_max_tiles) < 0:
             raise ValueError(f"image_max_tiles: found {number_text(image_max_tiles)}, need 0 or more")
+        if operator.index(image_cache_bytes) < 0:
+            raise ValueError(f"image_cache_bytes: found {number_text(image_cache_bytes)}, need 0 or more")
         if isinstance(kv_cells, str) and kv_cells != "pictures":
             raise ValueError(f"kv_cells: found {kv_cells!r}, need a number or 'pictures'")
         if not 1 <= operator.index(n_parallel) <= _MOST_PARALLEL:
@@ -179,7 +190,7 @@ class Llava:
                     )
                 )
             self._set_up(files, template, rounded, image_merge, image_max_tiles)
-            self._open(session, n_parallel, n_ctx, kv_cells)
+            self._open(session, n_parallel, n_ctx, kv_cells, image_cache_bytes)
             self._prompts = Prompts(self._model, self._pictures, self.template, self.n_ctx)
         except BaseException:
             self._engine.close()
@@ -228,11 +239,19 @@ class Llava:
         self.template: Template = self._choose_template(template, files)
         flat = image_merge == "flat" or self.info.aspect != "anyres"
         spec = spec_of(self.info, image_max_tiles)
-        self._pictures = Pictures(self._engine, str(files.model), spec, flat=flat)
+        projector = None if files.mmproj is None else projector_of(files.mmproj)
+        self._pictures = Pictures(self._engine, str(files.model), spec, projector, flat=flat)
         self.precision = precision
         self.devices = self._model.devices
 
-    def _open(self, options: dict[str, Any], n_parallel: int, n_ctx: int | None, kv_cells: KvCells) -> None:
+    def _open(
+        self,
+        options: dict[str, Any],
+        n_parallel: int,
+        n_ctx: int | None,
+        kv_cells: KvCells,
+        cache_bytes: int,
+    ) -> None:
         """Creates the session, with sequences for n_parallel answers and as many that keep earlier ones."""
         trained, n_seq = self.info.n_ctx_train, _KEPT * n_parallel
         if n_ctx is not None and n_ctx > trained:
@@ -263,7 +282,7 @@ class Llava:
                         raise
             self.n_ctx, self.kv_cells = room.n_ctx, room.kv_cells
             sequences = Sequences(session, n_seq, room.kv_cells, room.n_cells - room.kv_cells)
-            self._engine.open(session, n_parallel, sequences, options["n_batch"])
+            self._engine.open(session, n_parallel, sequences, options["n_batch"], cache_bytes)
 
         self._engine.run(Call(open_session))
         self._session = self._engine.session
@@ -354,10 +373,21 @@ class Llava:
     def encode_image(self, image: ImageSource | ImageEmbedding) -> ImageEmbedding:
         """The embeddings of one image: a path, bytes, PIL image or array; or an ImageEmbedding, unchanged.
 
+        They may be given in the place of the image, now or later (`ImageEmbedding.save`), to a model with the same projector.
+
         Raises ImageError where it cannot be read, PyllavaError where the model has no projector.
         """
         epoch = self._engine.epoch()
         return self._pictures.encode(self._pictures.look_at(image), epoch)
+
+    def view(self, image: ImageSource, *, n_images: int = 1) -> ImageView:
+        """What the model sees of an image: its views, their patches, which of them become rows. It draws, saves and shows itself.
+
+        `n_images`: of how many in one prompt; LLaVA-OneVision sees several without tiles. Raises as encode_image().
+        """
+        from .view import view_of
+
+        return view_of(self._pictures.picture(image, n_images), self._model)
 
     # ------------------------------------------------------------------------------------------ answers
 

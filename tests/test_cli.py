@@ -272,7 +272,7 @@ def test_every_option_of_an_answer_is_one_of_the_command_line() -> None:
     """But for what a command line has no use for."""
     known = {action.dest for action in ask_parser()._actions}
     of_many = {"start_with", "timeout", "stop_loops"}  # of those that one waits for overnight
-    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse", "logprobs", *of_many}
+    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse", *of_many}
     known = {action.dest for action in caption_parser()._actions}
     assert known >= {"start_with", "timeout", "no_loop_detector"}
 

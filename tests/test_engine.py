@@ -771,7 +771,7 @@ def test_an_answer_may_use_the_whole_context(files: Files) -> None:
 
 
 def test_stats(demo: pyllava.Llava) -> None:
-    assert demo.stats() == pyllava.Stats(0, 0, demo.n_ctx, 0, 0, 0, 0, 0)
+    assert demo.stats() == pyllava.Stats(0, 0, demo.n_ctx, 0, 0, 0, 0, 0, 0, 0, 0)
     answer = demo.ask(SCENE, DESCRIBE)
     n = answer.usage.prompt_tokens
     assert is_quiet(demo)

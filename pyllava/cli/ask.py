@@ -203,7 +203,16 @@ def _run(
         sys.stdout.write("\n")
         sys.stdout.flush()
     answer: Answer = stream.answer
+    if answer.logprobs:
+        _show_tokens(answer, console)
     return answer
+
+
+def _show_tokens(answer: Answer, console: Console) -> None:
+    """How probable each token was; it was asked for, so --log-disable does not hide it."""
+    from .._token_colors import takes_color, terminal_lines
+
+    console.tell("\n" + "\n".join(terminal_lines(answer.logprobs, colored=takes_color(sys.stderr))))
 
 
 def _show_prompt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -55,6 +56,8 @@ def caption(argv: list[str]) -> None:
     check_pairs(options, parser)
     if options.samples > 1 and not options.temperature:
         parser.error("--samples: needs --temp above 0, without it they are all the same")
+    if options.json and options.output == _STDOUT:
+        parser.error("--json: the rows of -o - take stdout, need one of them")
     shard = None if options.shard is None else inputs.shard_of(options.shard)
     written = _written(options, parser, shard)
     texts = _texts(options)
@@ -321,6 +324,9 @@ class _Run:
         speed = f", {self.n_ok / seconds:.1f} captions per second" if seconds and self.n_ok else ""
         self.console.note(f"{self.n_ok:,} captions, {self.n_failed:,} failed, in {_duration(seconds)}{speed}")
         n_left = len(found.todo) + len(found.refused) - self.n_ok - self.n_failed
+        if self.options.json:
+            counts = {"captions": self.n_ok, "failed": self.n_failed, "left": n_left, "seconds": seconds}
+            print(json.dumps({**counts, "done_before": found.n_done, "skipped": found.n_skipped}))
         if n_left:
             self.console.note(f"{n_left:,} pictures are left: the same command goes on with them")
         elif self.n_failed and self.ledger is not None:

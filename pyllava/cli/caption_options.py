@@ -96,6 +96,7 @@ def _add_written(options: Parser) -> None:
         "task of a job array; `caption merge` joins them",
     )
     add("--max-errors", "N", "stop when more than N pictures have failed (default: never)", type=COUNT_OR_0)
+    add("--json", None, "at the end the counts as one JSON object on stdout (the rows are JSON anyway)")
 
 
 def _add_texts(options: Parser) -> None:

@@ -25,6 +25,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "info": "pyllava.cli.info:info",
         "convert": "pyllava.cli.convert:convert",
         "quantize": "pyllava.cli.quantize:quantize_command",
+        "view": "pyllava.cli.view:view",
+        "doctor": "pyllava.cli.doctor:doctor",
         "pull": "pyllava.cli.hub:pull",
         "models": "pyllava.cli.hub:models",
         "rm": "pyllava.cli.hub:rm",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -57,6 +59,8 @@ class Parser(_terminal.Parser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.words: Sequence[str] = ()
+        """What is being parsed."""
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The options in `argv`; exits with code 2 and one line on stderr if they are wrong."""
@@ -70,7 +74,7 @@ class Parser(_terminal.Parser):
             name for action in self._actions if action.dest == "image" for name in action.option_strings
         }
         arguments: list[str] = []
-        words = collections.deque(argv)
+        self.words, words = argv, collections.deque(argv)
         while words:
             word = words.popleft()
             name, equals, value = word.partition("=")
@@ -99,10 +103,16 @@ def _shares(text: str) -> list[float]:
 
 
 class _ListDevices(argparse.Action):
+    """Shows the devices, as JSON where --json is an option of the command and given, and ends."""
+
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from .._lib import devices
 
-        for device in devices():
+        found = devices()
+        if isinstance(parser, Parser) and "--json" in parser.words:
+            print(json.dumps([dataclasses.asdict(device) for device in found]))
+            parser.exit()
+        for device in found:
             if device.kind != "other":
                 free, total = (round(size / (1 << 20)) for size in (device.memory_free, device.memory_total))
                 print(f"{device.name}: {device.description} ({total} MiB, {free} MiB free)")
@@ -124,6 +134,8 @@ commands (each with --help):
   pyllava-cli convert DIR                                        GGUF files from a checkpoint
   pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
   pyllava-cli bench -m DIR                                       how fast it is here
+  pyllava-cli view cat.jpg -m DIR -o view.png                    what the model sees of a picture
+  pyllava-cli doctor                                             what is installed here, and whether it works
   pyllava-cli pull llava-1.6-mistral-7b                          fetch a model of the Hugging Face Hub
   pyllava-cli models                                             which are here, and which have short names
   pyllava-cli rm llava-1.6-mistral-7b                            remove one
@@ -142,7 +154,7 @@ def ask_parser() -> Parser:
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
         f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|pull|models|rm --help",
+        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|view|doctor|pull|models|rm --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
@@ -311,6 +323,12 @@ def add_output(options: Parser, *, question: bool = True, timings: bool = True) 
     add = adder(options, "output")
     if question:
         add("--verbose-prompt", None, "show the prompt and its tokens")
+        add(
+            "--logprobs",
+            "N",
+            "show on stderr how probable each token was, in colours on a terminal, and the N likeliest in its place",
+            type=COUNT_OR_0,
+        )
     if timings:
         add("--no-perf", None, "show no timings")
     add("-v --verbose", None, "show the library's log, down to details")

@@ -217,6 +217,12 @@ def test_numbers(lab: Lab, size: tuple[int, int]) -> None:
     gates.check(lab.kind, gates.EMBEDDINGS, expected, found)
 
 
+def test_what_is_seen_has_the_rows_of_the_projector(lab: Lab) -> None:
+    with pyllava.Llava(lab.files.model, lab.files.mmproj, n_threads=1) as llava:
+        seen = llava.view(picture(3, 190, 62))
+    assert (seen.patches, seen.n_rows) == (5, PROJECTORS[lab.kind].n_rows)
+
+
 def test_fast_mode(lab: Lab) -> None:
     """With the gate of docs/architecture.md for image embeddings."""
     source = picture(3, 190, 62)

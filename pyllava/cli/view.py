@@ -1,0 +1,61 @@
+"""``pyllava-cli view IMAGE -o view.png``: what a model sees of a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from .._named_pictures import found
+from .._terminal import Console, printable, say
+from .hub import settle
+from .option_kinds import COUNT_OR_0, adder
+from .options import PROGRAM, Parser, add_fetching, check_pairs
+
+_DESCRIPTION = """\
+Draw what a model sees of a picture: its views and their patches, what is border, and which patches become rows for the
+language model. The same numbers go to stdout.
+"""
+
+
+def view(argv: Sequence[str]) -> None:
+    """Draw as the command line says; every failure is an exception."""
+    parser = Parser(prog=f"{PROGRAM} view", description=_DESCRIPTION)
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="a picture; - is standard input")
+    add("-o", "--output", metavar="FILE", help="the drawing: .png, or another suffix of a picture")
+    add("-m", "--model", metavar="FILE", help="GGUF file or folder (default: demo; also demo-1.6)")
+    add("-mm", "--mmproj", metavar="FILE", help="projector file (default: the one beside the model)")
+    add_fetching(adder(parser, "fetching"))
+    add("--image-max-tiles", metavar="N", type=COUNT_OR_0, help="LLaVA-1.6: tiles of a picture at most")
+    add(
+        "--image-merge",
+        choices=("unpad", "flat"),
+        default="unpad",
+        help="LLaVA-1.6: unpad (default, as trained) or flat (the rows llama.cpp gives)",
+    )
+    add("--json", action="store_true", help="the numbers as JSON")
+    options = parser.parse(argv)
+    check_pairs(options, parser)
+    if options.output is None and not options.json:
+        parser.error("need -o FILE for the drawing, or --json for the numbers alone")
+    settle(options, Console(quiet=False))
+    from ..images import load_image, open_source
+    from ..llava import Llava
+
+    picture = load_image(open_source(found(options.image)))
+    with Llava(
+        options.model,
+        options.mmproj,
+        n_ctx=1,
+        n_parallel=1,
+        device="cpu",
+        template="plain",
+        image_max_tiles=options.image_max_tiles,
+        image_merge=options.image_merge,
+    ) as model:
+        seen = model.view(picture)
+    if options.output is not None:
+        seen.save(options.output)
+        say(f"{printable(os.fspath(options.output))}: {seen.image().width} x {seen.image().height} pixels")
+    print(json.dumps(seen.facts()) if options.json else "\n".join(seen.words()))
