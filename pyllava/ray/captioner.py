@@ -132,13 +132,14 @@ def caption_dataset(
     Ray starts actors that die again, and gives their batches to others.
     """
     data, ray = library("ray.data"), library()
-    if not isinstance(pictures, data.Dataset):
+    is_read = isinstance(pictures, data.Dataset)
+    if not is_read:
         pictures = data.from_items([{"path": path} for path in _paths(pictures)])
     if not ray.is_initialized():
         ray.init()
     nodes = cpus_of_nodes(ray)
     n_actors, num_cpus = sizes([n - 1 for n in nodes], n_actors, num_cpus)
-    if sum(nodes) - n_actors * num_cpus < 1:
+    if is_read and sum(nodes) - n_actors * num_cpus < 1:
         _log.warning(
             "n_actors=%d, num_cpus=%g: no CPU of the cluster's %d is left to read pictures with: need fewer",
             *(n_actors, num_cpus, sum(nodes)),

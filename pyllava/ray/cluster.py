@@ -88,7 +88,7 @@ def assigned_cpus() -> int | None:
 
 
 def node() -> str:
-    """ " (on NAME)" for messages of what runs in a cluster, else nothing."""
+    """What messages of a worker end with: its node's name in brackets; nothing elsewhere."""
     return f" (on {platform.node()})" if _is_worker() else ""
 
 
