@@ -164,6 +164,14 @@ def test_sizes(nodes: list[int], n_workers: int | None, n_cpus: int | None, foun
     assert cluster.sizes(nodes, n_workers, n_cpus) == found
 
 
+def test_models_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = [None, "demo-1.6", "models:q4_k_m", Path("~") / "models"]
+    wanted = [None, "demo-1.6", str(tmp_path / "models:q4_k_m"), str(tmp_path / "models")]
+    assert [cluster.seen_by_workers(path) for path in given] == wanted
+
+
 # --- workers that die, on a stand-in for Ray ---
 
 

@@ -76,7 +76,9 @@ def cpus_of_nodes(ray: Any) -> list[int]:
 
 def seen_by_workers(path: str | os.PathLike[str] | None) -> str | None:
     """A model's file, or a demo model's name, as workers find it, whose folder is another one."""
-    return None if path is None else os.fspath(path) if path in DEMOS else os.path.abspath(path)
+    if path is None:
+        return None
+    return os.fspath(path if path in DEMOS else os.path.abspath(os.path.expanduser(path)))
 
 
 def assigned_cpus() -> int | None:
