@@ -100,6 +100,7 @@ _MODULES = (
     "images",
     "llava",
     "models",
+    "ray",
     "sampling",
     "templates",
     "view",

@@ -225,7 +225,9 @@ class Pictures:
         """The rows of a picture; `keep`: they are kept for the next question about it."""
         if isinstance(picture, ImageEmbedding):
             return picture
-        content = content_hash(picture.image) + picture.spec.aspect.encode()
+        content = b""
+        if keep or self._engine.keeps_embeddings:
+            content = content_hash(picture.image) + picture.spec.aspect.encode()
         known: ImageEmbedding | None = self._engine.known(content)
         if known is not None:
             return known

@@ -134,6 +134,11 @@ class Engine:
             if job.is_parked and job.needs_text:
                 self._inbox.put(job)
 
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether there are any that `known` could find."""
+        return bool(self._scheduler and self._scheduler.embeddings)
+
     def known(self, content: bytes) -> Any:
         """The embedding of a picture that was encoded already, or None."""
         found = self._scheduler.embeddings.get(content) if self._scheduler else None

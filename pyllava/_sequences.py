@@ -28,19 +28,17 @@ class Sequences:
     def fits(self, n_rows: int, script: Script, *, reuse: bool) -> bool:
         """Whether a script and what follows it, `n_rows` in all, would fit beside the sequences in use."""
         used = [seq for seq in self._all if seq not in self._idle and reuse]
-        runs = script.runs()
-        n_shared = max((self._session.seq_shared(seq, runs) for seq in used), default=0)
+        n_shared = max(self._session.seq_shared(used, script.runs()), default=0)
         return n_rows - n_shared <= self._free(self._idle)
 
     def shared(self, script: Script) -> int:
         """The most rows of the script that a sequence already holds."""
-        runs = script.runs()
-        return max(self._session.seq_shared(seq, runs) for seq in self._all)
+        return max(self._session.seq_shared(self._all, script.runs()))
 
     def take(self, script: Script, most: int) -> tuple[int, int]:
         """Takes a sequence for the script, with at most `most` rows reused; returns it and their number."""
-        runs = script.runs()
-        held = {seq: min(most, self._session.seq_shared(seq, runs)) for seq in self._all} if most else {}
+        found = self._session.seq_shared(self._all, script.runs()) if most else []
+        held = {seq: min(most, n) for seq, n in enumerate(found)}
         source = max(reversed(self._idle), key=lambda seq: held.get(seq, 0))
         n = held.get(source, 0)
         busy = max((seq for seq in held if seq not in self._idle), key=lambda seq: held[seq], default=source)

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import TinySpec
 
 import pyllava
+import pyllava._embeddings
 from pyllava import models
 from pyllava._loops import LoopDetector
 from pyllava._room import KvCells, rooms
@@ -144,6 +145,33 @@ def test_pictures_of_a_batch_are_not_kept(demo: pyllava.Llava) -> None:
     n_before = len(scheduler.embeddings)
     list(demo.batch(range(60, 70), QUESTION, load=picture))
     assert len(scheduler.embeddings) == n_before
+
+
+def test_what_is_kept_is_used_and_nothing_else_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that was asked about before is not encoded again; without any, no picture is hashed."""
+    with pyllava.Llava(n_parallel=2, kv_cells="pictures", n_threads=1) as model:
+        n_encoded, n_hashed = 0, 0
+        encode, hashed = model._session.encode, pyllava._embeddings.content_hash
+
+        def counted(pixels: Any) -> Any:
+            nonlocal n_encoded
+            n_encoded += 1
+            return encode(pixels)
+
+        def counted_hash(image: Any) -> bytes:
+            nonlocal n_hashed
+            n_hashed += 1
+            return hashed(image)
+
+        monkeypatch.setattr(model._session, "encode", counted)
+        monkeypatch.setattr(pyllava._embeddings, "content_hash", counted_hash)
+        first = list(model.batch([picture(0), picture(1)], QUESTION))
+        assert (n_encoded, n_hashed) == (2, 0)
+        model.ask(picture(0), QUESTION)
+        assert (n_encoded, n_hashed) == (3, 1)
+        again = list(model.batch([picture(0), picture(1)], QUESTION))
+        assert (n_encoded, n_hashed) == (4, 3)
+        assert [str(result.answer) for result in again] == [str(result.answer) for result in first]
 
 
 # --- room ---

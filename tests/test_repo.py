@@ -88,6 +88,7 @@ PACKAGE = {
     for path in sorted(ROOT.glob("pyllava/**/*.py"))
 }
 BINDING, COMMANDS, CONVERTERS, BULK = "pyllava._lib", "pyllava.cli", "pyllava.convert", "pyllava.bulk"
+CLUSTERS = "pyllava.ray"
 TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates", "_template_choice"}
 FILES = {"_named_pictures", "_part_file", "_picture_files", "_sources", "_text_file"}
 MAY_IMPORT = {
@@ -96,11 +97,15 @@ MAY_IMPORT = {
     CONVERTERS: {f"pyllava.{name}" for name in TABLES},
     BULK: {f"pyllava.{name}" for name in (*FILES, "answer", "errors", "images")},  # no model, no command line
 }
-MAY_IMPORT_LATER = {CONVERTERS: {"pyllava", "pyllava.errors", "pyllava.quantize"}}
+MAY_IMPORT_LATER = {
+    CONVERTERS: {"pyllava", "pyllava.errors", "pyllava.quantize"},
+    BULK: {"pyllava.llava"},  # the name of a type
+}
 FOR_NOBODY_BUT = {
     COMMANDS: {"pyllava.__main__"},
     CONVERTERS: {f"{COMMANDS}.convert"},
-    BULK: {f"{COMMANDS}.caption"},
+    BULK: {f"{COMMANDS}.caption", f"{COMMANDS}.caption_ray", CLUSTERS},
+    CLUSTERS: {f"{COMMANDS}.caption_ray"},
 }
 
 
@@ -153,7 +158,7 @@ def test_imports_point_down(name: str) -> None:
         assert ours <= own | MAY_IMPORT[folder]
         assert later <= own | MAY_IMPORT[folder] | MAY_IMPORT_LATER.get(folder, set())
     for wanted, users in FOR_NOBODY_BUT.items():
-        if name not in users and not parts_of(name, (wanted,)):
+        if not parts_of(name, (wanted, *users)):
             assert not [module for module in ours | later if parts_of(module, (wanted,))]
 
 

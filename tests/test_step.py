@@ -442,16 +442,14 @@ def test_what_a_sequence_shares_with_runs(session: _lib.SessionHandle) -> None:
     session.step([Run([answer], append=True, answer=True, first=NOTHING)])
     session.step([Run([after], append=True, first=NOTHING)])
     as_computed = [Run(before), Run([answer], answer=True), Run([after])]
-    assert session.seq_shared(0, as_computed) == n + 9
-    assert session.seq_shared(0, as_computed[:1]) == n
-    assert session.seq_shared(0, [Run([*before, answer, after])]) == n  # an answer's rows are no prompt's
-    assert (
-        session.seq_shared(0, [Run(before), Run([Tokens(ids(81, 5)[:3])], answer=True), Run([after])])
-        == n + 3
-    )
-    assert session.seq_shared(1, as_computed) == 0
+    assert session.seq_shared([0], as_computed) == [n + 9]
+    assert session.seq_shared([0], as_computed[:1]) == [n]
+    assert session.seq_shared([0], [Run([*before, answer, after])]) == [n]  # an answer's rows are no prompt's
+    other = [Run(before), Run([Tokens(ids(81, 5)[:3])], answer=True), Run([after])]
+    assert session.seq_shared([0, 1], other) == [n + 3, 0]
+    assert session.seq_shared([1], as_computed) == [0]
     with pytest.raises(ValueError, match="at least one span"):
-        session.seq_shared(0, [Run([])])
+        session.seq_shared([0], [Run([])])
 
 
 def test_cells_that_sequences_would_leave(session: _lib.SessionHandle) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes as c
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -193,16 +193,19 @@ class SessionHandle:
             _check(lib.pyllava_seq_length(at, _i32("seq", seq), c.byref(n)))
         return n.value
 
-    def seq_shared(self, seq: int, runs: Sequence[Run]) -> int:
-        """How many rows of these runs, one after the other, a sequence begins with (by content and kind)."""
+    def seq_shared(self, seqs: Iterable[int], runs: Sequence[Run]) -> list[int]:
+        """How many rows of these runs, one after the other, each sequence begins with (by content and kind)."""
         n, packed = _I32(), (_Run * max(len(runs), 1))()
         keep = []
         for target, run in zip(packed, runs, strict=False):
             keep.append(self._spans(run.parts))
             target.kind, target.spans, target.n_spans = int(run.answer), keep[-1][0], len(run.parts)
+        found = []
         with self._handle.use() as at:
-            _check(lib.pyllava_seq_shared(at, _i32("seq", seq), packed, len(runs), c.byref(n)))
-        return n.value
+            for seq in seqs:
+                _check(lib.pyllava_seq_shared(at, _i32("seq", seq), packed, len(runs), c.byref(n)))
+                found.append(n.value)
+        return found
 
     def cells_free(self, without: Sequence[int] = ()) -> int:
         """Cells of the KV cache that would be free if the sequences `without` held nothing."""

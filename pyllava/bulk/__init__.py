@@ -6,6 +6,7 @@
     texts      an entry -> its prompt; an answer -> a caption, or a refusal
     ledger     JSON Lines, one row for each picture; the lock; what is done
     plan       entries, ledger and side files -> what is left to do
+    asking     entries through a model, a row for each        the same here and in a cluster's workers
     side_files the text beside each picture
     tables     the ledger's rows as CSV and Parquet
 

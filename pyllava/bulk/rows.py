@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -48,34 +49,43 @@ class Rows:
     settings: str
 
     def row(self, picture: Picture, answers: tuple[Answer, ...], error: Exception | None) -> Row:
-        """Of a picture and its answers, or the error that took their place; an answer may turn out to be one."""
-        captions: list[str] = []
-        if error is None:
-            try:
-                captions = [self.texts.caption_of(answer.text) for answer in answers]
-            except ValueError as refusal:
-                error = refusal
-        seconds = math.fsum(a.timings.encode + a.timings.prefill + a.timings.decode for a in answers)
-        ends = dict.fromkeys(answer.finish_reason for answer in answers)
+        """Of a picture and its answers, or the error that took their place."""
         facts = picture.facts
-        row: Row = {
+        found = outcome(self.texts, answers, error, picture.entry.path)
+        captions: Row = {name: found.pop(name) for name in ("caption", "captions") if name in found}
+        return {
             "path": picture.entry.path,
             "sha256": facts.pop("sha256"),
             "width": facts.pop("width"),
             "height": facts.pop("height"),
-            "caption": captions[0] if captions else None,
-            **({"captions": captions} if len(captions) > 1 else {}),
+            **captions,
             "prompt": self.texts.prompt_of(picture.entry),
             "model": self.model,
-            "tokens": sum(answer.usage.completion_tokens for answer in answers),
-            "seconds": round(seconds, 4),
-            "finish_reason": ",".join(ends) or None,
-            "status": "ok" if error is None else "error",
-            "error": None if error is None else reason(error, picture.entry.path),
+            **found,
             **facts,
             "settings": self.settings,
         }
-        return row
+
+
+def outcome(texts: Texts, answers: Sequence[Answer], error: Exception | None, path: str) -> Row:
+    """The part of a row that says what became of a picture; an answer may turn out to be an error."""
+    captions: list[str] = []
+    if error is None:
+        try:
+            captions = [texts.caption_of(answer.text) for answer in answers]
+        except ValueError as refusal:
+            error = refusal
+    seconds = math.fsum(a.timings.encode + a.timings.prefill + a.timings.decode for a in answers)
+    ends = dict.fromkeys(answer.finish_reason for answer in answers)
+    return {
+        "caption": captions[0] if captions else None,
+        **({"captions": captions} if len(captions) > 1 else {}),
+        "tokens": sum(answer.usage.completion_tokens for answer in answers),
+        "seconds": round(seconds, 4),
+        "finish_reason": ",".join(ends) or None,
+        "status": "ok" if error is None else "error",
+        "error": None if error is None else reason(error, path),
+    }
 
 
 def reason(error: Exception, path: str) -> str:

@@ -25,7 +25,7 @@ from ..bulk.side_files import Existing, SideFiles, check_writable
 from ..bulk.texts import Texts
 from ..templates import IMAGE_MARK
 from .ask import given_prompt
-from .caption_options import WRITTEN, caption_parser, merge_parser
+from .caption_options import WRITTEN, caption_parser, check_engine, merge_parser
 from .hub import settle
 from .options import (
     DEFAULT_PROMPT,
@@ -38,7 +38,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..bulk.rows import Picture, Rows
+    from ..bulk.asking import Answered, Asking
+    from ..bulk.rows import Rows
     from ..models import ModelFiles
 
 _STDOUT = "-"
@@ -58,6 +59,7 @@ def caption(argv: list[str]) -> None:
         parser.error("--samples: needs --temp above 0, without it they are all the same")
     if options.json and options.output == _STDOUT:
         parser.error("--json: the rows of -o - take stdout, need one of them")
+    check_engine(options, parser)
     shard = None if options.shard is None else inputs.shard_of(options.shard)
     written = _written(options, parser, shard)
     texts = _texts(options)
@@ -235,6 +237,7 @@ class _Run:
     ) -> None:
         self.options, self.written, self.ledger = options, written, ledger
         self.texts, self.console = texts, console
+        self.stdout = sys.stdout  # Ray has another one while it runs
         self.stopping = _Stopping()
         self.progress = _Progress(console, n_todo)
         self.n_ok = self.n_failed = 0
@@ -247,7 +250,9 @@ class _Run:
         for entry, why in found.refused:
             self._record(rows.row(Picture(entry), (), ValueError(why)), entry)
         if found.todo and not self.stopping.is_wanted:
-            self._ask([Picture(entry) for entry in found.todo], rows)
+            if files.is_demo:
+                self.console.note(DEMO_NOTE)
+            self._ask(found.todo, rows)
         if self.ledger is not None:
             for kind, path in self.written.tables.items():
                 tables.WRITERS[kind](path, self.ledger.rows())
@@ -263,34 +268,38 @@ class _Run:
             "pictures: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n or what == "to do")
         )
 
-    def _ask(self, pictures: list[Picture], rows: Rows) -> None:
+    def _ask(self, entries: list[inputs.Entry], rows: Rows) -> None:
+        from ..bulk.asking import Asking
+
+        model = {**model_arguments(self.options), "kv_cells": self.options.kv_cells or "pictures"}
+        raw = IMAGE_MARK in self.texts.prompt
+        sampling = _sampling(self.options)
+        asking = Asking(model, rows, self.options.samples, raw, self.options.system, sampling)
+        engine = self._on_ray if self.options.engine == "ray" else self._here
+        with (
+            engine(entries, asking) as results,
+            self.progress,
+            self.stopping.on_signals(),
+            contextlib.closing(results),
+        ):
+            for entry, row in results:
+                self._record(row, entry)
+                self.progress.step(self.n_failed)
+
+    @contextlib.contextmanager
+    def _here(self, entries: list[inputs.Entry], asking: Asking) -> Iterator[Answered]:
         from ..llava import Llava
 
-        sampling = _sampling(self.options)
-        arguments = {**model_arguments(self.options), "progress": self._loading}
-        arguments["kv_cells"] = self.options.kv_cells or "pictures"
-        with Llava(**arguments) as model:
-            if model.is_demo:
-                self.console.note(DEMO_NOTE)
-            if not model.info.has_vision:
-                raise ValueError(
-                    f"{model.files.model}: no projector, it sees no pictures: name one with --mmproj"
-                )
-            results = model.batch(
-                (picture for picture in pictures if not self.stopping.is_wanted),
-                lambda picture: self.texts.prompt_of(picture.entry),
-                load=lambda picture: picture.load(),
-                samples=self.options.samples,
-                in_order=False,
-                raw=IMAGE_MARK in self.texts.prompt,
-                system=self.options.system,
-                **sampling,
-            )
-            with self.progress, self.stopping.on_signals(), contextlib.closing(results):
-                for result in results:
-                    row = rows.row(result.source, result.answers, result.error)
-                    self._record(row, result.source.entry)
-                    self.progress.step(self.n_failed)
+        with Llava(**asking.model, progress=self._loading) as model:
+            wanted = (entry for entry in entries if not self.stopping.is_wanted)
+            yield asking.answered(model, wanted, in_order=False)
+
+    @contextlib.contextmanager
+    def _on_ray(self, entries: list[inputs.Entry], asking: Asking) -> Iterator[Answered]:
+        from .caption_ray import workers
+
+        with workers(self.options, asking, len(entries), self.console, self.progress.tell) as found:
+            yield found.answered(entries, lambda: self.stopping.is_wanted)
 
     def _loading(self, stage: str, fraction: float) -> None:
         """Bars until the model is there: later ones would take turns with that of the pictures."""
@@ -302,8 +311,8 @@ class _Run:
         if self.ledger is not None:
             self.ledger.append(row)
         if self.written.to_stdout:
-            sys.stdout.buffer.write(tables.line_of(row))
-            sys.stdout.flush()
+            self.stdout.buffer.write(tables.line_of(row))
+            self.stdout.flush()
         if row["status"] == "ok":
             self.n_ok += 1
             if self.written.side is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from .option_kinds import COUNT, COUNT_OR_0, POSITIVE, adder
 from .options import (
     PROGRAM,
@@ -24,6 +26,7 @@ examples:
   pyllava-cli caption -m DIR dataset/ -p "Describe it." --write txt             dataset/a.txt beside dataset/a.jpg
   pyllava-cli caption merge captions.jsonl captions-*.jsonl                     one output of several, of shards or of folders
   pyllava-cli caption -m DIR shard-0001.tar -o captions.parquet                 captions.jsonl grows, Parquet is made at the end
+  pyllava-cli caption -m DIR photos/ -o captions.jsonl --engine ray --address auto     on all nodes of a Ray cluster
 
 Exit codes: 0 all pictures have captions, 1 some have not (their rows say why), 2 wrong usage, 130 stopped with Ctrl-C.
 """
@@ -42,6 +45,7 @@ def caption_parser() -> Parser:
     _add_written(options)
     add_model(options, parallel=PARALLEL)
     add_devices(options)
+    _add_engine(options)
     add_prompt(options, image=False)
     _add_texts(options)
     add_answer(options)
@@ -97,6 +101,38 @@ def _add_written(options: Parser) -> None:
     )
     add("--max-errors", "N", "stop when more than N pictures have failed (default: never)", type=COUNT_OR_0)
     add("--json", None, "at the end the counts as one JSON object on stdout (the rows are JSON anyway)")
+
+
+def _add_engine(options: Parser) -> None:
+    add = adder(options, "a cluster")
+    add(
+        "--engine",
+        "NAME",
+        "ray: workers on a Ray cluster, which see pictures and model under the same names; rows come back here (default: "
+        "this process computes)",
+        choices=("ray",),
+    )
+    add(
+        "--address",
+        "ADDRESS",
+        "auto: the cluster of this machine; ray://HOST:PORT; local: one for this run (default: $RAY_ADDRESS, else local)",
+    )
+    add("--workers", "N", "workers, with a model each (default: as many as there is room for)", type=COUNT)
+    add("--worker-cpus", "N", "CPUs and threads of each (default: those of the smallest node)", type=COUNT)
+
+
+def check_engine(options: argparse.Namespace, parser: Parser) -> None:
+    """Ends with a usage error where options do not go with the engine."""
+    given = {
+        "--address": options.address,
+        "--workers": options.workers,
+        "--worker-cpus": options.worker_cpus,
+    }
+    for name, value in given.items():
+        if value is not None and options.engine is None:
+            parser.error(f"{name}: needs --engine ray")
+    if options.engine is not None and "-" in options.inputs:
+        parser.error("-: no worker sees standard input: name files with --engine ray")
 
 
 def _add_texts(options: Parser) -> None:
