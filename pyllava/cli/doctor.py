@@ -47,5 +47,10 @@ def _lines(page: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _text(value: Any) -> str:
     """A value in a line."""
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')}: {_text(each)}" for key, each in value.items())
+        shown = {key: _mib(each) if key.startswith("memory_") else _text(each) for key, each in value.items()}
+        return ", ".join(f"{key.replace('_', ' ')}: {text}" for key, text in shown.items())
     return plain({True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / (1 << 20):,.0f} MiB"
