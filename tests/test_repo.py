@@ -228,6 +228,12 @@ def test_c_lines_are_not_too_long() -> None:
             assert len(line) <= 110, f"{path.name}:{number}"
 
 
+def test_messages_say_what_they_mean_in_words() -> None:
+    for path in [*C_FILES, *PACKAGE.values()]:
+        found = re.findall(r'"[^"\n]* \[[A-Z][A-Z0-9_-]+\]"', path.read_text())
+        assert not [text for text in found if "INST" not in text], path.name  # which is a template's
+
+
 def test_families_are_named_in_their_files_alone() -> None:
     """What runs a model, and what reads its numbers, knows none of them by name."""
     for path in C_FILES:
