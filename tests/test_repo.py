@@ -89,7 +89,7 @@ PACKAGE = {
 }
 BINDING, COMMANDS, CONVERTERS, BULK = "pyllava._lib", "pyllava.cli", "pyllava.convert", "pyllava.bulk"
 TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates", "_template_choice"}
-FILES = {"_named_pictures", "_part_file", "_picture_files", "_sources", "_text_file"}
+FILES = {"_named_pictures", "_part_file", "_picture_heads", "_sources", "_text_file"}
 MAY_IMPORT = {
     BINDING: {"pyllava._leaving", "pyllava._plain", "pyllava._plugins", "pyllava.errors"},
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},

@@ -15,19 +15,18 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from .._named_pictures import SUFFIXES, expanded, found
 from .._sources import is_data_url, local_path
 from .._terminal import DEMO_NOTE, Console, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
-from ..images import load_image, open_source, source_name
 from .chat_file import Record, Turn, write
 from .hub import settle
 from .lines import Lines
 from .options import PROGRAM, chat_parser, check_pairs, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..answer import Answer
     from ..llava import Llava
 
@@ -67,6 +66,8 @@ class Picture:
 
     @classmethod
     def load(cls, path: str) -> Picture:
+        from ..images import load_image, open_source, source_name
+
         if path == "-":
             raise ValueError("-: standard input brings the messages; name a file")
         source = open_source(path)
