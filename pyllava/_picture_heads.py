@@ -27,6 +27,7 @@ _NAMED: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     ((b"/9j/", b"ivborw0kggo"), "base64 text: decode it, or put 'data:image/...;base64,' before it"),
     ((b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL picture: convert it"),
     ((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "a JPEG 2000 picture: convert it"),
+    (b"GGUF", "a GGUF model: -m names it, or model= in Python"),
     (b"8BPS", "a Photoshop document: export it as PNG"),
     (b"\0\0\1\0", "an icon: convert it"),
     (b"PK\3\4", "a zip archive: unpack it"),

@@ -36,10 +36,20 @@ class Parser(argparse.ArgumentParser):
 
     advice: Mapping[str, str] = MappingProxyType({})
     """What to say of options of other programs that are none here."""
+    synonyms: Mapping[str, str] = MappingProxyType({})
+    """Other names of options."""
 
     def error(self, message: str) -> NoReturn:
         program = self.prog.split(" ")[0]
+        message = message.replace("the following arguments are required:", "needs")
         self.exit(2, f"{program}: error: {message} ({self.prog} --help shows the options)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            words = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
+            self.error(f"{rest[0]!r}: too many words, need {' '.join(words) or 'options'} alone")
+        return found
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
@@ -55,19 +65,36 @@ class Parser(argparse.ArgumentParser):
             return word
         if word in ("-help", "-version") and f"-{word}" in known:
             return f"-{word}"
-        advice = self.advice.get(name) or _similar(name, known)
-        self.error(f"unrecognized arguments: {printable(name)}{advice and f': {advice}'}")
+        advice = self.advice.get(name.replace("_", "-")) or _similar(name, known, self.synonyms)
+        self.error(f"{printable(name)}: no such option{advice and f'; {advice}'}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse lists the choices as Python writes them."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            text = f"{value!r}, need one of {', '.join(choices)}"
+            raise argparse.ArgumentError(action, text + did_you_mean(str(value), choices))
 
 
 _OPTION = re.compile(r"-(?!\d+$|\d*\.\d+$)[^ ]+$")  # as argparse sees it: no number, no text with spaces
+_NO_SPACE = re.compile(r"(-[a-z]+)(\d+)")  # -n5
 
 
-def _similar(name: str, known: Iterable[str]) -> str:
+def _similar(name: str, known: Mapping[str, object], synonyms: Mapping[str, str]) -> str:
+    if (found := _NO_SPACE.fullmatch(name)) and found[1] in known:
+        return f"did you mean {found[1]} {found[2]}?"
+    names = {other.lstrip("-"): option for other, option in synonyms.items() if option in known}
+    names |= {option.lstrip("-"): option for option in known}
+    return did_you_mean(name.lstrip("-").replace("_", "-"), names, names).removeprefix("; ")
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+    """``; did you mean ...?`` with the nearest of `known`, as `shown` writes it; "" if none is near."""
     from difflib import get_close_matches
 
-    names = {option.lstrip("-"): option for option in known}
-    found = get_close_matches(name.lstrip("-").replace("_", "-"), names, n=1, cutoff=0.75)
-    return f"did you mean {names[found[0]]}?" if found else ""
+    for found in get_close_matches(word, list(known), n=1, cutoff=0.7):
+        return f"; did you mean {found if shown is None else shown[found]}?"
+    return ""
 
 
 def run(program: str, body: Callable[[], object], *, interrupted: str = "") -> int:

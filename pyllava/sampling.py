@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from . import _lib
+from ._defaults import MAX_TOKENS
 from ._lib.values import number_text
 
 DRY_BREAKERS = ("\n", ":", '"', "*")
@@ -82,7 +83,7 @@ class Sampling:
     them. At `temperature` 0 only what changes which token is the likeliest has an effect.
     """
 
-    max_tokens: int = 512
+    max_tokens: int = MAX_TOKENS
     temperature: float = 0.0
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0

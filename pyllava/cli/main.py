@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from .._terminal import run
+from .._terminal import did_you_mean, printable, run, say
 from .ask import ask
-from .options import PROGRAM
+from .mistakes import COMMAND_ADVICE, FIRST_WORDS
+from .options import PROGRAM, ask_parser
+from .words import is_picture, is_sentence, stands_alone
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -42,11 +44,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(PROGRAM, lambda: _run_command(arguments))
 
 
+_BEGIN = f"""\
+{PROGRAM} answers questions about pictures. To begin:
+  {PROGRAM} IMAGE "QUESTION"              asks the small demo model of the package, which knows drawn scenes
+  {PROGRAM} -m MODEL IMAGE "QUESTION"     asks a LLaVA model: a GGUF file, or the folder with it and its projector
+  {PROGRAM} chat -m MODEL IMAGE           has a conversation
+  {PROGRAM} help                          shows all options and commands"""
+
+
 def _run_command(arguments: list[str]) -> None:
-    if arguments and arguments[0] in COMMANDS:
-        _command(arguments[0])(arguments[1:])
+    if not arguments:
+        say(_BEGIN)
+        raise SystemExit(2)
+    first, *rest = arguments
+    if first in COMMANDS:
+        _command(first)(rest)
+    elif first in FIRST_WORDS:
+        _run_command([*rest, *FIRST_WORDS[first]])
     else:
+        _check_no_command(first, alone=not rest)
         ask(arguments)
+
+
+def _check_no_command(word: str, *, alone: bool) -> None:
+    """Ends with a usage error where a first word was meant as a command."""
+    if not stands_alone(word) or is_picture(word) or is_sentence(word):
+        return
+    advice = COMMAND_ADVICE.get(word, "")
+    told = f"; {advice}" if advice else did_you_mean(word, (*COMMANDS, *FIRST_WORDS))
+    if told or alone:
+        what = "no such command" if told else "no such command, and no such file"
+        ask_parser().error(f"{printable(word)}: {what}{told}")
 
 
 def _command(name: str) -> Callable[[list[str]], object]:
