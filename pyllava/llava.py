@@ -17,6 +17,7 @@ import numpy.typing as npt
 from . import _lib, _template_choice, batch, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
+from ._habits import arguments_of, check_names, check_order, check_sources
 from ._lib.values import number_text
 from ._projector import projector_of
 from ._prompt import Prompt, Prompts, stretches_of
@@ -108,6 +109,12 @@ class Llava:
     together, a token of each in one step, up to n_parallel at once; the others wait, first come, first
     served. No answer depends on what is computed beside it.
     """
+
+    def __new__(cls, *_: object, **named: object) -> Llava:
+        check_names(
+            f"{cls.__name__}()", named, arguments_of(cls.__init__), {"ask()": Options.__annotations__}
+        )
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -429,8 +436,8 @@ class Llava:
 
     def ask(
         self,
-        images: Images,
-        prompt: str,
+        images: Images = None,
+        prompt: str | None = None,
         *,
         stream: bool = False,
         raw: bool = False,
@@ -465,10 +472,10 @@ class Llava:
         Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a
         wrong argument, GenerationCancelled after cancel().
         """
+        check_order(images, prompt)
         sampling = Sampling(**options)
-        _check_order(images, prompt)
         given = listed(images)
-        answer = self._question(prompt, given, raw, system, sampling, stream)
+        answer = self._question(prompt or "", given, raw, system, sampling, stream)
         return answer if stream else answer.whole()
 
     def _question(
@@ -513,6 +520,7 @@ class Llava:
         GenerationCancelled after cancel(), and an exception of `sources` itself. Closing the generator, or leaving it, gives
         up what is under way. A model made with ``kv_cells="pictures"`` has room for n_parallel of them.
         """
+        check_sources(sources, prompt)
         sampling = Sampling(**options)
         if operator.index(samples) < 1:
             raise ValueError(f"samples: found {number_text(samples)}, need 1 or more")
@@ -651,25 +659,11 @@ class Llava:
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
+        if not isinstance(system, str | None):
+            raise TypeError(
+                f"chat(system): found {type(system).__name__}, need a text; add() brings earlier questions and answers"
+            )
         return Chat(self, system)
-
-
-def _check_order(images: Images, prompt: object) -> None:
-    """ask(prompt, images) is an easy mistake, and a file that does not exist a poor hint."""
-    if isinstance(prompt, str):
-        is_text = isinstance(images, str) and not images.startswith("data:") and not os.path.exists(images)
-        wrong = is_text and "\n" not in prompt and os.path.isfile(prompt)
-    else:
-        wrong = isinstance(images, str)
-    if wrong:
-        raise TypeError(
-            f"ask(images, prompt): the images come first, found prompt {_short(prompt)} and images {_short(images)}"
-        )
-
-
-def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _log_answer(answer: Answer, written: Written) -> None:

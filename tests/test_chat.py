@@ -478,9 +478,7 @@ def test_a_picture_for_a_model_that_sees_nothing(demo: pyllava.Llava, say: Any, 
     assert say("Hi\n", "-m", str(model))[0] == 0
 
 
-@pytest.mark.parametrize(
-    "argv", [("-p", "Hi"), ("-f", "x"), ("--mmproj", "p.gguf"), ("-n", "0"), ("llava",)]
-)
+@pytest.mark.parametrize("argv", [("-p", "Hi"), ("-f", "x"), ("--mmproj", "p.gguf"), ("-n", "0"), ("llava",)])
 def test_wrong_usage(say: Any, argv: tuple[str, ...]) -> None:
     code, out, err = say("Hi\n", *argv)
     assert (code, out) == (2, "")
