@@ -11,8 +11,10 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -150,6 +152,11 @@ def printable(path: Any) -> str:
     return plain(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path))
 
 
+def path_of(text: str) -> Path:
+    """A path of a command line, below the home folder where it begins with ``~``: a shell sees only those of whole words."""
+    return Path(os.path.expanduser(text))
+
+
 def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{printable(error.filename)}: {error.strerror}"
@@ -229,10 +236,55 @@ def stage_bars() -> StageBars | None:
 
 
 @contextlib.contextmanager
+def long_stages() -> Iterator[Callable[[str, float], object]]:
+    """A progress callback for work that takes minutes: bars, or a line now and then where stderr is no terminal."""
+    bars = stage_bars()
+    try:
+        yield Lines() if bars is None else bars
+    finally:
+        if bars is not None:
+            bars.close()
+
+
+class Lines:
+    """A progress callback that tells of a long stage every half minute, with the time that it will still take."""
+
+    def __init__(self, every: float = 30.0) -> None:
+        self._every = every
+        self._stage = ""
+        self._began = self._told = 0.0
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """Say how much of `stage` is done, if that was not said a moment ago."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._told = stage, now, now
+        if 0 < fraction < 1 and now - self._told >= self._every:
+            self._told = now
+            left = (now - self._began) * (1 - fraction) / fraction
+            say(f"{stage}: {100 * fraction:.0f} %, about {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """As people read it: 2.5 s, 1:30 (minutes), 1:02:03 (hours)."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+@contextlib.contextmanager
 def byte_bar(label: str, n_bytes: int) -> Iterator[Callable[[int], object]]:
-    """A bar over `n_bytes`, where stderr is a terminal; what it yields takes the bytes just done."""
+    """A bar over `n_bytes`, or a line now and then; what it yields takes the bytes just done."""
     if not _has_terminal():
-        yield lambda _: None
+        lines, n_done = Lines(), 0
+
+        def tick(n: int) -> None:
+            nonlocal n_done
+            n_done += n
+            lines(label, n_done / n_bytes)
+
+        yield tick
         return
     from ._progress import bar
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._named_pictures import expanded, found
-from .._terminal import DEMO_NOTE, Console, library_log, one_line
+from .._terminal import DEMO_NOTE, Console, library_log, one_line, path_of
 from .._text_file import text_of
 from ..errors import ContextOverflowError, ImageError, PyllavaError
 from ..templates import IMAGE_MARK, ImageMark, unescape
@@ -166,7 +166,7 @@ def given_prompt(options: argparse.Namespace) -> str:
             raise ValueError("-f - and --image -: standard input is one of them")
         text = text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
     elif options.file is not None:
-        with open(options.file, "rb") as file:
+        with open(path_of(options.file), "rb") as file:
             text = text_of(file.read(), options.file).removesuffix("\n")
     try:
         text.encode()
