@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -54,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if _INSPECTING.get():
+            raise _Inspected(self)
         words = list(sys.argv[1:] if args is None else args)
         n_options = words.index("--") if "--" in words else len(words)
         words[:n_options] = map(self._known, words[:n_options])
@@ -76,6 +79,29 @@ class Parser(argparse.ArgumentParser):
             choices = [str(choice) for choice in action.choices]
             text = f"{value!r}, need one of {', '.join(choices)}"
             raise argparse.ArgumentError(action, text + did_you_mean(str(value), choices))
+
+
+class _Inspected(Exception):
+    """A parser, caught before it parses."""
+
+    def __init__(self, parser: Parser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+_INSPECTING = ContextVar("_INSPECTING", default=False)
+
+
+def parser_of(command: Callable[[list[str]], object]) -> Parser:
+    """The parser that a command makes for its command line; nothing else of it is run."""
+    token = _INSPECTING.set(True)
+    try:
+        command([])
+    except _Inspected as found:
+        return found.parser
+    finally:
+        _INSPECTING.reset(token)
+    raise TypeError(f"{command!r}: no command, it parses nothing")
 
 
 _OPTION = re.compile(r"-(?!\d+$|\d*\.\d+$)[^ ]+$")  # as argparse sees it: no number, no text with spaces

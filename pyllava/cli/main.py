@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "pull": "pyllava.cli.hub:pull",
         "models": "pyllava.cli.hub:models",
         "rm": "pyllava.cli.hub:rm",
+        "completion": "pyllava.cli.completion:completion",
     }
 )
 """What the first word of a command line may name, and the function that runs it; without one, a question is asked."""
@@ -58,7 +59,7 @@ def _run_command(arguments: list[str]) -> None:
         raise SystemExit(2)
     first, *rest = arguments
     if first in COMMANDS:
-        _command(first)(rest)
+        command(first)(rest)
     elif first in FIRST_WORDS:
         _run_command([*rest, *FIRST_WORDS[first]])
     else:
@@ -77,11 +78,11 @@ def _check_no_command(word: str, *, alone: bool) -> None:
         ask_parser().error(f"{printable(word)}: {what}{told}")
 
 
-def _command(name: str) -> Callable[[list[str]], object]:
+def command(name: str) -> Callable[[list[str]], object]:
     """The function of a command; only its own module is imported for it."""
     module, _, function = COMMANDS[name].partition(":")
-    command: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
-    return command
+    found: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
+    return found
 
 
 @contextlib.contextmanager

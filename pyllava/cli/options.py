@@ -156,6 +156,7 @@ commands (each with --help):
   pyllava-cli pull llava-1.6-mistral-7b                          fetch a model of the Hugging Face Hub
   pyllava-cli models                                             which are here, and which have short names
   pyllava-cli rm llava-1.6-mistral-7b                            remove one
+  pyllava-cli completion bash                                    completes command lines: bash, zsh, fish
 """
 _CHAT_HELP = """\
 Type questions, or lines that start with a slash: /help lists them. Ctrl-C stops an answer, Ctrl-D ends the conversation.
@@ -171,7 +172,7 @@ def ask_parser() -> Parser:
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [IMAGE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
         f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|view|doctor|pull|models|rm --help",
+        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|view|doctor|pull|models|rm|completion --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
