@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             text = f"{value!r}, need one of {', '.join(choices)}"
-            raise argparse.ArgumentError(action, text + did_you_mean(str(value), choices))
+            raise argparse.ArgumentError(action, text + did_you_mean(str(value), choices, cutoff=0.6))
 
 
 class _Inspected(Exception):
@@ -116,11 +116,13 @@ def _similar(name: str, known: Mapping[str, object], synonyms: Mapping[str, str]
     return did_you_mean(name.lstrip("-").replace("_", "-"), names, names).removeprefix("; ")
 
 
-def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+def did_you_mean(
+    word: str, known: Iterable[str], shown: Mapping[str, str] | None = None, *, cutoff: float = 0.7
+) -> str:
     """``; did you mean ...?`` with the nearest of `known`, as `shown` writes it; "" if none is near."""
     from difflib import get_close_matches
 
-    for found in get_close_matches(word, list(known), n=1, cutoff=0.7):
+    for found in get_close_matches(word, list(known), n=1, cutoff=cutoff):
         return f"; did you mean {found if shown is None else shown[found]}?"
     return ""
 

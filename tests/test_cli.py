@@ -920,7 +920,7 @@ def test_real_gpu_layers_warn_once(tiny: dict[str, str], red: str) -> None:
         (("-m", "{mmproj}", "--mmproj", "{mmproj}"), "mmproj"),
         (("-m", "{model}", "--mmproj", "{model}"), "ggml-model"),
         (("-m", "{model}", "--mmproj", "{wide}"), "128"),
-        (("-m", "{red}"), "a picture, need a model"),
+        (("-m", "{red}"), "a picture, need a GGUF model"),
         (("-m", "{model}", "-c", "64"), "n_ctx=64"),
     ],
 )

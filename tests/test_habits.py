@@ -101,7 +101,7 @@ CALLS: list[tuple[Callable[[pyllava.Llava], object], type[Exception], str]] = [
     (lambda m: pyllava.Llava(temperature=1), TypeError, "'temperature'; it is one of ask()"),
     (lambda m: pyllava.Llava(device_map="auto"), TypeError, "device names devices"),
     (lambda m: pyllava.Llava(device="cuda:9"), pyllava.DeviceError, "device: found 'cuda:9', there are: "),
-    (lambda m: pyllava.Llava(SCENE), pyllava.ModelFileError, "a picture, need a model"),
+    (lambda m: pyllava.Llava(SCENE), pyllava.ModelFileError, "a picture, need a GGUF model"),
 ]
 
 

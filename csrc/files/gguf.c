@@ -308,7 +308,7 @@ static const char * magic_hint(const uint8_t * m, size_t size) {
     if (size >= 7 && !memcmp(m, "version", 7))
         return "a Git LFS pointer: fetch the real file with 'git lfs pull'";
     if (size >= 4 && (!memcmp(m, "\x89PNG", 4) || !memcmp(m, "\xFF\xD8\xFF", 3)))
-        return "a picture, need a model: the model is named first";
+        return "a picture, need a GGUF model";
     if (size >= 1 && m[0] == '<') return "a web page: the download went wrong";
     return "not a GGUF file";
 }

@@ -146,7 +146,7 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
         images = [tagged]
     if not images:
         raise ValueError(
-            'no image: need its FILE, or <img src="data:image/jpeg;base64,..."> in the prompt; '
+            f'no image: need its FILE, as in `{PROGRAM} IMAGE "QUESTION"`; '
             "`pyllava-cli chat` talks without pictures, too"
         )
     if not prompt.strip():

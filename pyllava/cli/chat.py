@@ -20,7 +20,7 @@ from .._sources import is_data_url, local_path
 from .._terminal import DEMO_NOTE, Console, did_you_mean, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
 from .chat_file import Record, Turn, write
-from .dropped import dropped
+from .dropped import dropped, looks_dropped
 from .hub import settle
 from .lines import Lines
 from .mistakes import SLASH_ADVICE, SLASH_SYNONYMS
@@ -140,6 +140,8 @@ class Conversation:
 
     def _do(self, message: str) -> None:
         paths, rest = dropped(message)
+        if looks_dropped(rest):
+            raise ValueError(f"{rest.strip()}: no such picture")
         command, text = parse(rest)
         try:
             if paths:

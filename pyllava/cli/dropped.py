@@ -36,6 +36,12 @@ def dropped(message: str) -> tuple[list[str], str]:
     return (paths, line[tokens[begin].start() : tokens[end - 1].end()]) if paths else ([], message)
 
 
+def looks_dropped(message: str) -> bool:
+    """Whether a line is the path of a picture and nothing else, which `dropped` has not found."""
+    words = message.split()
+    return len(words) == 1 and words[0].lower().endswith(SUFFIXES) and not words[0].startswith("/")
+
+
 def _has_folder(token: str) -> bool:
     return os.sep in token or "/" in token
 

@@ -65,7 +65,7 @@ ADVICE = _table(
         "answers are not searched with beams; without --temp each token is the likeliest",
     ),
     ("--do-sample --sample", "--temp above 0 draws tokens at random"),
-    ("--stream --no-stream", "answers appear as they are made, and whole in a pipe"),
+    ("--stream --no-stream", "leave it out: answers appear as they are made"),
     (
         "--output --output-file",
         "the answer goes to stdout, > FILE keeps it; pyllava-cli caption writes many to a file",

@@ -87,8 +87,10 @@ class Parser(_terminal.Parser):
         self, word: str, words: collections.deque[str], arguments: list[str], texts: list[str]
     ) -> None:
         """A word that is no option: of a picture, of the question, or for argparse to name what it is."""
-        takes_pictures = _IMAGE in self._option_string_actions
-        if not takes_pictures or not (stands_alone(word) or word == "--"):
+        if word != "--" and not stands_alone(word):
+            arguments.append(self._known(word))
+            return
+        if _IMAGE not in self._option_string_actions:
             arguments.append(word)
             return
         alone = [word]
@@ -110,6 +112,11 @@ _IMAGE = "--image"
 def _goes_on(word: str) -> bool:
     """Whether the word after a picture is another one."""
     return stands_alone(word) and (is_picture(word) or not is_sentence(word))
+
+
+def _layers(text: str) -> int:
+    """A number of layers, -1 for all; llama.cpp has words for that, too."""
+    return -1 if text in ("all", "auto") else int(FROM_MINUS_1(text))
 
 
 def _shares(text: str) -> list[float]:
@@ -264,7 +271,7 @@ def add_devices(options: Parser) -> None:
         "-ngl --gpu-layers --n-gpu-layers",
         "N",
         "the last N layers on the GPU, N > layers: the output too (default: -1, all that fit)",
-        type=FROM_MINUS_1,
+        type=_layers,
     )
     add("-dev --device", "NAMES", "auto (default: every GPU), cpu, or names of --list-devices, with commas")
     add("--list-devices", None, "show the devices and stop", action=_ListDevices, nargs=0)
