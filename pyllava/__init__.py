@@ -102,6 +102,7 @@ _MODULES = (
     "models",
     "sampling",
     "templates",
+    "types",
     "view",
     "views",
 )

@@ -29,6 +29,7 @@ from ._sequences import Sequences
 from .answer import Answer, Stream, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
+from .formats import CacheType
 from .images import ImageSource
 from .sampling import Options, Sampling
 from .templates import RAW_STOP, ImageMark, Part, Template
@@ -134,8 +135,8 @@ class Llava:
         template: str = "auto",
         precision: Precision | None = None,
         use_mmap: bool = True,
-        type_k: str | None = None,
-        type_v: str | None = None,
+        type_k: CacheType | None = None,
+        type_v: CacheType | None = None,
         image_max_tiles: int | None = None,
         image_merge: ImageMerge = "unpad",
         image_cache_bytes: int = _CACHED,

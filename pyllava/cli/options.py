@@ -7,11 +7,12 @@ import collections
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from .. import _terminal
 from .._defaults import MAX_TOKENS
 from .._version import __version__
+from ..formats import CacheType
 from ..templates import IMAGE_MARK, TEMPLATES
 from .mistakes import ADVICE, SYNONYMS
 from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
@@ -20,7 +21,7 @@ from .words import is_model, is_picture, is_sentence, stands_alone
 
 PROGRAM = "pyllava-cli"
 DEFAULT_PROMPT = "Provide a full description."
-_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 
 
 _TEMPLATES = {  # what they call those that are here
