@@ -69,14 +69,14 @@ def ask(argv: list[str]) -> None:
 def _take_question(options: argparse.Namespace, parser: Parser) -> None:
     """A question without -p is the prompt; it is one word of the shell."""
     if len(options.texts) > 1:
-        first, second = map(repr, options.texts[:2])
+        first, second = (f"{text!r:.80}" for text in options.texts[:2])
         parser.error(
             f"{first} and {second}: need one question, with quotes around it, and pictures that are there"
         )
     if options.texts:
         if options.prompt is not None or options.file is not None:
             parser.error(
-                f"{options.texts[0]!r} and {'-f' if options.prompt is None else '-p'}: need one question"
+                f"{options.texts[0]!r:.80} and {'-f' if options.prompt is None else '-p'}: need one question"
             )
         options.prompt = options.texts[0]
 

@@ -49,7 +49,7 @@ def chat(argv: list[str]) -> None:
     if options.texts:
         found = options.texts[0]
         parser.error(
-            f"{found!r}: no such picture; -m names a model, and questions are typed when the model is there"
+            f"{found!r:.80}: no such picture; -m names a model, and questions are typed when the model is there"
         )
     console = Console(options.log_disable)
     console.note_inert(options)
