@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from ._named_pictures import SUFFIXES
@@ -82,6 +82,15 @@ def _told(name: str, known: Collection[str], elsewhere: Mapping[str, Collection[
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def check_call(
+    call: str, function: Callable[..., object], given: Iterable[str], elsewhere: Mapping[str, Collection[str]]
+) -> None:
+    """The same for a function, of a subclass perhaps, which may take any."""
+    parameters = inspect.signature(function).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        check_names(call, given, parameters, elsewhere)
+
+
 def arguments_of(function: Callable[..., object]) -> list[str]:
     """The names that a function takes."""
     return [name for name in inspect.signature(function).parameters if name != "self"]
@@ -90,13 +99,7 @@ def arguments_of(function: Callable[..., object]) -> list[str]:
 def check_order(images: object, prompt: object) -> None:
     """ask(prompt, images) is an easy mistake, and a file that does not exist a poor hint."""
     texts = _texts(images)
-    are_questions = bool(texts) and not any(map(_is_file, texts))
-    if prompt is None and (images is None or are_questions):
-        found = f"found {_short(images)} alone" if are_questions else "no prompt"
-        raise TypeError(f"ask(images, prompt): {found}; ask(None, prompt) asks without a picture")
-    if prompt is None:
-        raise TypeError("ask(images, prompt): no prompt, need a question about the images")
-    if not are_questions:
+    if not _are_questions(texts):
         return
     if not isinstance(prompt, str) or ("\n" not in prompt and os.path.isfile(prompt)):
         raise TypeError(
@@ -106,6 +109,19 @@ def check_order(images: object, prompt: object) -> None:
         raise TypeError(
             f"ask(images, prompt): images: no file {_short(texts[0])}; ask(None, prompt) asks without a picture"
         )
+
+
+def without_prompt(images: object) -> TypeError:
+    """What ask() with one argument is told."""
+    texts = _texts(images)
+    if (texts and not _are_questions(texts)) or not (texts or images is None):
+        return TypeError("ask(images, prompt): no prompt, need a question about the images")
+    found = f"found {_short(images)} alone" if texts else "no prompt"
+    return TypeError(f"ask(images, prompt): {found}; ask(None, prompt) asks without a picture")
+
+
+def _are_questions(texts: Sequence[str]) -> bool:
+    return bool(texts) and not any(map(_is_file, texts))
 
 
 def _texts(images: object) -> list[str]:

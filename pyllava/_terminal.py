@@ -77,8 +77,9 @@ class Parser(argparse.ArgumentParser):
         """argparse lists the choices as Python writes them."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
+            near = did_you_mean(str(value), choices, cutoff=0.6)
             text = f"{value!r}, need one of {', '.join(choices)}"
-            raise argparse.ArgumentError(action, text + did_you_mean(str(value), choices, cutoff=0.6))
+            raise argparse.ArgumentError(action, f"{text}; {near}" if near else text)
 
 
 class _Inspected(Exception):
@@ -113,17 +114,17 @@ def _similar(name: str, known: Mapping[str, object], synonyms: Mapping[str, str]
         return f"did you mean {found[1]} {found[2]}?"
     names = {other.lstrip("-"): option for other, option in synonyms.items() if option in known}
     names |= {option.lstrip("-"): option for option in known}
-    return did_you_mean(name.lstrip("-").replace("_", "-"), names, names).removeprefix("; ")
+    return did_you_mean(name.lstrip("-").replace("_", "-"), names, names)
 
 
 def did_you_mean(
     word: str, known: Iterable[str], shown: Mapping[str, str] | None = None, *, cutoff: float = 0.7
 ) -> str:
-    """``; did you mean ...?`` with the nearest of `known`, as `shown` writes it; "" if none is near."""
+    """``did you mean ...?`` with the nearest of `known`, as `shown` writes it; "" if none is near."""
     from difflib import get_close_matches
 
     for found in get_close_matches(word, list(known), n=1, cutoff=cutoff):
-        return f"; did you mean {found if shown is None else shown[found]}?"
+        return f"did you mean {found if shown is None else shown[found]}?"
     return ""
 
 
@@ -268,13 +269,13 @@ def long_stages() -> Iterator[Callable[[str, float], object]]:
     """A progress callback for work that takes minutes: bars, or a line now and then where stderr is no terminal."""
     bars = stage_bars()
     try:
-        yield Lines() if bars is None else bars
+        yield StageLines() if bars is None else bars
     finally:
         if bars is not None:
             bars.close()
 
 
-class Lines:
+class StageLines:
     """A progress callback that tells of a long stage every half minute, with the time that it will still take."""
 
     def __init__(self, every: float = 30.0) -> None:
@@ -305,7 +306,7 @@ def duration(seconds: float) -> str:
 def byte_bar(label: str, n_bytes: int) -> Iterator[Callable[[int], object]]:
     """A bar over `n_bytes`, or a line now and then; what it yields takes the bytes just done."""
     if not _has_terminal():
-        lines, n_done = Lines(), 0
+        lines, n_done = StageLines(), 0
 
         def tick(n: int) -> None:
             nonlocal n_done

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from . import _lib, _template_choice, batch, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
-from ._habits import arguments_of, check_names, check_order, check_sources
+from ._habits import check_call, check_order, check_sources, without_prompt
 from ._lib.values import number_text
 from ._projector import projector_of
 from ._prompt import Prompt, Prompts, stretches_of
@@ -112,9 +112,7 @@ class Llava:
     """
 
     def __new__(cls, *_: object, **named: object) -> Llava:
-        check_names(
-            f"{cls.__name__}()", named, arguments_of(cls.__init__), {"ask()": Options.__annotations__}
-        )
+        check_call(f"{cls.__name__}()", cls.__init__, named, {"ask()": Options.__annotations__})
         return super().__new__(cls)
 
     def __init__(
@@ -473,10 +471,12 @@ class Llava:
         Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a
         wrong argument, GenerationCancelled after cancel().
         """
+        if prompt is None:
+            raise without_prompt(images)
         check_order(images, prompt)
         sampling = Sampling(**options)
         given = listed(images)
-        answer = self._question(prompt or "", given, raw, system, sampling, stream)
+        answer = self._question(prompt, given, raw, system, sampling, stream)
         return answer if stream else answer.whole()
 
     def _question(

@@ -134,7 +134,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            _check_number(option.name, getattr(self, option.name), option.type)
+            _check_number(option.name, getattr(self, option.name), str(option.type))
         for name in ("stop", "dry_sequence_breakers", "samplers"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}: found a text, need a list of texts")
@@ -170,8 +170,11 @@ class Sampling:
         return _lib.SamplerHandle(model, **options)
 
 
-def _check_number(name: str, value: object, kind: object) -> None:
+def _check_number(name: str, value: object, annotation: str) -> None:
     """TypeError, with the name, for what is no number where one is needed."""
+    kind, _, or_none = annotation.partition(" | ")
+    if or_none and value is None:
+        return
     if kind == "int":
         try:
             operator.index(value)  # type: ignore[arg-type]

@@ -64,6 +64,8 @@ CALLS: list[tuple[Callable[[pyllava.Llava], object], type[Exception], str]] = [
     (lambda m: m.ask(Q), TypeError, f"found '{Q}' alone; ask(None, prompt) asks without a picture"),
     (lambda m: m.ask(None), TypeError, "no prompt; ask(None, prompt) asks without a picture"),
     (lambda m: m.ask(SCENE), TypeError, "no prompt, need a question about the images"),
+    (lambda m: m.ask(Path(SCENE)), TypeError, "no prompt, need a question about the images"),
+    (lambda m: m.ask(SCENE, []), TypeError, "prompt: found list, need a text"),
     (lambda m: m.ask(Q, "Hi"), TypeError, f"images: no file '{Q}'; ask(None, prompt) asks without a picture"),
     (lambda m: m.ask(SCENE, Q, max_new_tokens=5), TypeError, "it is called max_tokens here"),
     (lambda m: m.ask(SCENE, Q, num_predict=5), TypeError, "it is called max_tokens here"),
@@ -77,6 +79,8 @@ CALLS: list[tuple[Callable[[pyllava.Llava], object], type[Exception], str]] = [
     (lambda m: m.ask(SCENE, Q, temperature="0.1"), TypeError, "temperature: found '0.1', need a number"),
     (lambda m: m.ask(SCENE, Q, max_tokens=5.0), TypeError, "max_tokens: found 5.0, need an integer"),
     (lambda m: m.ask(SCENE, Q, top_k="5"), TypeError, "top_k: found '5', need an integer"),
+    (lambda m: m.ask(SCENE, Q, timeout="5"), TypeError, "timeout: found '5', need a number"),
+    (lambda m: m.ask(SCENE, Q, seed="5"), TypeError, "seed: found '5', need an integer"),
     (lambda m: m.ask(SCENE, Q, stop="x"), TypeError, "stop: found a text, need a list of texts"),
     (lambda m: m.chat().ask(SCENE, images=Q), TypeError, "the prompt comes first, found prompt"),
     (lambda m: m.chat().ask([SCENE], images=Q), TypeError, "the prompt comes first, found prompt list"),
@@ -133,5 +137,10 @@ def test_options_stay_data(m: pyllava.Llava) -> None:
             super().__init__(n_threads=1)
             self.name = name
 
+    class Any_(pyllava.Llava):
+        def __init__(self, **anything: Any) -> None:
+            super().__init__(n_threads=anything["threads"])
+
+    Any_(threads=1).close()
     with Mine(name="x") as mine:
         assert mine.ask(SCENE, Q).tokens == m.ask(SCENE, Q).tokens

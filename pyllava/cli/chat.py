@@ -349,7 +349,7 @@ def parse(message: str) -> tuple[Command | None, str]:
     command = COMMANDS.get(SLASH_SYNONYMS.get(name, name))
     if command is None:
         what = "no such command, and no such picture" if "/" in name[1:] else "no such command"
-        advice = SLASH_ADVICE.get(name) or did_you_mean(name.lower(), COMMANDS).removeprefix("; ")
+        advice = SLASH_ADVICE.get(name) or did_you_mean(name.lower(), COMMANDS)
         told = advice or "/help lists them, //... asks what starts with a slash"
         raise ValueError(f"{name}: {what}; {told}")
     return command, argument[0] if argument else ""

@@ -71,11 +71,10 @@ def _check_no_command(word: str, *, alone: bool) -> None:
     """Ends with a usage error where a first word was meant as a command."""
     if not stands_alone(word) or is_picture(word) or is_sentence(word):
         return
-    advice = COMMAND_ADVICE.get(word, "")
-    told = f"; {advice}" if advice else did_you_mean(word, (*COMMANDS, *FIRST_WORDS))
+    told = COMMAND_ADVICE.get(word) or did_you_mean(word, (*COMMANDS, *FIRST_WORDS))
     if told or alone:
         what = "no such command" if told else "no such command, and no such file"
-        ask_parser().error(f"{printable(word)}: {what}{told}")
+        ask_parser().error(f"{printable(word)}: {what}{told and f'; {told}'}")
 
 
 def command(name: str) -> Callable[[list[str]], object]:

@@ -59,10 +59,10 @@ class Parser(_terminal.Parser):
             name, equals, value = self._named(word)
             if name not in actions:
                 self._alone(word, words, arguments, texts)
+            elif actions[name].nargs == 0 and equals:
+                self.error(f"{name}: takes no value, found {value!r}")
             elif actions[name].nargs is not None:
-                if equals:
-                    self.error(f"{name}: takes no value, found {value!r}")
-                arguments.append(name)
+                arguments.append(name + equals + value)
             elif not (equals or words):
                 self.error(f"argument {name}: needs a value")
             else:
