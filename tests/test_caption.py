@@ -661,6 +661,16 @@ def test_elsewhere_a_line_a_minute(
 # --- several machines ---
 
 
+def test_an_output_below_the_home_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no shell sees the ``~``: behind an equals sign."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert caption(folder, "-p", QUESTION, "--output=~/c.jsonl") == 0
+    assert rows_of(tmp_path / "c.jsonl")
+
+
 def test_shards_are_parts_of_the_whole(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6, 20):
         draw(folder / f"p{number}.png", number)

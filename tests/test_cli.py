@@ -502,6 +502,19 @@ def test_prompt_file(fake: type[FakeLlava], red: str, tmp_path: Path, data: byte
     assert fake.built[0].asked[0]["prompt"] == prompt
 
 
+def test_files_below_the_home_folder(
+    fake: type[FakeLlava], red: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no shell sees the ``~``: behind an equals sign, or in quotes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "q.txt").write_text("What is this?")
+    for argv in (["--image=~/red.png"], ["~/red.png"]):
+        assert cli.main([*argv, "--file=~/q.txt"]) == 0
+        assert fake.built[-1].asked[0]["images"] == [RED]
+        assert fake.built[-1].asked[0]["prompt"] == "What is this?"
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
