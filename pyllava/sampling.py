@@ -141,7 +141,9 @@ class Sampling:
         if not isinstance(self.logit_bias, Mapping):
             raise TypeError(f"logit_bias: found {self.logit_bias!r:.80}, need a dict of token ids or texts")
         if self.temperature < 0:
-            raise ValueError(f"temperature: found {number_text(self.temperature)}, need a number of at least 0")
+            raise ValueError(
+                f"temperature: found {number_text(self.temperature)}, need a number of at least 0"
+            )
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: found {number_text(self.max_tokens)}, need 1 or more")
         if not isinstance(self.start_with, str):

@@ -1,6 +1,9 @@
 """The types that signatures of the package name, to annotate one's own code with."""
 
+from ._aliases import Spec
+from ._choice import Candidate
 from ._embeddings import ImageEmbedding, Images
+from ._hub_client import RemoteFile
 from ._lib import TensorInfo
 from ._picture_files import OnTruncated
 from ._pixels import Color
@@ -13,6 +16,7 @@ from .llava import FloatArray, ImageMerge, Precision, Progress
 
 __all__ = [
     "CacheType",
+    "Candidate",
     "Color",
     "FinishReason",
     "FloatArray",
@@ -26,5 +30,7 @@ __all__ = [
     "Precision",
     "Progress",
     "Readable",
+    "RemoteFile",
+    "Spec",
     "TensorInfo",
 ]

@@ -26,6 +26,14 @@ CONVERSATION = "In a conversation"
 Row = tuple[str, int, str]
 ROWS: Mapping[str, Sequence[Row]] = {
     "llama.cpp": (
+        (
+            "-hff model.gguf scene.png",
+            2,
+            "-hff: no such option; -hf REPO[:QUANT] fetches a model, other files are fetched by hand and named with -m "
+            "and --mmproj",
+        ),
+        ("--offline scene.png", 2, "--offline: no such option; HF_HUB_OFFLINE=1 in the environment does it"),
+        ("-m real.gguf -hf owner/name scene.png", 2, "-m and -hf: need one of them"),
         ("-i", 2, "-i: no such option; pyllava-cli chat has a conversation"),
         ("-cnv -m model.gguf", 2, "-cnv: no such option; pyllava-cli chat has a conversation"),
         (
@@ -107,12 +115,12 @@ ROWS: Mapping[str, Sequence[Row]] = {
         (
             "list",
             2,
-            "list: no such command; -m names a model, a GGUF file or a folder, and each command loads its own",
+            "list: no such command; `pyllava-cli models` lists the models that are here",
         ),
         (
             "ps",
             2,
-            "ps: no such command; -m names a model, a GGUF file or a folder, and each command loads its own",
+            "ps: no such command; -m names a model, and each command loads its own",
         ),
         ("show llava", 2, "show: no such command; `pyllava-cli info FILE` says what is in a file"),
         (
@@ -185,12 +193,12 @@ ROWS: Mapping[str, Sequence[Row]] = {
         (
             "load llava",
             2,
-            "load: no such command; -m names a model, a GGUF file or a folder, and each command loads its own",
+            "load: no such command; -m names a model, and each command loads its own",
         ),
         (
             "ls",
             2,
-            "ls: no such command; -m names a model, a GGUF file or a folder, and each command loads its own",
+            "ls: no such command; `pyllava-cli models` lists the models that are here",
         ),
         (
             "server start",
@@ -200,7 +208,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
         (
             "get llava",
             2,
-            "get: no such command; nothing is downloaded here, fetch the files and name them with -m and --mmproj",
+            "get: no such command; `pyllava-cli pull REPO` fetches a model",
         ),
         (
             "import model.gguf",
@@ -210,7 +218,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
         (
             "unload",
             2,
-            "unload: no such command; -m names a model, a GGUF file or a folder, and each command loads its own",
+            "unload: no such command; -m names a model, and each command loads its own",
         ),
     ),
     "OpenAI's clients": (
@@ -283,7 +291,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
             1,
             "model.gguf: not a JPEG, PNG, WebP, GIF, BMP or TIFF image but a GGUF model: -m names it, or model= in Python",
         ),
-        ("models scene.png", 2, "models: a model, no picture: -m names it"),
+        ("weights scene.png", 2, "weights: a model, no picture: -m names it"),
         (
             "--gpu scene.png",
             2,
@@ -390,7 +398,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
 }
 """What is typed, the exit code, and what is said, without the name of the program before it and the hint at --help behind
 it; three dots stand for a long list. In the current directory are scene.png, notes.txt, empty.png, model.gguf (damaged),
-real.gguf, models/ with a model in it and pictures/ with nothing."""
+real.gguf, weights/ with a model in it and pictures/ with nothing."""
 
 BEGIN = """\
 pyllava-cli answers questions about pictures. To begin:
@@ -409,9 +417,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "pyllava" / "models" / "demo-q8_0.gguf", "real.gguf")
     Path("notes.txt").write_text("mine")
     Path("empty.png").touch()
-    for folder in ("pictures", "models"):
+    for folder in ("pictures", "weights"):
         Path(folder).mkdir()
-    for model in ("model.gguf", "models/a.gguf"):
+    for model in ("model.gguf", "weights/a.gguf"):
         Path(model).write_bytes(b"GGUF")
     return tmp_path
 

@@ -75,7 +75,11 @@ CALLS: list[tuple[Callable[[pyllava.Llava], object], type[Exception], str]] = [
     (lambda m: m.ask(SCENE, Q, n_ctx=5), TypeError, "ask(): no argument 'n_ctx'; it is one of Llava()"),
     (lambda m: m.ask(SCENE, Q, num_ctx=5), TypeError, "'num_ctx'; it is n_ctx, one of Llava()"),
     (lambda m: m.ask(SCENE, Q, xyzzy=5), TypeError, "ask(): no argument 'xyzzy'"),
-    (lambda m: m.ask(SCENE, Q, temperature=-1), ValueError, "temperature: found -1, need a number of at least 0"),
+    (
+        lambda m: m.ask(SCENE, Q, temperature=-1),
+        ValueError,
+        "temperature: found -1, need a number of at least 0",
+    ),
     (lambda m: m.ask(SCENE, Q, temperature="0.1"), TypeError, "temperature: found '0.1', need a number"),
     (lambda m: m.ask(SCENE, Q, max_tokens=5.0), TypeError, "max_tokens: found 5.0, need an integer"),
     (lambda m: m.ask(SCENE, Q, top_k="5"), TypeError, "top_k: found '5', need an integer"),
