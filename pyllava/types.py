@@ -2,7 +2,7 @@
 
 from ._aliases import Spec
 from ._choice import Candidate
-from ._embeddings import ImageEmbedding, Images
+from ._embeddings import ImageEmbedding, Images, Picture
 from ._hub_client import RemoteFile
 from ._lib import TensorInfo
 from ._picture_files import OnTruncated
@@ -27,6 +27,7 @@ __all__ = [
     "Images",
     "KvCells",
     "OnTruncated",
+    "Picture",
     "Precision",
     "Progress",
     "Readable",
