@@ -103,6 +103,7 @@ _MODULES = (
     "ray",
     "sampling",
     "templates",
+    "types",
     "view",
     "views",
 )

@@ -46,6 +46,13 @@ def replacing(
         _sync_folder(path.parent)
 
 
+def check_new(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raises FileExistsError where `path` is a file already. One of `inputs` is left to `replacing`, which says that it is."""
+    if (path.is_file() or path.is_symlink()) and not any(path.exists() and path.samefile(i) for i in inputs):
+        told = "exists already; --force, in Python overwrite=True, replaces it"
+        raise FileExistsError(errno.EEXIST, told, os.fspath(path))
+
+
 def _is(path: Path, file: os.stat_result) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samestat(path.stat(), file)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from ._picture_files import HEAD_BYTES, MAX_BYTES, check_head, is_picture
+from ._picture_heads import HEAD_BYTES, MAX_BYTES, check_head, is_picture
 from .errors import ImageError
 
 WAIT_FOR_WRITER = 5.0

@@ -11,8 +11,11 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -36,12 +39,24 @@ class Parser(argparse.ArgumentParser):
 
     advice: Mapping[str, str] = MappingProxyType({})
     """What to say of options of other programs that are none here."""
+    synonyms: Mapping[str, str] = MappingProxyType({})
+    """Other names of options."""
 
     def error(self, message: str) -> NoReturn:
         program = self.prog.split(" ")[0]
+        message = message.replace("the following arguments are required:", "needs")
         self.exit(2, f"{program}: error: {message} ({self.prog} --help shows the options)\n")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            words = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
+            self.error(f"{rest[0]!r}: too many words, need {' '.join(words) or 'options'} alone")
+        return found
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if _INSPECTING.get():
+            raise _Inspected(self)
         words = list(sys.argv[1:] if args is None else args)
         n_options = words.index("--") if "--" in words else len(words)
         words[:n_options] = map(self._known, words[:n_options])
@@ -55,19 +70,62 @@ class Parser(argparse.ArgumentParser):
             return word
         if word in ("-help", "-version") and f"-{word}" in known:
             return f"-{word}"
-        advice = self.advice.get(name) or _similar(name, known)
-        self.error(f"unrecognized arguments: {printable(name)}{advice and f': {advice}'}")
+        advice = self.advice.get(name.replace("_", "-")) or _similar(name, known, self.synonyms)
+        self.error(f"{printable(name)}: no such option{advice and f'; {advice}'}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse lists the choices as Python writes them."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = did_you_mean(str(value), choices, cutoff=0.6)
+            text = f"{value!r}, need one of {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"{text}; {near}" if near else text)
+
+
+class _Inspected(Exception):
+    """A parser, caught before it parses."""
+
+    def __init__(self, parser: Parser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+_INSPECTING = ContextVar("_INSPECTING", default=False)
+
+
+def parser_of(command: Callable[[list[str]], object]) -> Parser:
+    """The parser that a command makes for its command line; nothing else of it is run."""
+    token = _INSPECTING.set(True)
+    try:
+        command([])
+    except _Inspected as found:
+        return found.parser
+    finally:
+        _INSPECTING.reset(token)
+    raise TypeError(f"{command!r}: no command, it parses nothing")
 
 
 _OPTION = re.compile(r"-(?!\d+$|\d*\.\d+$)[^ ]+$")  # as argparse sees it: no number, no text with spaces
+_NO_SPACE = re.compile(r"(-[a-z]+)(\d+)")  # -n5
 
 
-def _similar(name: str, known: Iterable[str]) -> str:
+def _similar(name: str, known: Mapping[str, object], synonyms: Mapping[str, str]) -> str:
+    if (found := _NO_SPACE.fullmatch(name)) and found[1] in known:
+        return f"did you mean {found[1]} {found[2]}?"
+    names = {other.lstrip("-"): option for other, option in synonyms.items() if option in known}
+    names |= {option.lstrip("-"): option for option in known}
+    return did_you_mean(name.lstrip("-").replace("_", "-"), names, names)
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], shown: Mapping[str, str] | None = None, *, cutoff: float = 0.7
+) -> str:
+    """``did you mean ...?`` with the nearest of `known`, as `shown` writes it; "" if none is near."""
     from difflib import get_close_matches
 
-    names = {option.lstrip("-"): option for option in known}
-    found = get_close_matches(name.lstrip("-").replace("_", "-"), names, n=1, cutoff=0.75)
-    return f"did you mean {names[found[0]]}?" if found else ""
+    for found in get_close_matches(word, list(known), n=1, cutoff=cutoff):
+        return f"did you mean {found if shown is None else shown[found]}?"
+    return ""
 
 
 def run(program: str, body: Callable[[], object], *, interrupted: str = "") -> int:
@@ -121,6 +179,11 @@ def say(text: str, end: str = "\n") -> None:
 
 def printable(path: Any) -> str:
     return plain(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path))
+
+
+def path_of(text: str) -> Path:
+    """A path of a command line, below the home folder where it begins with ``~``: a shell sees only those of whole words."""
+    return Path(os.path.expanduser(text))
 
 
 def one_line(error: BaseException) -> str:
@@ -202,10 +265,55 @@ def stage_bars() -> StageBars | None:
 
 
 @contextlib.contextmanager
+def long_stages() -> Iterator[Callable[[str, float], object]]:
+    """A progress callback for work that takes minutes: bars, or a line now and then where stderr is no terminal."""
+    bars = stage_bars()
+    try:
+        yield StageLines() if bars is None else bars
+    finally:
+        if bars is not None:
+            bars.close()
+
+
+class StageLines:
+    """A progress callback that tells of a long stage every half minute, with the time that it will still take."""
+
+    def __init__(self, every: float = 30.0) -> None:
+        self._every = every
+        self._stage = ""
+        self._began = self._told = 0.0
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """Say how much of `stage` is done, if that was not said a moment ago."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._told = stage, now, now
+        if 0 < fraction < 1 and now - self._told >= self._every:
+            self._told = now
+            left = (now - self._began) * (1 - fraction) / fraction
+            say(f"{stage}: {100 * fraction:.0f} %, about {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """As people read it: 2.5 s, 1:30 (minutes), 1:02:03 (hours)."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+@contextlib.contextmanager
 def byte_bar(label: str, n_bytes: int) -> Iterator[Callable[[int], object]]:
-    """A bar over `n_bytes`, where stderr is a terminal; what it yields takes the bytes just done."""
+    """A bar over `n_bytes`, or a line now and then; what it yields takes the bytes just done."""
     if not _has_terminal():
-        yield lambda _: None
+        lines, n_done = StageLines(), 0
+
+        def tick(n: int) -> None:
+            nonlocal n_done
+            n_done += n
+            lines(label, n_done / n_bytes)
+
+        yield tick
         return
     from ._progress import bar
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from . import templates
 from ._embeddings import ImageEmbedding, Images, listed
+from ._habits import check_chat_order
 from ._prompt import Prompt, question_of
 from ._script import Script
 from .answer import Answer, Stream
@@ -63,6 +64,7 @@ class Chat:
         and are recomputed in the same way if they have been evicted.
         """
         images = _by_name(positional, images)
+        check_chat_order(prompt, images)
         sampling = Sampling(**options)
         known = self._known_images()
         n_known = len(known)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from . import _lib, _template_choice, batch, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
+from ._habits import check_call, check_order, check_sources, without_prompt
 from ._lib.values import number_text
 from ._projector import projector_of
 from ._prompt import Prompt, Prompts, stretches_of
@@ -28,6 +29,7 @@ from ._sequences import Sequences
 from .answer import Answer, Stream, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
+from .formats import CacheType
 from .images import ImageSource
 from .sampling import Options, Sampling
 from .templates import RAW_STOP, ImageMark, Part, Template
@@ -109,6 +111,10 @@ class Llava:
     served. No answer depends on what is computed beside it.
     """
 
+    def __new__(cls, *_: object, **named: object) -> Llava:
+        check_call(f"{cls.__name__}()", cls.__init__, named, {"ask()": Options.__annotations__})
+        return super().__new__(cls)
+
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
@@ -127,8 +133,8 @@ class Llava:
         template: str = "auto",
         precision: Precision | None = None,
         use_mmap: bool = True,
-        type_k: str | None = None,
-        type_v: str | None = None,
+        type_k: CacheType | None = None,
+        type_v: CacheType | None = None,
         image_max_tiles: int | None = None,
         image_merge: ImageMerge = "unpad",
         image_cache_bytes: int = _CACHED,
@@ -429,8 +435,8 @@ class Llava:
 
     def ask(
         self,
-        images: Images,
-        prompt: str,
+        images: Images = None,
+        prompt: str | None = None,
         *,
         stream: bool = False,
         raw: bool = False,
@@ -465,8 +471,10 @@ class Llava:
         Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a
         wrong argument, GenerationCancelled after cancel().
         """
+        if prompt is None:
+            raise without_prompt(images)
+        check_order(images, prompt)
         sampling = Sampling(**options)
-        _check_order(images, prompt)
         given = listed(images)
         answer = self._question(prompt, given, raw, system, sampling, stream)
         return answer if stream else answer.whole()
@@ -513,6 +521,7 @@ class Llava:
         GenerationCancelled after cancel(), and an exception of `sources` itself. Closing the generator, or leaving it, gives
         up what is under way. A model made with ``kv_cells="pictures"`` has room for n_parallel of them.
         """
+        check_sources(sources, prompt)
         sampling = Sampling(**options)
         if operator.index(samples) < 1:
             raise ValueError(f"samples: found {number_text(samples)}, need 1 or more")
@@ -651,25 +660,11 @@ class Llava:
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""
+        if not isinstance(system, str | None):
+            raise TypeError(
+                f"chat(system): found {type(system).__name__}, need a text; add() brings earlier questions and answers"
+            )
         return Chat(self, system)
-
-
-def _check_order(images: Images, prompt: object) -> None:
-    """ask(prompt, images) is an easy mistake, and a file that does not exist a poor hint."""
-    if isinstance(prompt, str):
-        is_text = isinstance(images, str) and not images.startswith("data:") and not os.path.exists(images)
-        wrong = is_text and "\n" not in prompt and os.path.isfile(prompt)
-    else:
-        wrong = isinstance(images, str)
-    if wrong:
-        raise TypeError(
-            f"ask(images, prompt): the images come first, found prompt {_short(prompt)} and images {_short(images)}"
-        )
-
-
-def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _log_answer(answer: Answer, written: Written) -> None:

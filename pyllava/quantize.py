@@ -19,7 +19,7 @@ import numpy.typing as npt
 from . import _lib
 from ._gguf_source import SourceFile, SourceTensor, opened, tensors_of
 from ._mixes import TYPES, Fallback, Plan, ProjectorPlan
-from ._part_file import replacing
+from ._part_file import check_new, replacing
 from .errors import ModelFileError, NumericError, UnsupportedModelError
 from .gguf import GgufFile
 
@@ -122,21 +122,25 @@ def quantize(
     *,
     n_threads: int | None = None,
     pure: bool = False,
+    overwrite: bool = True,
     progress: Callable[[str, float], object] | None = None,
 ) -> Report:
     """Write the language model or projector `source` again, its matrices in the type `type_name` (one of
     `TYPES`).
 
     Metadata are kept as they are, the files of a split model become one, and `target` appears only when it is
-    complete. `pure` gives every matrix the base type instead of a mix. The same bytes for any number of
+    complete; with `overwrite` False, not where there is one already. `pure` gives every matrix the base type instead of a mix. The same bytes for any number of
     threads. `progress` is called with "quantize" and the fraction done.
 
     Raises ValueError for an unknown type or where `target` is an input, ModelFileError for a damaged file or
-    a weight that is NaN, infinite or too large for the type, OSError where reading or writing fails.
+    a weight that is NaN, infinite or too large for the type, OSError where reading or writing fails (FileExistsError: see
+    above).
     """
     started = time.monotonic()
-    path, out = Path(source), Path(target)
+    path, out = (Path(os.path.expanduser(name)) for name in (source, target))
     with opened(path) as files:
+        if not overwrite:
+            check_new(out, [file.path for file in files])
         plan, jobs = _planned(files, type_name, pure)
         header = _header(files[0], plan.mix.file_type, jobs)
         n_bytes = len(header) + sum(_padded(job.n_bytes) for job in jobs)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypedDict
 
 from . import _lib
+from ._defaults import MAX_TOKENS
+from ._habits import arguments_of, check_names
 from ._lib.values import number_text
 
 DRY_BREAKERS = ("\n", ":", '"', "*")
@@ -82,7 +84,7 @@ class Sampling:
     them. At `temperature` 0 only what changes which token is the likeliest has an effect.
     """
 
-    max_tokens: int = 512
+    max_tokens: int = MAX_TOKENS
     temperature: float = 0.0
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
@@ -123,13 +125,25 @@ class Sampling:
     logprobs: int | None = None
     """How many alternatives ``Answer.logprobs`` tells of each token; None: there are no entries."""
 
+    def __new__(cls, *_: object, **named: object) -> Sampling:
+        if not named.keys() <= cls.__dataclass_fields__.keys():
+            from .llava import Llava
+
+            check_names("ask()", named, cls.__dataclass_fields__, {"Llava()": arguments_of(Llava.__init__)})
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        for option in fields(self):
+            _check_number(option.name, getattr(self, option.name), str(option.type))
         for name in ("stop", "dry_sequence_breakers", "samplers"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}: found a text, need a list of texts")
         if not isinstance(self.logit_bias, Mapping):
             raise TypeError(f"logit_bias: found {self.logit_bias!r:.80}, need a dict of token ids or texts")
-        operator.index(self.max_tokens)  # TypeError for anything but an integer
+        if self.temperature < 0:
+            raise ValueError(
+                f"temperature: found {number_text(self.temperature)}, need a number of at least 0"
+            )
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: found {number_text(self.max_tokens)}, need 1 or more")
         if not isinstance(self.start_with, str):
@@ -156,6 +170,20 @@ class Sampling:
         if self.seed is None:
             options["seed"] = secrets.randbits(64)
         return _lib.SamplerHandle(model, **options)
+
+
+def _check_number(name: str, value: object, annotation: str) -> None:
+    """TypeError, with the name, for what is no number where one is needed."""
+    kind, _, or_none = annotation.partition(" | ")
+    if or_none and value is None:
+        return
+    if kind == "int":
+        try:
+            operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{name}: found {value!r:.80}, need an integer") from None
+    elif kind == "float" and (isinstance(value, str | bytes) or not hasattr(value, "__float__")):
+        raise TypeError(f"{name}: found {value!r:.80}, need a number")
 
 
 def _tokens(model: _lib.ModelHandle, key: int | str) -> list[int]:

@@ -653,10 +653,22 @@ def test_elsewhere_a_line_a_minute(
 ) -> None:
     monkeypatch.setattr("pyllava.cli.caption._MINUTE", 0.0)
     assert caption(folder, "-p", QUESTION, "-o", tmp_path / "c.jsonl") == 0
-    assert re.search(r"\n2 of 6 pictures, 0 failed, [\d.]+ per second, 0:0\d left\n", capsys.readouterr().err)
+    assert re.search(
+        r"\n2 of 6 pictures, 0 failed, [\d.]+ per second, [\d.]+ s left\n", capsys.readouterr().err
+    )
 
 
 # --- several machines ---
+
+
+def test_an_output_below_the_home_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no shell sees the ``~``: behind an equals sign."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert caption(folder, "-p", QUESTION, "--output=~/c.jsonl") == 0
+    assert rows_of(tmp_path / "c.jsonl")
 
 
 def test_shards_are_parts_of_the_whole(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

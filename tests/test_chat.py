@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -25,6 +26,7 @@ from pyllava._terminal import DEMO_NOTE
 from pyllava.cli import chat_file
 from pyllava.cli.chat import COMMANDS, Conversation, completions, parse, split_paths
 from pyllava.cli.chat_file import Record, Turn
+from pyllava.cli.dropped import dropped
 from pyllava.cli.lines import _readline, history_path
 from pyllava.cli.options import ask_parser
 
@@ -63,9 +65,18 @@ def test_questions_and_commands() -> None:
     assert parse("") == (None, "")
     assert parse("/image  a b.png ") == (COMMANDS["/image"], "a b.png")
     assert parse("/save\tx.md") == (COMMANDS["/save"], "x.md")
-    assert parse("/exit") == (COMMANDS["/quit"], "") == parse("/quit")
-    for message in ("/foo", "/Image x", "/", "/home/me/cat.png"):
-        with pytest.raises(ValueError, match="no such command; /help lists them"):
+    for message in ("/exit", "/bye", "/q", "/quit", "exit", "quit", "bye"):
+        assert parse(message) == (COMMANDS["/quit"], "")
+    assert parse("exit signs?") == (None, "exit signs?")
+    assert parse("/reset") == (COMMANDS["/clear"], "")
+    for message, told in (
+        ("/foo", "no such command; /help lists them"),
+        ("/", "no such command; /help lists them"),
+        ("/Image x", "no such command; did you mean /image?"),
+        ("/home/me/cat.png", "no such command, and no such picture; /help lists them"),
+        ("/show info", "no such command; /system shows the system message"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
             parse(message)
 
 
@@ -124,6 +135,41 @@ def test_completions(folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, e
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("USERPROFILE", str(folder))
     assert [found.replace(os.sep, "/") for found in completions(line)] == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "paths", "rest"),
+    [
+        ("red.png", ["red.png"], ""),
+        ("{at}/red.png", ["{at}/red.png"], ""),
+        ("'{at}/two words.PNG' ", ["{at}/two words.PNG"], ""),
+        ("{at}/two words.PNG", ["{at}/two words.PNG"], ""),
+        ("file://{at}/two%20words.PNG", ["{at}/two words.PNG"], ""),
+        ("red.png 'two words.PNG'", ["red.png", "two words.PNG"], ""),
+        ("./red.png What's this?", ["./red.png"], "What's this?"),
+        ("What's  this? ./red.png", ["./red.png"], "What's  this?"),
+        ("{at}/red.png Which? './two words.PNG'", ["{at}/red.png", "./two words.PNG"], "Which?"),
+        ("~/red.png", ["{at}/red.png"], ""),
+        ("What is red.png", [], "What is red.png"),
+        ("red.png is a file", [], "red.png is a file"),
+        ("./no.png", [], "./no.png"),
+        ("notes.md", [], "notes.md"),
+        ("/image {at}/red.png", [], "/image {at}/red.png"),
+        ("/save ./red.png", [], "/save ./red.png"),
+        ("https://example.org/red.png", [], "https://example.org/red.png"),
+        ("", [], ""),
+    ],
+)
+def test_dropped_pictures(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, paths: list[str], rest: str
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+
+    def here(text: str) -> str:
+        return text.replace("{at}", folder.as_posix())
+
+    assert dropped(here(line)) == ([here(path) for path in paths], here(rest))
 
 
 def test_history_is_in_the_state_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +334,19 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return lambda text, *argv: talk(monkeypatch, capsys, text, *argv)
 
 
+def test_a_dropped_picture_is_seen(demo: pyllava.Llava, say: Any) -> None:
+    expected = f"{demo.ask(SCENE, DESCRIBE)}\n"
+    note = "no picture is there yet: /image FILE shows one"
+    for text in (f"{SCENE}\n{DESCRIBE}\n", f"{DESCRIBE} {SCENE}\n", f"{SCENE} {DESCRIBE}\nbye\n"):
+        code, out, err = say(text)
+        assert (code, out) == (0, expected)
+        assert "with the next question: scene.png, 336 x 336\n" in err
+        assert note not in err
+    code, _, err = say("Hi\nHi\n")
+    assert code == 0
+    assert err.count(note) == 1
+
+
 def test_answers_alone_on_stdout(demo: pyllava.Llava, say: Any) -> None:
     chat = demo.chat()
     expected = [chat.ask(DESCRIBE, images=SCENE), chat.ask(COUNT)]
@@ -419,9 +478,7 @@ def test_a_picture_for_a_model_that_sees_nothing(demo: pyllava.Llava, say: Any, 
     assert say("Hi\n", "-m", str(model))[0] == 0
 
 
-@pytest.mark.parametrize(
-    "argv", [("-p", "Hi"), ("-f", "x"), ("--mmproj", "p.gguf"), ("-n", "0"), ("cat.png",)]
-)
+@pytest.mark.parametrize("argv", [("-p", "Hi"), ("-f", "x"), ("--mmproj", "p.gguf"), ("-n", "0"), ("llava",)])
 def test_wrong_usage(say: Any, argv: tuple[str, ...]) -> None:
     code, out, err = say("Hi\n", *argv)
     assert (code, out) == (2, "")

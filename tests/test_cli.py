@@ -133,7 +133,7 @@ def test_answer_alone_on_stdout(fake: type[FakeLlava], red: str, capsys: pytest.
             "raw": False,
             "system": None,
             "stream": True,
-            "max_tokens": 256,
+            "max_tokens": 512,
         }
     ]
 
@@ -243,7 +243,7 @@ def test_every_way_of_sampling_reaches_the_model() -> None:
     argv += " --adaptive-target .3 --adaptive-decay .5 -l 15+1.5 -l 15-1e-1 --logit-bias 7-inf -l ab-1+2 --ignore-eos"
     argv += " --samplers top-k;temp;typical"
     assert sampling_arguments(options_of(*argv.split())) == {
-        "max_tokens": 256,
+        "max_tokens": 512,
         "dynatemp_range": 0.5,
         "dynatemp_exponent": 2.0,
         "typical_p": 0.9,
@@ -272,7 +272,7 @@ def test_every_option_of_an_answer_is_one_of_the_command_line() -> None:
     """But for what a command line has no use for."""
     known = {action.dest for action in ask_parser()._actions}
     of_many = {"start_with", "timeout", "stop_loops"}  # of those that one waits for overnight
-    assert set(pyllava.Options.__annotations__) - known == {"stop", "reuse", *of_many}
+    assert set(pyllava.Options.__annotations__) - known == {"reuse", *of_many}
     known = {action.dest for action in caption_parser()._actions}
     assert known >= {"start_with", "timeout", "no_loop_detector"}
 
@@ -315,8 +315,8 @@ def test_values_may_start_with_a_dash() -> None:
 
 
 @pytest.mark.parametrize("argv", [[], ["-n", "-1"]])
-def test_256_tokens_unless_told_otherwise(argv: list[str]) -> None:
-    assert sampling_arguments(options_of(*argv))["max_tokens"] == 256
+def test_as_many_tokens_as_in_python_unless_told_otherwise(argv: list[str]) -> None:
+    assert sampling_arguments(options_of(*argv))["max_tokens"] == pyllava.Sampling().max_tokens == 512
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967295"])
@@ -335,9 +335,9 @@ def test_defaults_of_the_library_stay() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--bad"], "unrecognized arguments: --bad"),
-        (["cat.jpg"], "unrecognized arguments: cat.jpg"),
-        (["--imag", "cat.jpg"], "unrecognized arguments"),
+        (["--bad"], "--bad: no such option ("),
+        (["info", "a", "b"], "'b': too many words, need FILE alone ("),
+        (["--imag", "cat.jpg"], "--imag: no such option; did you mean --image?"),
         (["-n"], "argument -n: needs a value"),
         (["-n", "x"], "argument -n/--predict/--n-predict: 'x', need an integer of at least 1, or -1"),
         (["-n", "0"], "need an integer of at least 1"),
@@ -353,14 +353,14 @@ def test_defaults_of_the_library_stay() -> None:
         (["--adaptive-target", "2"], "need a number of at most 1"),
         (["--adaptive-decay", "1"], "need a number in 0..0.99"),
         (["-b", "0"], "need an integer of at least 1"),
-        (["-ctk", "q9"], "argument -ctk/--cache-type-k: invalid choice: 'q9'"),
-        (["--template", "gpt9"], "argument --template: invalid choice: 'gpt9'"),
-        (["--no-mmap=1"], "argument --no-mmap: ignored explicit argument '1'"),
+        (["-ctk", "q9"], "argument -ctk/--cache-type-k: 'q9', need one of f32, f16"),
+        (["--template", "gpt9"], "argument --template: 'gpt9', need one of auto, vicuna"),
+        (["--no-mmap=1"], "--no-mmap: takes no value, found '1'"),
         (["--mmproj", "p.gguf"], "--mmproj: needs -m"),
         (["-p", "a", "-f", "b"], "-p and -f: need one of them"),
         (["--image", "RED", "-p", "<image>", "--system", "x"], "no --template, no --system"),
         (["--image", "RED", "-p", "<image>", "--template", "mpt"], "no --template, no --system"),
-        (["info"], "the following arguments are required: FILE"),
+        (["info"], "needs FILE"),
     ],
 )
 def test_usage_errors(
@@ -378,25 +378,25 @@ def test_usage_errors(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["-hff", "x.gguf"], "unrecognized arguments: -hff: -hf REPO[:QUANT] fetches a model"),
-        (["-hffoo"], "unrecognized arguments: -hffoo ("),
-        (["-vh"], "unrecognized arguments: -vh ("),
-        (["-hv"], "unrecognized arguments: -hv ("),
-        (["-n5"], "unrecognized arguments: -n5 ("),
-        (["-image", "cat.jpg"], "unrecognized arguments: -image: did you mean --image?"),
-        (["--bad", "--help"], "unrecognized arguments: --bad ("),
-        (["--help", "--bad"], "unrecognized arguments: --bad ("),
-        (["--version", "-x"], "unrecognized arguments: -x ("),
-        (["--promt=hello", "-h"], "unrecognized arguments: --promt: did you mean --prompt?"),
-        (["-i"], "unrecognized arguments: -i: pyllava-cli chat has a conversation"),
-        (["chat", "-mu", "https://a/b"], "unrecognized arguments: -mu: -hf REPO[:QUANT] fetches"),
+        (["-hff", "x.gguf"], "-hff: no such option; -hf REPO[:QUANT] fetches a model"),
+        (["-hffoo"], "-hffoo: no such option ("),
+        (["-vh"], "-vh: no such option ("),
+        (["-hv"], "-hv: no such option ("),
+        (["-n5"], "-n5: no such option; did you mean -n 5?"),
+        (["-image", "cat.jpg"], "-image: no such option; did you mean --image?"),
+        (["--bad", "--help"], "--bad: no such option ("),
+        (["--help", "--bad"], "--bad: no such option ("),
+        (["--version", "-x"], "-x: no such option ("),
+        (["--promt=hello", "-h"], "--promt: no such option; did you mean --prompt?"),
+        (["-i"], "-i: no such option; pyllava-cli chat has a conversation"),
+        (["chat", "-mu", "https://a/b"], "-mu: no such option; -hf REPO[:QUANT] fetches"),
         (["chat", "-hf", "a/b", "-m", "b"], "-m and -hf: need one of them"),
-        (["info", "-hf", "a/b"], "unrecognized arguments: -hf"),
-        (["info", "-help=1"], "unrecognized arguments: -help"),
-        (["quantize", "-th"], "unrecognized arguments: -th"),
-        (["bench", "-hm"], "unrecognized arguments: -hm"),
-        (["convert", "-hf", "a/b"], "unrecognized arguments: -hf"),
-        (["convert", "dir", "-oh"], "unrecognized arguments: -oh"),
+        (["info", "-hf", "a/b"], "-hf: no such option"),
+        (["info", "-help=1"], "-help: no such option"),
+        (["quantize", "-th"], "-th: no such option"),
+        (["bench", "-hm"], "-hm: no such option"),
+        (["convert", "-hf", "a/b"], "-hf: no such option"),
+        (["convert", "dir", "-oh"], "-oh: no such option"),
     ],
 )
 def test_a_word_with_one_dash_is_one_option(
@@ -500,6 +500,19 @@ def test_prompt_file(fake: type[FakeLlava], red: str, tmp_path: Path, data: byte
     path.write_bytes(data)
     assert cli.main(["--image", red, "-f", str(path)]) == 0
     assert fake.built[0].asked[0]["prompt"] == prompt
+
+
+def test_files_below_the_home_folder(
+    fake: type[FakeLlava], red: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no shell sees the ``~``: behind an equals sign, or in quotes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "q.txt").write_text("What is this?")
+    for argv in (["--image=~/red.png"], ["~/red.png"]):
+        assert cli.main([*argv, "--file=~/q.txt"]) == 0
+        assert fake.built[-1].asked[0]["images"] == [RED]
+        assert fake.built[-1].asked[0]["prompt"] == "What is this?"
 
 
 @pytest.mark.parametrize(
@@ -687,7 +700,7 @@ def test_image_in_the_prompt(fake: type[FakeLlava], capsys: pytest.CaptureFixtur
     assert fake.built[0].asked[0]["prompt"] == "What is this?"
     assert "base64" not in capsys.readouterr().err
     assert cli.main(["--image", red, "-p", f"{tag(BLUE)} Hi"]) == 1
-    assert "an image in the prompt and --image: need one of them\n" in capsys.readouterr().err
+    assert "an image in the prompt and as a file: need one of them\n" in capsys.readouterr().err
     assert cli.main(["-p", f"USER: <image>{tag(BLUE)} Hi"]) == 0
     assert fake.built[1].asked[0]["images"] == [BLUE]
     assert fake.built[1].asked[0]["prompt"] == "USER: <image> Hi"
@@ -725,9 +738,9 @@ def test_an_image_from_everywhere(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no image: need --image FILE"),
+        (["--no-perf"], "no image: need its FILE"),
         (["--image", "https://example.org/a.png"], "a web address: fetch it first"),
-        (["-p", "What is in <image>?"], "no image: need --image FILE"),
+        (["-p", "What is in <image>?"], "no image: need its FILE"),
         (["--image", "MISSING"], "missing.png: No such file or directory"),
         (["--image", "NOTHING"], "nothing: a folder without pictures (.jpg"),
         (["--image", "NOTHING", "-p", "<image>"], "nothing: a folder without pictures (.jpg"),
@@ -920,7 +933,7 @@ def test_real_gpu_layers_warn_once(tiny: dict[str, str], red: str) -> None:
         (("-m", "{mmproj}", "--mmproj", "{mmproj}"), "mmproj"),
         (("-m", "{model}", "--mmproj", "{model}"), "ggml-model"),
         (("-m", "{model}", "--mmproj", "{wide}"), "128"),
-        (("-m", "{red}"), "not a GGUF file"),
+        (("-m", "{red}"), "a picture, need a GGUF model"),
         (("-m", "{model}", "-c", "64"), "n_ctx=64"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pyllava
+from pyllava.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,8 +85,8 @@ def test_help_and_version_load_nothing_heavy(option: str) -> None:
     assert not HEAVY & set(result.stderr.split())
 
 
-@pytest.mark.parametrize("command", ["info", "quantize", "convert"])
-def test_help_of_commands_that_ask_no_model(command: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_is_as_light(command: str) -> None:
     result = cli(command, "--help")
     assert result.returncode == 0, result.stderr
     assert not HEAVY & set(result.stderr.split())

@@ -234,7 +234,7 @@ def test_padding_of_the_last_tensor_may_be_missing(files: Files, tmp_path: Path)
         path.write_bytes(written[: len(written) - n_cut])
         _lib.ModelHandle(files.model, path).close()
     path.write_bytes(written[:-21])
-    with pytest.raises(pyllava.ModelFileError, match="TRUNC"):
+    with pytest.raises(pyllava.ModelFileError, match="is it cut off"):
         _lib.ModelHandle(files.model, path)
 
 
@@ -376,9 +376,9 @@ def test_arrays_beyond_all_measure(tmp_path: Path, kind: int, n: int, size: int)
         out.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1siiQ", 1, b"a", 9, kind, n))
         out.truncate(out.tell() + size)
     started = time.perf_counter()
-    with pytest.raises(pyllava.ModelFileError, match=r"x\.gguf: a.*CAP"):
+    with pytest.raises(pyllava.ModelFileError, match=r"x\.gguf: a.*need at most"):
         GgufFile(path)
-    with pytest.raises(pyllava.ModelFileError, match="CAP"):
+    with pytest.raises(pyllava.ModelFileError, match="need at most"):
         _lib.ModelHandle(path, None)
     assert time.perf_counter() - started < 1
 

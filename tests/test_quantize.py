@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pytest
 
 import pyllava
-from pyllava import _lib
+from pyllava import _lib, _terminal, cli
 from pyllava._gguf_source import SourceFile
 from pyllava._part_file import replacing
 from pyllava.cli.quantize import quantize_command
@@ -697,6 +697,53 @@ def test_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[
     report = json.loads(capsys.readouterr().out)
     assert report["type"] == "q4_0"
     assert report["n_requantized"] == 38
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"mine")
+    assert cli.main(["quantize", str(MMPROJ), str(out), "q8_0"]) == 1
+    told = f"{out}: exists already; --force, in Python overwrite=True, replaces it"
+    assert capsys.readouterr().err == f"pyllava-cli: error: {told}\n"
+    assert out.read_bytes() == b"mine"
+    assert cli.main(["quantize", str(MMPROJ), str(out), "q8_0", "--force"]) == 0
+    assert out.stat().st_size > 1000
+    before = out.read_bytes()
+    for force in ([], ["--force"]):  # itself
+        capsys.readouterr()
+        assert cli.main(["quantize", str(out), str(out), "q4_0", *force]) == 1
+        assert "is both input and output" in capsys.readouterr().err
+    dangling = tmp_path / "link.gguf"
+    dangling.symlink_to(tmp_path / "nothing.gguf")
+    assert cli.main(["quantize", str(MMPROJ), str(dangling), "q8_0"]) == 1
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.gguf", "out.gguf"]
+
+
+def test_files_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "in.gguf").write_bytes(MMPROJ.read_bytes())
+    quantize("~/in.gguf", "~/out.gguf", "q8_0")
+    assert (tmp_path / "out.gguf").is_file()
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: now[0])
+    with _terminal.long_stages() as progress:
+        for second in range(101):
+            now[0] = 1000.0 + second
+            progress("quantize", second / 100)
+    assert capsys.readouterr().err == (
+        "quantize: 30 %, about 1:10 left\nquantize: 60 %, about 40.0 s left\nquantize: 90 %, about 10.0 s left\n"
+    )
+    with _terminal.byte_bar("writing", 1000) as tick:
+        for _ in range(5):
+            now[0] += 1000
+            tick(100)
+    assert "writing: 50 %, about 1:06:40 left\n" in capsys.readouterr().err
 
 
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

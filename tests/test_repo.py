@@ -90,7 +90,7 @@ PACKAGE = {
 BINDING, COMMANDS, CONVERTERS, BULK = "pyllava._lib", "pyllava.cli", "pyllava.convert", "pyllava.bulk"
 CLUSTERS = "pyllava.ray"
 TABLES = {"errors", "formats", "_mixes", "_part_file", "_terminal", "templates", "_template_choice"}
-FILES = {"_named_pictures", "_part_file", "_picture_files", "_sources", "_text_file"}
+FILES = {"_named_pictures", "_part_file", "_picture_heads", "_sources", "_text_file"}
 MAY_IMPORT = {
     BINDING: {"pyllava._leaving", "pyllava._plain", "pyllava._plugins", "pyllava.errors"},
     f"{CONVERTERS}.checkpoints": {f"{CONVERTERS}.errors"},
@@ -231,6 +231,12 @@ def test_c_lines_are_not_too_long() -> None:
     for path in [*C_FILES, *ROOT.glob("tests/c/*.c")]:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert len(line) <= 110, f"{path.name}:{number}"
+
+
+def test_messages_say_what_they_mean_in_words() -> None:
+    for path in [*C_FILES, *PACKAGE.values()]:
+        found = re.findall(r'"[^"\n]* \[[A-Z][A-Z0-9_-]+\]"', path.read_text())
+        assert not [text for text in found if "INST" not in text], path.name  # which is a template's
 
 
 def test_families_are_named_in_their_files_alone() -> None:

@@ -33,8 +33,8 @@ static uint64_t left(const cursor * c) { return c->f->file.size - c->pos; }
 
 static pyllava_status take(cursor * c, void * out, uint64_t size, const char * what) {
     if (size > left(c)) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): file has %zu bytes, need %llu more [TRUNC]", c->f->path,
-             what, (unsigned long long) c->pos, c->f->file.size, (unsigned long long) (size - left(c)));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): file has %zu bytes, need %llu more", c->f->path, what,
+             (unsigned long long) c->pos, c->f->file.size, (unsigned long long) (size - left(c)));
     }
     memcpy(out, c->f->file.data + c->pos, (size_t) size);
     c->pos += size;
@@ -65,13 +65,12 @@ static pyllava_status take_text(cursor * c, gguf_text * out, uint64_t max, const
     uint64_t size = 0, at = c->pos;
     TRY(take(c, &size, 8, what));
     if (size > left(c)) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, file has %llu left [STR-LEN]",
-             c->f->path, what, (unsigned long long) at, (unsigned long long) size,
-             (unsigned long long) left(c));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, file has %llu left", c->f->path,
+             what, (unsigned long long) at, (unsigned long long) size, (unsigned long long) left(c));
     }
     if (size > max) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, need at most %llu [CAP]",
-             c->f->path, what, (unsigned long long) at, (unsigned long long) size, (unsigned long long) max);
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): string of %llu bytes, need at most %llu", c->f->path,
+             what, (unsigned long long) at, (unsigned long long) size, (unsigned long long) max);
     }
     *out = (gguf_text) { (const char *) c->f->file.data + c->pos, size };
     c->pos += size;
@@ -81,7 +80,7 @@ static pyllava_status take_text(cursor * c, gguf_text * out, uint64_t max, const
 // Whether the metadata are still of a reasonable size with `size` bytes more.
 static pyllava_status check_room(const cursor * c, uint64_t size, const char * name) {
     if (size <= GGUF_MAX_META && c->pos <= GGUF_MAX_META - size) return PYLLAVA_OK;
-    FAIL(PYLLAVA_ERR_FILE, "%s: %s: metadata up to byte %llu, need at most %llu [CAP]", c->f->path, name,
+    FAIL(PYLLAVA_ERR_FILE, "%s: %s: metadata up to byte %llu, need at most %llu", c->f->path, name,
          (unsigned long long) (c->pos + size), (unsigned long long) GGUF_MAX_META);
 }
 
@@ -89,12 +88,12 @@ static pyllava_status check_room(const cursor * c, uint64_t size, const char * n
 static pyllava_status check_text(const cursor * c, const gguf_key * key, uint64_t i, uint64_t * n_odd) {
     const gguf_text s = key->strings[i];
     if (s.size && memchr(s.data, 0, (size_t) s.size)) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s: zero byte inside text %llu [STR-NUL]", c->f->path, key->name,
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: zero byte inside text %llu", c->f->path, key->name,
              (unsigned long long) i);
     }
     if (text_is_utf8(s.data, s.size)) return PYLLAVA_OK;
     if (strcmp(key->name, TOKENS))
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s: text %llu is not valid UTF-8 [UTF8]", c->f->path, key->name,
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: text %llu is not valid UTF-8", c->f->path, key->name,
              (unsigned long long) i);
     ++*n_odd;
     return PYLLAVA_OK;
@@ -102,14 +101,14 @@ static pyllava_status check_text(const cursor * c, const gguf_key * key, uint64_
 
 static pyllava_status parse_strings(cursor * c, gguf_key * key) {
     if (key->n > left(c) / 8) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu strings cannot lie in %llu bytes [ARR-LEN]",
-             c->f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu strings cannot lie in %llu bytes", c->f->path,
+             key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
              (unsigned long long) left(c));
     }
     c->n_texts += key->n;
     if (c->n_texts > GGUF_MAX_TEXTS) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu texts, need at most %llu in all keys [CAP]",
-             c->f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu texts, need at most %llu in all keys", c->f->path,
+             key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
              (unsigned long long) GGUF_MAX_TEXTS);
     }
     key->strings = calloc((size_t) key->n + 1, sizeof *key->strings);
@@ -121,8 +120,8 @@ static pyllava_status parse_strings(cursor * c, gguf_key * key) {
         TRY(check_text(c, key, i, &n_odd));
     }
     if (n_odd)
-        log_text(c->log, PYLLAVA_LOG_WARNING, "%s: %s: %llu of %llu texts are not valid UTF-8 [UTF8]",
-                 c->f->path, key->name, (unsigned long long) n_odd, (unsigned long long) key->n);
+        log_text(c->log, PYLLAVA_LOG_WARNING, "%s: %s: %llu of %llu texts are not valid UTF-8", c->f->path,
+                 key->name, (unsigned long long) n_odd, (unsigned long long) key->n);
     return PYLLAVA_OK;
 }
 
@@ -131,17 +130,16 @@ static pyllava_status parse_value(cursor * c, gguf_key * key) {
     if (key->item_type == GGUF_STRING) return parse_strings(c, key);
     uint64_t size = TYPES[key->item_type].size;
     if (key->n > left(c) / size) {
-        FAIL(PYLLAVA_ERR_FILE,
-             "%s: %s (byte %llu): %llu items of %s need more than the %llu bytes left [TRUNC]", f->path,
-             key->name, (unsigned long long) c->pos, (unsigned long long) key->n, TYPES[key->item_type].name,
-             (unsigned long long) left(c));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s (byte %llu): %llu items of %s need more than the %llu bytes left",
+             f->path, key->name, (unsigned long long) c->pos, (unsigned long long) key->n,
+             TYPES[key->item_type].name, (unsigned long long) left(c));
     }
     TRY(check_room(c, key->n * size, key->name));
     key->data = f->file.data + c->pos;
     c->pos += key->n * size;
     for (uint64_t i = 0; key->item_type == GGUF_BOOL && i < key->n; i++) {
         if (((const uint8_t *) key->data)[i] > 1)
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: bool is neither 0 nor 1 [BOOL]", f->path, key->name);
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: bool is neither 0 nor 1", f->path, key->name);
     }
     return PYLLAVA_OK;
 }
@@ -152,12 +150,11 @@ static pyllava_status parse_key(cursor * c, gguf_key * key) {
     gguf_text name = { 0 };
     TRY(take_text(c, &name, 65535, "key"));
     if (name.size == 0)
-        FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): empty [KEY-EMPTY]", f->path,
-             (unsigned long long) key->offset);
+        FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): empty", f->path, (unsigned long long) key->offset);
     for (uint64_t i = 0; i < name.size; i++) {
         if (name.data[i] <= 0x20 || name.data[i] >= 0x7F) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): character 0x%02X, need printable ASCII [KEY-CHARS]",
-                 f->path, (unsigned long long) key->offset, (uint8_t) name.data[i]);
+            FAIL(PYLLAVA_ERR_FILE, "%s: key (byte %llu): character 0x%02X, need printable ASCII", f->path,
+                 (unsigned long long) key->offset, (uint8_t) name.data[i]);
         }
     }
     key->name = malloc((size_t) name.size + 1);
@@ -168,15 +165,16 @@ static pyllava_status parse_key(cursor * c, gguf_key * key) {
     int32_t type = 0;
     TRY(take(c, &type, 4, key->name));
     if (type < 0 || type >= GGUF_N_TYPES)
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s: value type %d, need 0..12 [TYPE]", f->path, key->name, type);
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: value type %d, need 0..12", f->path, key->name, type);
     key->type = key->item_type = (gguf_type) type;
     key->n = 1;
     if (key->type == GGUF_ARRAY) {
         TRY(take(c, &type, 4, key->name));
         if (type == GGUF_ARRAY)
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: array of arrays [NESTED]", f->path, key->name);
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: array of arrays, need an array of numbers or texts", f->path,
+                 key->name);
         if (type < 0 || type >= GGUF_N_TYPES) {
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: item type %d, need 0..12 [TYPE]", f->path, key->name, type);
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: item type %d, need 0..12", f->path, key->name, type);
         }
         key->item_type = (gguf_type) type;
         TRY(take(c, &key->n, 8, key->name));
@@ -187,12 +185,12 @@ static pyllava_status parse_key(cursor * c, gguf_key * key) {
 static pyllava_status tensor_size(const pyllava_gguf * f, gguf_tensor * t) {
     if (t->type < 0 || t->type >= GGML_TYPE_COUNT || ggml_blck_size((enum ggml_type) t->type) <= 0 ||
         ggml_type_size((enum ggml_type) t->type) == 0) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s: tensor type %d is unknown to or was removed from ggml %s [GGTYPE]",
-             f->path, t->name, t->type, ggml_version());
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: tensor type %d is unknown to or was removed from ggml %s", f->path,
+             t->name, t->type, ggml_version());
     }
     int64_t block = ggml_blck_size((enum ggml_type) t->type);
     if (t->ne[0] % block) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s: rows of %lld, %s needs a multiple of %lld [BLOCK]", f->path, t->name,
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: rows of %lld, %s needs a multiple of %lld", f->path, t->name,
              (long long) t->ne[0], ggml_type_name((enum ggml_type) t->type), (long long) block);
     }
     uint64_t size = ggml_type_size((enum ggml_type) t->type);
@@ -200,7 +198,7 @@ static pyllava_status tensor_size(const pyllava_gguf * f, gguf_tensor * t) {
                                  (uint64_t) t->ne[3] };
     for (int d = 0; d < 4; d++) {
         if (size > (uint64_t) INT64_MAX / 4 / blocks[d])
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: too many elements [ELEMS]", f->path, t->name);
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: too many elements", f->path, t->name);
         size *= blocks[d];
     }
     t->size = size;
@@ -216,20 +214,19 @@ static pyllava_status parse_tensor(cursor * c, gguf_tensor * t) {
     for (uint64_t i = 0; i < name.size; i++)
         printable = printable && name.data[i] > 0x20 && name.data[i] < 0x7F;
     if (!printable) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: tensor name (byte %llu): empty or not printable ASCII [NAME]", f->path,
-             at);
+        FAIL(PYLLAVA_ERR_FILE, "%s: tensor name (byte %llu): empty or not printable ASCII", f->path, at);
     }
     memcpy(t->name, name.data, (size_t) name.size);
     uint32_t n_dims = 0;
     TRY(take(c, &n_dims, 4, t->name));
     if (n_dims < 1 || n_dims > 4)
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s: %u dimensions, need 1..4 [NDIMS]", f->path, t->name, n_dims);
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s: %u dimensions, need 1..4", f->path, t->name, n_dims);
     t->n_dims = (int32_t) n_dims;
     for (int d = 0; d < 4; d++) {
         t->ne[d] = 1;
         if (d < t->n_dims) TRY(take(c, &t->ne[d], 8, t->name));
         if (t->ne[d] <= 0)
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s: dimension %d is %lld [DIM]", f->path, t->name, d,
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s: dimension %d is %lld, need at least 1", f->path, t->name, d,
                  (long long) t->ne[d]);
     }
     TRY(take(c, &t->type, 4, t->name));
@@ -247,22 +244,21 @@ static pyllava_status place_tensors(cursor * c) {
         gguf_tensor * t = &f->tensors[i];
         if (t->offset != next) {
             FAIL(PYLLAVA_ERR_FILE,
-                 "%s: %s: data at %llu, need %llu (tensors lie one after the other, aligned to %u) [OFF]",
-                 f->path, t->name, (unsigned long long) t->offset, (unsigned long long) next, f->alignment);
+                 "%s: %s: data at %llu, need %llu (tensors lie one after the other, aligned to %u)", f->path,
+                 t->name, (unsigned long long) t->offset, (unsigned long long) next, f->alignment);
         }
         if (start > f->file.size || t->offset > f->file.size - start ||
             t->size > f->file.size - start - t->offset) {
-            FAIL(PYLLAVA_ERR_FILE,
-                 "%s: file has %zu bytes, needs at least %llu (tensor %s; is it cut off?) [TRUNC]", f->path,
-                 f->file.size, (unsigned long long) (start + t->offset + t->size), t->name);
+            FAIL(PYLLAVA_ERR_FILE, "%s: file has %zu bytes, needs at least %llu (tensor %s; is it cut off?)",
+                 f->path, f->file.size, (unsigned long long) (start + t->offset + t->size), t->name);
         }
         next = (t->offset + t->size + a - 1) / a * a;
         t->offset += start;
     }
     if (f->file.size > start + next) {
         FAIL(PYLLAVA_ERR_FILE,
-             "%s: %llu bytes after byte %llu belong to no tensor: does the table name all %llu? [TAIL]",
-             f->path, (unsigned long long) (f->file.size - start - next), (unsigned long long) (start + next),
+             "%s: %llu bytes after byte %llu belong to no tensor: does the table name all %llu?", f->path,
+             (unsigned long long) (f->file.size - start - next), (unsigned long long) (start + next),
              (unsigned long long) f->n_tensors);
     }
     return PYLLAVA_OK;
@@ -284,7 +280,7 @@ static pyllava_status sort_names(const pyllava_gguf * f, sort_entry * e, uint64_
     qsort(e, (size_t) n, sizeof *e, compare_entries);
     for (uint64_t i = 0; i < n; i++) {
         if (i && !strcmp(e[i - 1].name, e[i].name))
-            FAIL(PYLLAVA_ERR_FILE, "%s: %s %.80s stands twice [DUP]", f->path, what, e[i].name);
+            FAIL(PYLLAVA_ERR_FILE, "%s: %s %.80s stands twice", f->path, what, e[i].name);
         (*out)[i] = e[i].i;
     }
     return PYLLAVA_OK;
@@ -311,6 +307,8 @@ static const char * magic_hint(const uint8_t * m, size_t size) {
     if (size >= 9 && m[8] == '{') return "probably safetensors: convert it first";
     if (size >= 7 && !memcmp(m, "version", 7))
         return "a Git LFS pointer: fetch the real file with 'git lfs pull'";
+    if (size >= 4 && (!memcmp(m, "\x89PNG", 4) || !memcmp(m, "\xFF\xD8\xFF", 3)))
+        return "a picture, need a GGUF model";
     if (size >= 1 && m[0] == '<') return "a web page: the download went wrong";
     return "not a GGUF file";
 }
@@ -318,25 +316,25 @@ static const char * magic_hint(const uint8_t * m, size_t size) {
 static pyllava_status parse_header(cursor * c) {
     pyllava_gguf * f = c->f;
     if (f->file.size < 4 || memcmp(f->file.data, "GGUF", 4)) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %s [MAGIC]", f->path, magic_hint(f->file.data, f->file.size));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %s", f->path, magic_hint(f->file.data, f->file.size));
     }
     if (f->file.size < 24)
-        FAIL(PYLLAVA_ERR_FILE, "%s: header needs 24 bytes, file has %zu [HDR-SHORT]", f->path, f->file.size);
+        FAIL(PYLLAVA_ERR_FILE, "%s: header needs 24 bytes, file has %zu", f->path, f->file.size);
     c->pos = 4;
     TRY(take(c, &f->version, 4, "version"));
     if (f->version && (f->version & 0xFFFF) == 0)
-        FAIL(PYLLAVA_ERR_FILE, "%s: big-endian file, need little-endian [ENDIAN]", f->path);
+        FAIL(PYLLAVA_ERR_FILE, "%s: big-endian file, need little-endian", f->path);
     if (f->version < 2 || f->version > 3)
-        FAIL(PYLLAVA_ERR_FILE, "%s: GGUF version %u, need 2 or 3 [VERSION]", f->path, f->version);
+        FAIL(PYLLAVA_ERR_FILE, "%s: GGUF version %u, need 2 or 3", f->path, f->version);
     TRY(take(c, &f->n_tensors, 8, "tensor count"));
     TRY(take(c, &f->n_keys, 8, "key count"));
     if (f->n_tensors > GGUF_MAX_TENSORS || f->n_tensors > left(c) / 33) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %llu tensors in %llu bytes [COUNT]", f->path,
+        FAIL(PYLLAVA_ERR_FILE, "%s: %llu tensors, more than %llu bytes hold", f->path,
              (unsigned long long) f->n_tensors, (unsigned long long) left(c));
     }
     if (f->n_keys > GGUF_MAX_KEYS || f->n_keys > left(c) / 13) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: %llu keys in %llu bytes [COUNT]", f->path, (unsigned long long) f->n_keys,
-             (unsigned long long) left(c));
+        FAIL(PYLLAVA_ERR_FILE, "%s: %llu keys, more than %llu bytes hold", f->path,
+             (unsigned long long) f->n_keys, (unsigned long long) left(c));
     }
     return PYLLAVA_OK;
 }
@@ -346,11 +344,10 @@ static pyllava_status parse_alignment(pyllava_gguf * f) {
     const gguf_key * key = gguf_find_key(f, "general.alignment");
     if (!key) return PYLLAVA_OK;
     if (key->type != GGUF_U32)
-        FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: is %s, need u32 [KEY-TYPE]", f->path,
-             TYPES[key->type].name);
+        FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: is %s, need u32", f->path, TYPES[key->type].name);
     memcpy(&f->alignment, key->data, 4);
     if (f->alignment < 8 || f->alignment > 65536 || (f->alignment & (f->alignment - 1))) {
-        FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: %u, need a power of two in 8..65536 [ALIGN]", f->path,
+        FAIL(PYLLAVA_ERR_FILE, "%s: general.alignment: %u, need a power of two in 8..65536", f->path,
              f->alignment);
     }
     return PYLLAVA_OK;
@@ -445,7 +442,7 @@ static pyllava_status find_typed(const pyllava_gguf * f, const char * name, bool
 
 static pyllava_status wrong_type(const pyllava_gguf * f, const gguf_key * key, const char * need) {
     bool array = key->type == GGUF_ARRAY;
-    FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s (byte %llu): is %s%s, need %s [KEY-TYPE]", f->path, key->name,
+    FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s (byte %llu): is %s%s, need %s", f->path, key->name,
          (unsigned long long) key->offset, array ? "array of " : "", TYPES[key->item_type].name, need);
 }
 
@@ -488,7 +485,7 @@ pyllava_status gguf_get_int(const pyllava_gguf * f, const char * name, bool requ
     if (key->type == GGUF_ARRAY || key->type == GGUF_STRING || !int_at(key, 0, &v))
         return wrong_type(f, key, "an integer");
     if (v < range.min || v > range.max) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s (byte %llu): found %lld, need %lld..%lld [RANGE]", f->path, name,
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s (byte %llu): found %lld, need %lld..%lld", f->path, name,
              (unsigned long long) key->offset, (long long) v, (long long) range.min, (long long) range.max);
     }
     *out = (int32_t) v;
@@ -511,7 +508,7 @@ pyllava_status gguf_get_float(const pyllava_gguf * f, const char * name, bool re
         return wrong_type(f, key, "f32");
     }
     if (!isfinite(v) || v < min || v > max) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s (byte %llu): found %g, need %g..%g [RANGE]", f->path, name,
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s (byte %llu): found %g, need %g..%g", f->path, name,
              (unsigned long long) key->offset, v, min, max);
     }
     *out = (float) v;
@@ -555,13 +552,13 @@ pyllava_status gguf_get_ints(const pyllava_gguf * f, const char * name, int32_t 
     int64_t v = 0;
     if (key->type != GGUF_ARRAY || key->item_type == GGUF_STRING) return wrong_type(f, key, "array of i32");
     if (key->n > n_max) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: %llu items, need at most %llu [ARR-LEN]", f->path, name,
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: %llu items, need at most %llu", f->path, name,
              (unsigned long long) key->n, (unsigned long long) n_max);
     }
     for (uint64_t i = 0; i < key->n; i++) {
         if (!int_at(key, i, &v)) return wrong_type(f, key, "array of i32");
         if (v < INT32_MIN || v > INT32_MAX)
-            FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: item %llu out of range [RANGE]", f->path, name,
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: item %llu out of range, need 32 bits", f->path, name,
                  (unsigned long long) i);
         out[i] = (int32_t) v;
     }
@@ -576,7 +573,7 @@ pyllava_status gguf_get_floats(const pyllava_gguf * f, const char * name, float 
     TRY(gguf_get_array(f, name, GGUF_F32, &key));
     if (!key) return PYLLAVA_OK;
     if (key->n > n_max) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: %llu items, need at most %llu [ARR-LEN]", f->path, name,
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: %llu items, need at most %llu", f->path, name,
              (unsigned long long) key->n, (unsigned long long) n_max);
     }
     memcpy(out, key->data, (size_t) key->n * sizeof *out);

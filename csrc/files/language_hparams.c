@@ -134,8 +134,8 @@ pyllava_status language_hparams_read(language_hparams * out, const pyllava_gguf 
     if (!tokens || tokens->n == 0)
         FAIL(PYLLAVA_ERR_MISMATCH, "%s: key tokenizer.ggml.tokens is missing or empty", f->path);
     if (tokens->n > MAX_WIDTH)
-        FAIL(PYLLAVA_ERR_FILE, "%s: tokenizer.ggml.tokens: %llu entries [CAP]", f->path,
-             (unsigned long long) tokens->n);
+        FAIL(PYLLAVA_ERR_FILE, "%s: tokenizer.ggml.tokens: %llu entries, need at most %lld", f->path,
+             (unsigned long long) tokens->n, (long long) MAX_WIDTH);
     h.n_vocab = (int32_t) tokens->n;
     TRY(get_int(&s, "vocab_size", false, (gguf_range) { h.n_vocab, h.n_vocab }, &h.n_vocab));
     *out = h;

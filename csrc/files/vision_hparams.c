@@ -19,8 +19,8 @@ static pyllava_status read_normalisation(vit_hparams * h, const pyllava_gguf * f
     for (int c = 0; c < 3; c++) {
         if (!(h->image_mean[c] >= -1e3f && h->image_mean[c] <= 1e3f) ||
             !(h->image_std[c] > 1e-6f && h->image_std[c] <= 1e3f)) {
-            FAIL(PYLLAVA_ERR_MISMATCH,
-                 "%s: clip.vision.image_mean or image_std out of range (channel %d) [RANGE]", f->path, c);
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_mean or image_std out of range (channel %d)",
+                 f->path, c);
         }
     }
     return PYLLAVA_OK;
@@ -44,8 +44,8 @@ static pyllava_status read_layers(vit_hparams * h, const pyllava_gguf * f) {
     for (int32_t i = 0; i < h->n_features; i++) {
         const int32_t found = h->features[i];
         if (found < -1 || found > h->n_layer) {
-            FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.feature_layer: found %d, need -1..%d [RANGE]",
-                 f->path, found, h->n_layer);
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.feature_layer: found %d, need -1..%d", f->path, found,
+                 h->n_layer);
         }
         if (found == -1) h->features[i] = h->n_layer;
         if (h->features[i] > h->n_layer_run) h->n_layer_run = h->features[i];
@@ -64,14 +64,14 @@ static pyllava_status read_pinpoints(vit_hparams * h, const pyllava_gguf * f) {
             (int64_t) p[0] * p[1] > MAX_PIXELS) {
             FAIL(PYLLAVA_ERR_MISMATCH,
                  "%s: clip.vision.image_grid_pinpoints: found %d x %d, need multiples of image_size %d with "
-                 "at most %d tiles and %lld pixels [RANGE]",
+                 "at most %d tiles and %lld pixels",
                  f->path, p[0], p[1], S, MAX_TILES, (long long) MAX_PIXELS);
         }
         memcpy(h->pinpoints[h->n_pinpoints], p, sizeof h->pinpoints[0]);
     }
     if (n % 2) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_grid_pinpoints: %d numbers, need pairs [ARR-LEN]",
-             f->path, (int) n);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: clip.vision.image_grid_pinpoints: %d numbers, need pairs", f->path,
+             (int) n);
     }
     return PYLLAVA_OK;
 }

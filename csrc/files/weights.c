@@ -46,8 +46,8 @@ static pyllava_status check_split(const weights * w, int32_t n) {
     int32_t need = (int32_t) n_tensors;
     TRY(gguf_get_int(w->files[0], "split.tensors.count", false, (gguf_range) { 0, INT32_MAX }, &need));
     if ((uint64_t) need != n_tensors) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: split.tensors.count is %d, the %d files hold %llu [SPLIT]",
-             w->files[0]->path, need, n, (unsigned long long) n_tensors);
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: split.tensors.count is %d, the %d files hold %llu", w->files[0]->path,
+             need, n, (unsigned long long) n_tensors);
     }
     return PYLLAVA_OK;
 }
@@ -57,8 +57,8 @@ static pyllava_status open_rest(weights * w, const char * path, int32_t n, bool 
     for (int32_t i = 1; i < n; i++) {
         char name[4096];
         if (!split_name(path, i, n, name, sizeof name)) {
-            FAIL(PYLLAVA_ERR_MISMATCH,
-                 "%s: first of %d files, its name must end in -00001-of-%05d.gguf [SPLIT]", path, n, n);
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: first of %d files, its name must end in -00001-of-%05d.gguf",
+                 path, n, n);
         }
         TRY(gguf_open(&w->files[i], name, use_mmap, NULL, log));
         w->n_files = i + 1;

@@ -50,7 +50,7 @@ static pyllava_status build_table(vocab * v, const pyllava_gguf * f) {
     for (int32_t id = 0; id < v->n; id++) {
         gguf_text t = v->texts[id];
         if (t.size > VOCAB_MAX_TOKEN)
-            FAIL(PYLLAVA_ERR_FILE, "%s: token %d has %llu bytes, need at most %d [CAP]", f->path, id,
+            FAIL(PYLLAVA_ERR_FILE, "%s: token %d has %llu bytes, need at most %d", f->path, id,
                  (unsigned long long) t.size, VOCAB_MAX_TOKEN);
         if (t.size == 0) continue;
         uint32_t slot = slot_of(v, t.data, t.size);
@@ -90,24 +90,23 @@ static pyllava_status read_scores(vocab * v, const pyllava_gguf * f) {
     const gguf_key *scores = NULL, *kinds = NULL;
     TRY(gguf_get_array(f, "tokenizer.ggml.scores", GGUF_F32, &scores));
     if (scores && scores->n != (uint64_t) v->n) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: %llu entries, need %d [ARR-LEN]", f->path,
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: %llu entries, need %d", f->path,
              (unsigned long long) scores->n, v->n);
     }
     if (scores) memcpy(v->scores, scores->data, (size_t) v->n * sizeof *v->scores);
     TRY(gguf_get_array(f, "tokenizer.ggml.token_type", GGUF_I32, &kinds));
     if (kinds && kinds->n != (uint64_t) v->n) {
-        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: %llu entries, need %d [ARR-LEN]", f->path,
+        FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: %llu entries, need %d", f->path,
              (unsigned long long) kinds->n, v->n);
     }
     for (int32_t id = 0; id < v->n; id++) {
         int32_t kind = KIND_NORMAL;
         if (kinds) memcpy(&kind, (const char *) kinds->data + (size_t) id * 4, 4);
         if (kind < 0 || kind > KIND_BYTE)
-            FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: entry %d is %d, need 0..6 [RANGE]",
-                 f->path, id, kind);
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.token_type: entry %d is %d, need 0..6", f->path,
+                 id, kind);
         if (!isfinite(v->scores[id]))
-            FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: entry %d is not finite [FINITE]", f->path,
-                 id);
+            FAIL(PYLLAVA_ERR_MISMATCH, "%s: tokenizer.ggml.scores: entry %d is not finite", f->path, id);
         v->kinds[id] = kind_of(v->texts[id], id, kind);
     }
     return PYLLAVA_OK;
@@ -131,8 +130,8 @@ static pyllava_status read_strips(vocab * v, const pyllava_gguf * f) {
             int32_t id;
             memcpy(&id, (const char *) ids->data + i * sizeof id, sizeof id);
             if (id < 0 || id >= v->n)
-                FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: entry %llu is %d, need 0..%d [RANGE]", f->path,
-                     KEYS[side], (unsigned long long) i, id, v->n - 1);
+                FAIL(PYLLAVA_ERR_MISMATCH, "%s: %s: entry %llu is %d, need 0..%d", f->path, KEYS[side],
+                     (unsigned long long) i, id, v->n - 1);
             v->strips[id] |= (uint8_t) (side ? STRIP_RIGHT : STRIP_LEFT);
         }
     }

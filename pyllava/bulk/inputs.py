@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._named_pictures import SUFFIXES, by_number
-from .._picture_files import MAX_BYTES
+from .._picture_heads import MAX_BYTES
 from .._sources import Stream, local_path, open_path, open_stdin
 from .._text_file import text_of
 from ..errors import ImageError

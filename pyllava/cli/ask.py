@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._named_pictures import expanded, found
-from .._terminal import DEMO_NOTE, Console, library_log, one_line
+from .._terminal import DEMO_NOTE, Console, library_log, one_line, path_of
 from .._text_file import text_of
 from ..errors import ContextOverflowError, ImageError, PyllavaError
 from ..templates import IMAGE_MARK, ImageMark, unescape
@@ -18,6 +18,7 @@ from .hub import settle
 from .options import (
     DEFAULT_PROMPT,
     PROGRAM,
+    Parser,
     ask_parser,
     check_pairs,
     check_raw,
@@ -50,6 +51,7 @@ def ask(argv: list[str]) -> None:
     parser = ask_parser()
     options = parser.parse(argv)
     check_pairs(options, parser)
+    _take_question(options, parser)
     console = Console(options.log_disable)
     request = _request(options, console)
     check_raw(request.prompt, options, parser)
@@ -62,6 +64,21 @@ def ask(argv: list[str]) -> None:
     if answers.n_failed:
         sys.stdout.flush()
         raise SystemExit(1)
+
+
+def _take_question(options: argparse.Namespace, parser: Parser) -> None:
+    """A question without -p is the prompt; it is one word of the shell."""
+    if len(options.texts) > 1:
+        first, second = (f"{text!r:.80}" for text in options.texts[:2])
+        parser.error(
+            f"{first} and {second}: need one question, with quotes around it, and pictures that are there"
+        )
+    if options.texts:
+        if options.prompt is not None or options.file is not None:
+            parser.error(
+                f"{options.texts[0]!r:.80} and {'-f' if options.prompt is None else '-p'}: need one question"
+            )
+        options.prompt = options.texts[0]
 
 
 class _Answers:
@@ -125,11 +142,11 @@ def _request(options: argparse.Namespace, console: Console) -> Request:
     images: list[ImageSource] = [*expanded(options.image)]
     if tagged is not None:
         if images:  # an image given is an image seen
-            raise ValueError("an image in the prompt and --image: need one of them")
+            raise ValueError("an image in the prompt and as a file: need one of them")
         images = [tagged]
     if not images:
         raise ValueError(
-            'no image: need --image FILE, or <img src="data:image/jpeg;base64,..."> in the prompt; '
+            f'no image: need its FILE, as in `{PROGRAM} IMAGE "QUESTION"`; '
             "`pyllava-cli chat` talks without pictures, too"
         )
     if not prompt.strip():
@@ -149,7 +166,7 @@ def given_prompt(options: argparse.Namespace) -> str:
             raise ValueError("-f - and --image -: standard input is one of them")
         text = text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
     elif options.file is not None:
-        with open(options.file, "rb") as file:
+        with open(path_of(options.file), "rb") as file:
             text = text_of(file.read(), options.file).removesuffix("\n")
     try:
         text.encode()

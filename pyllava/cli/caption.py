@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .._terminal import DEMO_NOTE, Console, library_log, printable, say
+from .._terminal import DEMO_NOTE, Console, duration, library_log, path_of, printable, say
 from ..bulk import inputs, tables
 from ..bulk.ledger import Ledger
 from ..bulk.merge import Merged
@@ -103,7 +103,7 @@ def _run(
 def _merge(argv: list[str]) -> None:
     parser = merge_parser()
     options = parser.parse(argv)
-    path = Path(options.output)
+    path = path_of(options.output)
     write = tables.WRITERS.get(path.suffix.lower().removeprefix("."))
     if write is None:
         parser.error(
@@ -158,7 +158,7 @@ def _written(options: argparse.Namespace, parser: Parser, shard: inputs.Shard | 
         if others:
             parser.error(f"--write {','.join(sorted(others))}: needs -o FILE")
         return _Written(None, {}, side, options.output == _STDOUT)
-    path = Path(options.output if shard is None else shard.output(options.output))
+    path = path_of(options.output if shard is None else shard.output(options.output))
     kind = path.suffix.lower().removeprefix(".")
     if kind not in WRITTEN[1:]:
         parser.error(f"argument -o: {options.output!r}, need a name that ends in .jsonl, .csv or .parquet")
@@ -331,7 +331,7 @@ class _Run:
     def _say_end(self, found: Plan) -> None:
         seconds = self.progress.seconds
         speed = f", {self.n_ok / seconds:.1f} captions per second" if seconds and self.n_ok else ""
-        self.console.note(f"{self.n_ok:,} captions, {self.n_failed:,} failed, in {_duration(seconds)}{speed}")
+        self.console.note(f"{self.n_ok:,} captions, {self.n_failed:,} failed, in {duration(seconds)}{speed}")
         n_left = len(found.todo) + len(found.refused) - self.n_ok - self.n_failed
         if self.options.json:
             counts = {"captions": self.n_ok, "failed": self.n_failed, "left": n_left, "seconds": seconds}
@@ -380,7 +380,7 @@ class _Progress:
         elif time.monotonic() - self._told > _MINUTE:
             self._told = time.monotonic()
             rate = self._n_done / (self._told - self._began)
-            left = _duration((self._n - self._n_done) / rate)
+            left = duration((self._n - self._n_done) / rate)
             self._console.note(
                 f"{self._n_done:,} of {self._n:,} pictures, {n_failed:,} failed, {rate:.2f} per second, {left} left"
             )
@@ -390,8 +390,3 @@ class _Progress:
         if self._bar is not None:
             self._bar.clear()
         say(text)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -15,23 +15,24 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from .._named_pictures import SUFFIXES, expanded, found
 from .._sources import is_data_url, local_path
-from .._terminal import DEMO_NOTE, Console, library_log, one_line
+from .._terminal import DEMO_NOTE, Console, did_you_mean, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
-from ..images import load_image, open_source, source_name
 from .chat_file import Record, Turn, write
+from .dropped import dropped, looks_dropped
 from .hub import settle
 from .lines import Lines
+from .mistakes import SLASH_ADVICE, SLASH_SYNONYMS
 from .options import PROGRAM, chat_parser, check_pairs, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..answer import Answer
     from ..llava import Llava
 
-_WELCOME = "type a question; /image FILE shows a picture with it, /help lists the commands, Ctrl-D ends"
+_WELCOME = "type a question; /image FILE, or a file dropped here, shows a picture with it, /help lists the commands, Ctrl-D ends"
 _PROMPT, _MORE = "> ", "... "
 _FAILURES = (PyllavaError, ValueError, MemoryError)
 
@@ -45,6 +46,11 @@ def chat(argv: list[str]) -> None:
     parser = chat_parser()
     options = parser.parse(argv)
     check_pairs(options, parser)
+    if options.texts:
+        found = options.texts[0]
+        parser.error(
+            f"{found!r:.80}: no such picture; -m names a model, and questions are typed when the model is there"
+        )
     console = Console(options.log_disable)
     console.note_inert(options)
     pictures = _pictures(options.image, console)  # before the model, which takes longer
@@ -67,6 +73,8 @@ class Picture:
 
     @classmethod
     def load(cls, path: str) -> Picture:
+        from ..images import load_image, open_source, source_name
+
         if path == "-":
             raise ValueError("-: standard input brings the messages; name a file")
         source = open_source(path)
@@ -131,22 +139,28 @@ class Conversation:
                         self._note_pending()  # they are still to be seen
 
     def _do(self, message: str) -> None:
-        command, text = parse(message)
-        if command is not None:
-            try:
+        paths, rest = dropped(message)
+        if looks_dropped(rest):
+            raise ValueError(f"{rest.strip()}: no such picture")
+        command, text = parse(rest)
+        try:
+            if paths:
+                self._show([Picture.load(path) for path in paths])
+            if command is not None:
                 command.run(self, text)
-            except KeyboardInterrupt:
-                self._console.note("\nstopped")
-                raise
-            except OSError as error:  # of a file; from an answer it would be of stdout, and the end
-                raise ValueError(one_line(error)) from error
-        elif text:
+        except KeyboardInterrupt:
+            self._console.note("\nstopped")
+            raise
+        except OSError as error:  # of a file; from an answer it would be of stdout, and the end
+            raise ValueError(one_line(error)) from error
+        if command is None and text:
             self._ask(text)
 
     # --- questions ---
 
     def _ask(self, question: str) -> None:
         _check_text("the question", question)
+        self._note_no_picture()
         n_before = len(self._chat.messages)
         pieces: list[str] = []
         try:
@@ -169,6 +183,13 @@ class Conversation:
             raise
         self._turned(question, stream.answer.text, stream.answer.finish_reason)
         self._report(stream.answer)
+
+    def _note_no_picture(self) -> None:
+        """Before the first question of a conversation, which may have been meant for a picture."""
+        if self._model.info.has_vision and not (self._turns or self._pending):
+            self._console.note(
+                "no picture is there yet: /image FILE shows one, and so does a file dropped here"
+            )
 
     def _stop(self, question: str, shown: str, n_before: int) -> None:
         """Ctrl-C while an answer was made: what was shown of it stays in the conversation."""
@@ -193,7 +214,7 @@ class Conversation:
         if answer.finish_reason == "length":
             self._console.note(
                 f"the answer was cut after {usage.completion_tokens} tokens: -n N allows more"
-                if usage.completion_tokens >= sampling_arguments(self._options)["max_tokens"]
+                if usage.completion_tokens >= self._options.max_tokens
                 else "the context is full: /clear forgets the conversation, -c N has more room"
             )
         if not self._options.no_perf:
@@ -305,9 +326,9 @@ COMMANDS: Mapping[str, Command] = {
     "/save!": Command(Conversation.save_over, "FILE", "the same, over a file that exists", (".md", ".json")),
     "/system": Command(Conversation.system, "[TEXT]", "set the system message, or show it"),
     "/help": Command(Conversation.help, "", "show this"),
-    "/quit": Command(Conversation.quit, "", "end; so do /exit and Ctrl-D"),
+    "/quit": Command(Conversation.quit, "", "end; so do /bye, /exit and Ctrl-D"),
 }
-_ALIASES = {"/exit": "/quit"}
+_ENDS = ("exit", "quit", "bye", "exit()", "quit()")
 _MORE_HELP = (
     ("//TEXT", "ask a question that starts with a slash"),
     ("TEXT\\", "go on in the next line"),
@@ -320,12 +341,17 @@ def parse(message: str) -> tuple[Command | None, str]:
     message = message.strip()
     if message.startswith("//"):
         return None, message[1:]
+    if message in _ENDS:
+        return COMMANDS["/quit"], ""
     if not message.startswith("/"):
         return None, message
     name, *argument = message.split(maxsplit=1)
-    command = COMMANDS.get(_ALIASES.get(name, name))
+    command = COMMANDS.get(SLASH_SYNONYMS.get(name, name))
     if command is None:
-        raise ValueError(f"{name}: no such command; /help lists them, //... asks what starts with a slash")
+        what = "no such command, and no such picture" if "/" in name[1:] else "no such command"
+        advice = SLASH_ADVICE.get(name) or did_you_mean(name.lower(), COMMANDS)
+        told = advice or "/help lists them, //... asks what starts with a slash"
+        raise ValueError(f"{name}: {what}; {told}")
     return command, argument[0] if argument else ""
 
 

@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from .._terminal import run
+from .._terminal import did_you_mean, printable, run, say
 from .ask import ask
-from .options import PROGRAM
+from .mistakes import COMMAND_ADVICE, FIRST_WORDS
+from .options import PROGRAM, ask_parser
+from .words import is_picture, is_sentence, stands_alone
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -30,6 +32,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "pull": "pyllava.cli.hub:pull",
         "models": "pyllava.cli.hub:models",
         "rm": "pyllava.cli.hub:rm",
+        "completion": "pyllava.cli.completion:completion",
     }
 )
 """What the first word of a command line may name, and the function that runs it; without one, a question is asked."""
@@ -42,18 +45,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(PROGRAM, lambda: _run_command(arguments))
 
 
+_BEGIN = f"""\
+{PROGRAM} answers questions about pictures. To begin:
+  {PROGRAM} IMAGE "QUESTION"              asks the small demo model of the package, which knows drawn scenes
+  {PROGRAM} -m MODEL IMAGE "QUESTION"     asks a LLaVA model: a GGUF file, or the folder with it and its projector
+  {PROGRAM} chat -m MODEL IMAGE           has a conversation
+  {PROGRAM} help                          shows all options and commands"""
+
+
 def _run_command(arguments: list[str]) -> None:
-    if arguments and arguments[0] in COMMANDS:
-        _command(arguments[0])(arguments[1:])
+    if not arguments:
+        say(_BEGIN)
+        raise SystemExit(2)
+    first, *rest = arguments
+    if first in COMMANDS:
+        command(first)(rest)
+    elif first in FIRST_WORDS:
+        _run_command([*rest, *FIRST_WORDS[first]])
     else:
+        _check_no_command(first, alone=not rest)
         ask(arguments)
 
 
-def _command(name: str) -> Callable[[list[str]], object]:
+def _check_no_command(word: str, *, alone: bool) -> None:
+    """Ends with a usage error where a first word was meant as a command."""
+    if not stands_alone(word) or is_picture(word) or is_sentence(word):
+        return
+    told = COMMAND_ADVICE.get(word) or did_you_mean(word, (*COMMANDS, *FIRST_WORDS))
+    if told or alone:
+        what = "no such command" if told else "no such command, and no such file"
+        ask_parser().error(f"{printable(word)}: {what}{told and f'; {told}'}")
+
+
+def command(name: str) -> Callable[[list[str]], object]:
     """The function of a command; only its own module is imported for it."""
     module, _, function = COMMANDS[name].partition(":")
-    command: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
-    return command
+    found: Callable[[list[str]], object] = getattr(importlib.import_module(module), function)
+    return found
 
 
 @contextlib.contextmanager

@@ -7,27 +7,23 @@ import collections
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from .. import _terminal
+from .._defaults import MAX_TOKENS
 from .._version import __version__
+from ..formats import CacheType
 from ..templates import IMAGE_MARK, TEMPLATES
+from .mistakes import ADVICE, SYNONYMS
 from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
 from .sampling_options import add_sampling
+from .words import is_model, is_picture, is_sentence, stands_alone
 
 PROGRAM = "pyllava-cli"
 DEFAULT_PROMPT = "Provide a full description."
-DEFAULT_MAX_TOKENS = 256
-_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 
 
-_SYNONYMS = {  # of llama.cpp's tools
-    "--chat-template": "--template",
-    "--log-verbose": "--verbose",
-    "--prompt-file": "--file",
-    "--system-prompt": "--system",
-    "--temperature": "--temp",
-}
 _TEMPLATES = {  # what they call those that are here
     "vicuna": "vicuna_v1",
     "llama3": "llama_3",
@@ -36,26 +32,16 @@ _TEMPLATES = {  # what they call those that are here
     **dict.fromkeys(("llama2", "llama2-sys"), "llava_llama_2"),
     **dict.fromkeys(("mistral-v1", "mistral-v3", "mistral-v7"), "mistral_instruct"),
 }
-_ADVICE = {  # on what they have and this one has not
-    **dict.fromkeys(
-        ("-hff", "--hf-file", "-mu", "--model-url", "-mmu", "--mmproj-url"),
-        "-hf REPO[:QUANT] fetches a model, other files are fetched by hand and named with -m and --mmproj",
-    ),
-    **dict.fromkeys(("-hft", "--hf-token"), "the environment has it, in HF_TOKEN"),
-    "--offline": "HF_HUB_OFFLINE=1 in the environment does it",
-    **dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive"), f"{PROGRAM} chat has a conversation"),
-    **dict.fromkeys(("-sysf", "--system-prompt-file"), "--system takes the text itself"),
-    **dict.fromkeys(
-        ("--jinja", "--chat-template-file"), "--template names one of the templates that are here"
-    ),
-    **dict.fromkeys(("--audio", "--video"), "only pictures are seen, with --image"),
-}
 
 
 class Parser(_terminal.Parser):
-    """argparse as llama.cpp's tools read: ``_`` for ``-`` in long names, values may start with a dash."""
+    """argparse as llama.cpp's tools read: ``_`` for ``-`` in long names, values may start with a dash.
 
-    advice = _ADVICE
+    Where --image is an option, the words that belong to none are pictures, as if it stood before them, and the question:
+    these are in `texts`.
+    """
+
+    advice, synonyms = ADVICE, SYNONYMS
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -64,35 +50,74 @@ class Parser(_terminal.Parser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The options in `argv`; exits with code 2 and one line on stderr if they are wrong."""
-        takes_value = {
-            name: action.option_strings[-1]
-            for action in self._actions
-            for name in action.option_strings
-            if action.nargs is None
-        }
-        several = {
-            name for action in self._actions if action.dest == "image" for name in action.option_strings
-        }
+        actions = self._option_string_actions
         arguments: list[str] = []
+        texts: list[str] = []
         self.words, words = argv, collections.deque(argv)
         while words:
             word = words.popleft()
-            name, equals, value = word.partition("=")
-            if name.startswith("--"):
-                name = name.replace("_", "-")
-            if name not in self._option_string_actions:
-                name = _SYNONYMS.get(name, name)
-            if name not in takes_value:
+            name, equals, value = self._named(word)
+            if name not in actions:
+                self._alone(word, words, arguments, texts)
+            elif actions[name].nargs == 0 and equals:
+                self.error(f"{name}: takes no value, found {value!r}")
+            elif actions[name].nargs is not None:
                 arguments.append(name + equals + value)
-                continue
-            if not (equals or words):
+            elif not (equals or words):
                 self.error(f"argument {name}: needs a value")
-            arguments.append(f"{takes_value[name]}={value if equals else words.popleft()}")
-            while (
-                name in several and words and not words[0].startswith("-")
-            ):  # a pattern that a shell expanded
-                arguments.append(f"{takes_value[name]}={words.popleft()}")
-        return self.parse_args(arguments)
+            else:
+                option = actions[name].option_strings[-1]
+                arguments.append(f"{option}={value if equals else words.popleft()}")
+                while option == _IMAGE and words and _goes_on(words[0]):  # a pattern that a shell expanded
+                    arguments.append(f"{option}={words.popleft()}")
+        options: argparse.Namespace = self.parse_args(arguments)
+        options.texts = texts
+        return options
+
+    def _named(self, word: str) -> tuple[str, str, str]:
+        """An option by the name that it has here, and its value where that is part of the word."""
+        name, equals, value = word.partition("=")
+        known = self._option_string_actions
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        if name not in known and self.synonyms.get(name) in known:
+            name = self.synonyms[name]
+        return name, equals, value
+
+    def _alone(
+        self, word: str, words: collections.deque[str], arguments: list[str], texts: list[str]
+    ) -> None:
+        """A word that is no option: of a picture, of the question, or for argparse to name what it is."""
+        if word != "--" and not stands_alone(word):
+            arguments.append(self._known(word))
+            return
+        if _IMAGE not in self._option_string_actions:
+            arguments.append(word)
+            return
+        alone = [word]
+        if word == "--":  # the end of options
+            alone = list(words)
+            words.clear()
+        for each in alone:
+            if is_model(each):
+                self.error(f"{_terminal.printable(each)}: a model, no picture: -m names it")
+            if is_picture(each):
+                arguments.append(f"{_IMAGE}={each}")
+            else:
+                texts.append(each)
+
+
+_IMAGE = "--image"
+
+
+def _goes_on(word: str) -> bool:
+    """Whether the word after a picture is another one."""
+    return stands_alone(word) and (is_picture(word) or not is_sentence(word))
+
+
+def _layers(text: str) -> int:
+    """A number of layers, -1 for all; llama.cpp has words for that, too."""
+    return -1 if text in ("all", "auto") else int(FROM_MINUS_1(text))
 
 
 def _shares(text: str) -> list[float]:
@@ -121,7 +146,7 @@ class _ListDevices(argparse.Action):
 
 _EXAMPLES = """\
 examples:
-  pyllava-cli --image cat.jpg -p "What is this?"                 the small demo model of the package
+  pyllava-cli cat.jpg "What is this?"                            the small demo model of the package
   pyllava-cli -m llava-v1.5-7b/ --image cat.jpg --temp 0.1       a folder with the model and its projector
   pyllava-cli -m ggml-model-q4_k.gguf --mmproj mmproj-model-f16.gguf --image cat.jpg
   pyllava-cli -m DIR --image *.jpg --no-perf                     one answer for each, the model loaded once
@@ -139,6 +164,7 @@ commands (each with --help):
   pyllava-cli pull llava-1.6-mistral-7b                          fetch a model of the Hugging Face Hub
   pyllava-cli models                                             which are here, and which have short names
   pyllava-cli rm llava-1.6-mistral-7b                            remove one
+  pyllava-cli completion bash                                    completes command lines: bash, zsh, fish
 """
 _CHAT_HELP = """\
 Type questions, or lines that start with a slash: /help lists them. Ctrl-C stops an answer, Ctrl-D ends the conversation.
@@ -150,11 +176,11 @@ def ask_parser() -> Parser:
     """The options of a question; the commands have their own."""
     options = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} [-m MODEL [--mmproj FILE]] --image FILE [--image FILE ...] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]\n"
+        usage=f"{PROGRAM} [-m MODEL [--mmproj FILE]] IMAGE [IMAGE ...] [QUESTION] [options]\n"
+        f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [IMAGE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
         f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|view|doctor|pull|models|rm --help",
+        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|view|doctor|pull|models|rm|completion --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
@@ -171,7 +197,7 @@ def chat_parser() -> Parser:
     """The options of ``pyllava-cli chat``: those of a question that mean something for all of a conversation."""
     options = Parser(
         prog=f"{PROGRAM} chat",
-        usage=f"{PROGRAM} chat [-m MODEL [--mmproj FILE]] [--image FILE ...] [options]",
+        usage=f"{PROGRAM} chat [-m MODEL [--mmproj FILE]] [IMAGE ...] [options]",
         description="A conversation with a LLaVA model. The answers go to stdout, everything else to stderr.",
         epilog=_CHAT_HELP,
         add_help=False,
@@ -246,7 +272,7 @@ def add_devices(options: Parser) -> None:
         "-ngl --gpu-layers --n-gpu-layers",
         "N",
         "the last N layers on the GPU, N > layers: the output too (default: -1, all that fit)",
-        type=FROM_MINUS_1,
+        type=_layers,
     )
     add("-dev --device", "NAMES", "auto (default: every GPU), cpu, or names of --list-devices, with commas")
     add("--list-devices", None, "show the devices and stop", action=_ListDevices, nargs=0)
@@ -310,10 +336,10 @@ def add_answer(options: Parser) -> None:
     add(
         "-n --predict --n-predict",
         "N",
-        f"tokens at most (default: -1, which is {DEFAULT_MAX_TOKENS})",
+        f"tokens at most (default: -1, which is {MAX_TOKENS})",
         dest="max_tokens",
-        type=changed(COUNT_OR_LESS, lambda n: DEFAULT_MAX_TOKENS if n < 0 else n),
-        default=DEFAULT_MAX_TOKENS,
+        type=changed(COUNT_OR_LESS, lambda n: MAX_TOKENS if n < 0 else n),
+        default=MAX_TOKENS,
     )
     add_sampling(options)
 

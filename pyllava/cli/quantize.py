@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from .._mixes import TYPES
-from .._terminal import say, stage_bars
+from .._terminal import duration, long_stages, say
 from .options import PROGRAM, Parser
 
 if TYPE_CHECKING:
@@ -34,20 +34,23 @@ def quantize_command(argv: list[str]) -> None:
     parser.add_argument("type", metavar="TYPE", type=str.lower, choices=TYPES, help="one of the types above")
     parser.add_argument("-t", "--threads", metavar="N", type=int, help="threads (default: one per core)")
     parser.add_argument("--pure", action="store_true", help="one type for all matrices, no mix")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is there already")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     parser.add_argument("-v", "--verbose", action="store_true", help="name every tensor that fell back")
     options = parser.parse(argv)
     from ..quantize import quantize
 
     threads = options.threads if options.threads and options.threads > 0 else None
-    bars = stage_bars()
-    try:
+    with long_stages() as progress:
         report = quantize(
-            options.source, options.target, options.type, n_threads=threads, pure=options.pure, progress=bars
+            options.source,
+            options.target,
+            options.type,
+            n_threads=threads,
+            pure=options.pure,
+            overwrite=options.force,
+            progress=progress,
         )
-    finally:
-        if bars is not None:
-            bars.close()
     if options.json:
         print(
             json.dumps({**dataclasses.asdict(report), "bits_per_weight": report.bits_per_weight}, default=str)
@@ -62,7 +65,7 @@ def _summary(report: Report, verbose: bool) -> list[str]:
     lines = [
         f"{report.source}: {report.n_bytes_before / 1e6:.1f} MB, {before:.2f} bits per weight",
         f"{report.target}: {report.n_bytes / 1e6:.1f} MB, {report.bits_per_weight:.2f} bits per weight, {report.type}",
-        f"tensors: {types}; {report.seconds:.1f} s",
+        f"tensors: {types}; in {duration(report.seconds)}",
     ]
     if report.n_requantized:
         lines.append(

@@ -81,6 +81,13 @@ class _Biases(argparse.Action):
         setattr(namespace, self.dest, biases)
 
 
+class _Texts(argparse.Action):
+    """One list of all of them, as people write them."""
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, value: Any, flag: str | None = None) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), unescape(value)])
+
+
 class _Breakers(argparse.Action):
     """One list of all of them instead of the usual ones; ``none`` adds nothing to it."""
 
@@ -196,6 +203,13 @@ def _add_order(options: argparse.ArgumentParser) -> None:
         "make a token (its id, or a text) more or less likely: 15043+1, 15043-inf; repeatable",
         type=_bias,
         action=_Biases,
+    )
+    add(
+        "-r --stop --reverse-prompt",
+        "TEXT",
+        "ends the answer, and is no part of it; repeatable",
+        dest="stop",
+        action=_Texts,
     )
     add("--ignore-eos", None, "never end the answer before -n tokens", default=None)
     order = ";".join(_LETTERS.values())

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .._part_file import check_new
 from .._template_choice import choose
 from .chat_template import jinja
 from .checkpoints.checkpoint import Checkpoint, checkpoint_files
@@ -49,6 +50,7 @@ class Options:
     name: str | None = None
     pad_vocab: bool = False
     check: bool = True
+    overwrite: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class _Plan:
 def convert(folder: Path, output_folder: Path, options: Options) -> Model:
     """Write OUT/<name>-<type>.gguf and OUT/mmproj-<name>-<type>.gguf, or neither.
 
-    Raises CheckpointError, OutputError, ValueError, OSError.
+    Raises CheckpointError, OutputError, ValueError, OSError (FileExistsError without `options.overwrite`).
     """
     config, settings = read_llava_config(folder)
     name = options.name or model_name(folder)
@@ -90,6 +92,9 @@ def convert(folder: Path, output_folder: Path, options: Options) -> Model:
         mmproj = _Plan(projector_path, *plan)
         language, template = _language_model(folder, output_folder, name, config, checkpoint, options)
         _check_widths(folder, mmproj, language)
+        if not options.overwrite:
+            for path in (mmproj.path, language.path):
+                check_new(path)
         output_folder.mkdir(parents=True, exist_ok=True)
         sources = [tensor.source for tensor in (*mmproj.tensors, *language.tensors)]
         inputs = {source.file.path for source in sources if isinstance(source, Tensor)}

@@ -632,9 +632,11 @@ def test_projector_of_another_model(tmp_path: Path) -> None:
 
 
 def test_usage(tmp_path: Path, script) -> None:
-    assert "invalid choice: 'q9'" in failure(script("convert_llava", tmp_path, "--outtype", "q9"), code=2)
+    assert "'q9', need one of f32, f16" in failure(
+        script("convert_llava", tmp_path, "--outtype", "q9"), code=2
+    )
     line = failure(script("convert_llava", tmp_path, "--template", "no"), code=2)
-    assert "invalid choice: 'no' (choose from" in line
+    assert "'no', need one of " in line
     assert "no config.json; need the folder of a LLaVA model" in failure(script("convert_llava", tmp_path))
     write_hf(tmp_path / "m", SPEC)
     assert "need a plain file name" in failure(script("convert_llava", tmp_path / "m", "--name", "a/b"))
@@ -663,6 +665,26 @@ def test_neither_file_without_the_other(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OutputError, match="refuses"):
         convert(folder, tmp_path / "out", Options("f32", "f32"))
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_files_that_are_there_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = original_15(tmp_path / "m")
+    out = tmp_path / "out"
+    argv = [str(folder), "-o", str(out), "--no-check"]
+    assert main(argv) == 0
+    assert "\nconverted in " in capsys.readouterr().err
+    for kept in list(out.iterdir()):
+        before = kept.read_bytes()
+        (others,) = (path for path in out.iterdir() if path != kept)
+        others.unlink()
+        assert main(argv) == 1
+        told = f"{kept}: exists already; --force, in Python overwrite=True, replaces it"
+        assert capsys.readouterr().err.splitlines()[-1] == f"convert_llava: error: {told}"
+        assert list(out.iterdir()) == [kept]
+        assert main([*argv, "--force"]) == 0
+        assert kept.read_bytes() == before
+        capsys.readouterr()
+    assert len(list(out.iterdir())) == 2
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
