@@ -36,8 +36,11 @@ if TYPE_CHECKING:
         PyllavaError,
         UnsupportedModelError,
     )
+    from .explain import Cost
+    from .heat_map import HeatMap
     from .llava import Llava
     from .sampling import Options, Sampling
+    from .scores import Loglikelihood, Scores
     from .templates import Message, Template
     from .view import ImageView
 
@@ -46,17 +49,20 @@ __all__ = [
     "Chat",
     "ClosedError",
     "ContextOverflowError",
+    "Cost",
     "Device",
     "DeviceError",
     "Devices",
     "ForkError",
     "GenerationCancelled",
+    "HeatMap",
     "HubError",
     "ImageEmbedding",
     "ImageError",
     "ImageView",
     "Images",
     "Llava",
+    "Loglikelihood",
     "Message",
     "ModelFileError",
     "ModelInfo",
@@ -67,6 +73,7 @@ __all__ = [
     "PyllavaError",
     "Result",
     "Sampling",
+    "Scores",
     "Stats",
     "Stream",
     "Template",
@@ -89,19 +96,25 @@ _ELSEWHERE = {
     "Chat": "chat",
     "ImageView": "view",
     "Llava": "llava",
+    **dict.fromkeys(("Loglikelihood", "Scores"), "scores"),
+    "Cost": "explain",
+    "HeatMap": "heat_map",
 }  # every other name of __all__ is an exception
 _MODULES = (
     "answer",
     "batch",
     "chat",
     "errors",
+    "explain",
     "gguf",
+    "heat_map",
     "hub",
     "images",
     "llava",
     "models",
     "ray",
     "sampling",
+    "scores",
     "templates",
     "types",
     "view",

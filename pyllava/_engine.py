@@ -15,7 +15,7 @@ import os
 import queue
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar, cast
 
 from . import _lib
@@ -95,9 +95,7 @@ class Engine:
         """Yields the texts of a streaming job, then returns its result."""
         client = _Client()
         try:
-            job.epoch, job.submitted = epoch, time.perf_counter()
-            job.watch = weakref.ref(client, self._inbox.put)
-            self._inbox.put(job)
+            self._submit(job, client, epoch)
             while True:
                 event = self._next(job)
                 if isinstance(event, Ended):
@@ -108,6 +106,29 @@ class Engine:
         except BaseException:
             self.cancel(job)
             raise
+
+    def run_all(self, jobs: Sequence[Job[T]], epoch: object) -> list[T]:
+        """Runs jobs that have no pieces of text, as many at once as the engine does, and returns their results."""
+        client = _Client()
+        try:
+            for job in jobs:
+                self._submit(job, client, epoch)
+            found = []
+            for job in jobs:
+                event = self._next(job)
+                assert isinstance(event, Ended)
+                job.watch = None
+                found.append(cast(T, event.result))
+            return found
+        except BaseException:
+            for job in jobs:
+                self.cancel(job)
+            raise
+
+    def _submit(self, job: Job[Any], client: _Client, epoch: object) -> None:
+        job.epoch, job.submitted = epoch, time.perf_counter()
+        job.watch = weakref.ref(client, self._inbox.put)
+        self._inbox.put(job)
 
     def _next(self, job: Job[Any]) -> object:
         """Waits for the next event in slices: a system may hold back signals while a thread waits."""

@@ -148,6 +148,14 @@ def stretches_of(prompt: Sequence[int | ImageMark]) -> list[list[int] | ImageMar
     return found
 
 
+def joined(texts: Sequence[list[int] | ImageMark]) -> list[int | ImageMark]:
+    """The inverse: one id or mark after the other."""
+    found: list[int | ImageMark] = []
+    for item in texts:
+        found += [item] if isinstance(item, ImageMark) else item
+    return found
+
+
 def question_of(prompt: str, n_images: int) -> Message:
     """A user's message."""
     if not isinstance(prompt, str):

@@ -156,6 +156,60 @@ class Score(Request[FloatArray]):
             self.finish(self.logits)
 
 
+class Given(Request[list[tuple[_lib.Choice, ...]]]):
+    """Log-probabilities of given tokens after each of the last rows of a script.
+
+    `wanted`: for each of these rows, the tokens that are asked about. The sampler that chooses the tokens of answers
+    tells how probable each is, so these are the numbers that an answer reports. No more logits are held than
+    those of the rows of one step.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        model: _lib.ModelHandle,
+        wanted: Sequence[Sequence[int]],
+        n_alternatives: int = 0,
+    ) -> None:
+        super().__init__(script, reuse=True)
+        self._model = model
+        self._wanted = wanted
+        self._n_alternatives = n_alternatives
+        self._found: list[tuple[_lib.Choice, ...]] = [()] * len(wanted)
+        self._sampler: _lib.SamplerHandle | None = None
+
+    @property
+    def most_reused(self) -> int:
+        """The rows before the first that is asked about."""
+        return len(self.script) - len(self._wanted)
+
+    def prepare(self) -> None:
+        self._sampler = self._sampler or _lib.SamplerHandle(self._model)
+
+    def let_go(self) -> None:
+        self._sampler = None
+
+    def run(self, piece: Piece) -> _lib.Run:
+        first = max(0, self.most_reused - self.n_held)
+        first = first if first < piece.n else _lib.NOTHING
+        return _lib.Run(piece.spans, self.seq, append=True, answer=piece.answer, first=first)
+
+    def took(self, piece: Piece, ran: _lib.Ran) -> None:
+        self.n_held += piece.n
+        row = self.n_held - len(ran.logits) - self.most_reused
+        for i, logits in enumerate(ran.logits, row):
+            self._found[i] = tuple(self._choice(logits, token) for token in self._wanted[i])
+        if self.n_left == 0:
+            self.finish(self._found)
+
+    def _choice(self, logits: FloatArray, token: int) -> _lib.Choice:
+        """What the sampler says of a token if it may choose no other."""
+        assert self._sampler is not None
+        mask = np.zeros((self._model.info.n_vocab + 31) // 32, np.uint32)
+        mask[token // 32] = np.uint32(1) << np.uint32(token % 32)
+        return self._sampler.sample(logits, mask=mask, n_alternatives=self._n_alternatives)
+
+
 @dataclass(frozen=True)
 class Written:
     """An answer as the engine has made it."""

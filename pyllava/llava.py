@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import _lib, _template_choice, batch, models, templates
+from . import _lib, _template_choice, batch, explain, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._habits import check_call, check_order, check_sources, without_prompt
 from ._lib.values import number_text
 from ._projector import projector_of
-from ._prompt import Prompt, Prompts, stretches_of
-from ._request import Alternatives, Answering, Call, Limits, Score, Written
+from ._prompt import Prompt, Prompts, joined, stretches_of
+from ._request import Answering, Call, Limits, Score, Written
 from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
 from ._script import Script
@@ -29,9 +29,12 @@ from ._sequences import Sequences
 from .answer import Answer, Stream, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
+from .explain import Cost, Covered
 from .formats import CacheType
+from .heat_map import HeatMap
 from .images import ImageSource
 from .sampling import Options, Sampling
+from .scores import Loglikelihood, Normalize, Question, Scorer, Scores, token_logprob
 from .templates import RAW_STOP, ImageMark, Part, Template
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ ImageMerge: TypeAlias = Literal["unpad", "flat"]
 _log = logging.getLogger("pyllava")
 _MOST_PARALLEL = 128
 _CACHED = 256 << 20  # bytes of image embeddings
+_EXPLAINED = 64  # tokens of an answer that is to be explained
 _KEPT = 2  # sequences for each answer under way: the others keep what earlier ones held
 
 
@@ -198,6 +202,7 @@ class Llava:
             self._set_up(files, template, rounded, image_merge, image_max_tiles)
             self._open(session, n_parallel, n_ctx, kv_cells, image_cache_bytes)
             self._prompts = Prompts(self._model, self._pictures, self.template, self.n_ctx)
+            self._scorer = Scorer(self._engine, self._prompts, self.n_ctx)
         except BaseException:
             self._engine.close()
             raise
@@ -368,11 +373,8 @@ class Llava:
         self, images: Images, prompt: str, *, raw: bool = False, system: str | None = None
     ) -> list[int | ImageMark]:
         """The prompt as the model gets it: token ids, and an ImageMark where an image's rows go."""
-        n_images = len(listed(images))
-        found: list[int | ImageMark] = []
-        for item in self._prompts.tokenized(self._prompts.parts(prompt, n_images, raw, system)):
-            found += [item] if isinstance(item, ImageMark) else item
-        return found
+        parts = self._prompts.parts(prompt, len(listed(images)), raw, system)
+        return joined(self._prompts.tokenized(parts))
 
     # ------------------------------------------------------------------------------------------ images
 
@@ -615,13 +617,106 @@ class Llava:
 
     def _logprobs(self, written: Written) -> tuple[TokenLogprob, ...]:
         """An entry for each token of an answer."""
+        entries = zip(written.tokens, written.log_probs, written.alternatives, strict=True)
+        return tuple(token_logprob(self._model, *entry) for entry in entries)
 
-        def entry(token: int, log_prob: float, others: Alternatives = ()) -> TokenLogprob:
-            piece = self._model.piece(token, with_special=True)
-            text = piece.decode(errors="replace")
-            return TokenLogprob(text, token, piece, log_prob, tuple(entry(*other) for other in others))
+    def score(
+        self,
+        images: Images,
+        prompt: str,
+        choices: Sequence[str],
+        *,
+        normalize: Normalize = "sum",
+        with_end: bool = True,
+        logprobs: int = 0,
+        start_with: str = "",
+        raw: bool = False,
+        system: str | None = None,
+    ) -> Scores:
+        """The probability of each of `choices`, given that one of them is the answer: the values sum to one.
 
-        return tuple(map(entry, written.tokens, written.log_probs, written.alternatives))
+        - `choices`: two or more different answers. Each is taken as the model would write it behind the prompt.
+        - `normalize`: "sum" compares the probabilities of the answers, "mean" the geometric means of those of their
+          tokens, which does not favour short answers.
+        - `with_end`: an answer counts with its end, so that "red" is not also the beginning of "red and blue".
+        - `logprobs`: alternatives that each token's entry names, in `loglikelihoods` of the result.
+        - `start_with`: a text that stands before each of them.
+        - The rest as in ask().
+
+        The prompt is computed once, and then the rows of each choice.
+        """
+        question = Question(prompt, listed(images), start_with, raw, system)
+        found = self._scorer.score(question, choices, normalize, with_end=with_end, n_alternatives=logprobs)
+        found.timings = dataclasses.replace(found.timings, load=self.load_seconds)
+        return found
+
+    def loglikelihood(
+        self,
+        images: Images,
+        prompt: str,
+        answer: str | Sequence[int],
+        *,
+        with_end: bool = False,
+        logprobs: int = 0,
+        start_with: str = "",
+        raw: bool = False,
+        system: str | None = None,
+    ) -> Loglikelihood:
+        """How probable the model finds a given answer, and each of its tokens: what ask() would report of them.
+
+        - `answer`: a text, or token ids.
+        - `with_end`: the end of the answer counts, too.
+        - `logprobs`: alternatives that each token's entry names.
+        - The rest as in score().
+        """
+        question = Question(prompt, listed(images), start_with, raw, system)
+        return self._scorer.loglikelihood(question, answer, with_end=with_end, n_alternatives=logprobs)
+
+    def explain(
+        self,
+        images: Images,
+        prompt: str,
+        answer: str | Sequence[int] | None = None,
+        *,
+        index: int = 0,
+        covered: Covered = "all",
+        windows: int = explain.MOST_WINDOWS,
+        announce: Callable[[Cost], object] | None = None,
+        start_with: str = "",
+        raw: bool = False,
+        system: str | None = None,
+    ) -> HeatMap:
+        """Which places of a picture an answer depends on: how far its log-probability falls where they are covered.
+
+        - `answer`: a text, or token ids (default: what ask() answers, of at most 64 tokens).
+        - `index`: which of the images, from 0.
+        - `covered`: "all" rows that show a place, those of the "overview" alone, or of the "tiles" alone.
+        - `windows`: how many at most; each costs about half a prompt.
+        - `announce`: called with the Cost once this is known: before all windows but one. An exception ends it.
+        - The rest as in score().
+        """
+        given = listed(images)
+        if not 0 <= index < len(given):
+            raise ValueError(f"index: found {index}, there are {len(given)} images, counted from 0")
+        picture = self._pictures.look_at(given[index], len(given))
+        if isinstance(picture, ImageEmbedding):
+            raise TypeError(
+                "explain() draws over the picture: found an ImageEmbedding, need the picture itself"
+            )
+        if answer is None:
+            options: Options = {"max_tokens": _EXPLAINED, "start_with": start_with}
+            answer = self.ask(given, prompt, raw=raw, system=system, **options).tokens
+        question = Question(prompt, given, start_with, raw, system)
+        return explain.explain(
+            self._scorer,
+            question,
+            answer,
+            picture,
+            index=index,
+            covered=covered,
+            most=windows,
+            announce=announce,
+        )
 
     def logits(
         self,

@@ -7,20 +7,17 @@ read off the model's own merge, which is given the places of rows instead of the
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from . import _lib
+from . import _drawing, _lib
 from ._embeddings import Picture
-from ._part_file import replacing
 from .views import ImageSpec, Views, preprocess
 
 Box: TypeAlias = tuple[int, int, int, int]
@@ -106,24 +103,10 @@ class ImageView:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the drawing, in the format that the name's suffix says."""
-        target = Path(path)
-        kind = Image.registered_extensions().get(target.suffix.lower())
-        if kind is None or kind not in Image.SAVE:
-            raise ValueError(
-                f"{target.name!r}: need a name that ends in .png, or in another suffix of a picture"
-            )
-        data = _encoded(self.image(), kind)
-        with replacing(target, n_bytes=len(data), durable=False) as file:
-            file.write(data)
+        _drawing.save(self.image(), path)
 
     def _repr_png_(self) -> bytes:  # what a notebook shows
-        return _encoded(self.image(), "PNG")
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
+        return _drawing.encoded(self.image())
 
 
 # --- the numbers ---

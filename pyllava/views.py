@@ -79,6 +79,27 @@ def tile_grid(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
     return width // spec.image_size, height // spec.image_size
 
 
+def frames(size: tuple[int, int], spec: ImageSpec) -> list[tuple[float, float, float, float]]:
+    """Where a picture of `size` lies in the first view and, if it is cut into tiles, on the canvas of all tiles.
+
+    Boxes (left, top, right, bottom) as shares of the view's, or the canvas's, width and height.
+    """
+    whole = (0.0, 0.0, 1.0, 1.0)
+    if spec.aspect == "pad":
+        return [_framed(size, (max(size),) * 2)]
+    if tile_grid(size, spec) == (0, 0):
+        return [whole]
+    canvas = best_resolution(size, spec.pinpoints)
+    return [whole, _framed(_fitted(size, canvas), canvas)]
+
+
+def _framed(inside: tuple[int, int], canvas: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box of what is pasted into the middle, as `pad` and `anyres` do."""
+    left, top = ((outer - inner) // 2 for outer, inner in zip(canvas, inside, strict=True))
+    width, height = canvas
+    return left / width, top / height, (left + inside[0]) / width, (top + inside[1]) / height
+
+
 def best_resolution(size: tuple[int, int], resolutions: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The one of `resolutions` (width, height) that keeps most of a picture of `size` = (width, height).
 

@@ -29,9 +29,10 @@ from .options import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..answer import Answer
+    from ..answer import Answer, Stream, Usage
     from ..images import ImageSource
     from ..llava import Llava
+    from ..scores import Scores
 
 _IMAGE_TAG = re.compile(r'<img src="(data:image/[^,"]*,[^"]*)">')
 _IMAGE_TAG_START = '<img src="data:image/'
@@ -54,9 +55,13 @@ def ask(argv: list[str]) -> None:
     _take_question(options, parser)
     console = Console(options.log_disable)
     request = _request(options, console)
+    if options.json and len(request.runs) > 1:
+        parser.error(
+            f"--json: an object for one question, here are {len(request.runs)}: --jsonl writes a line for each"
+        )
     check_raw(request.prompt, options, parser)
     console.note_inert(options)
-    answers = _Answers(request, options, console)
+    answers = _kind(options)(request, options, console)
     with library_log(options):
         answers.run()
     if answers.done and not options.no_perf:
@@ -81,7 +86,15 @@ def _take_question(options: argparse.Namespace, parser: Parser) -> None:
         options.prompt = options.texts[0]
 
 
-class _Answers:
+def _kind(options: argparse.Namespace) -> type[Answers]:
+    if not (options.json or options.jsonl):
+        return Answers
+    from .ask_json import JsonAnswers
+
+    return JsonAnswers
+
+
+class Answers:
     """The runs of a request, one after the other. Of several, one that fails leaves an empty line in its place."""
 
     def __init__(self, request: Request, options: argparse.Namespace, console: Console) -> None:
@@ -114,27 +127,83 @@ class _Answers:
                 load_image(open_source(found(image)) if isinstance(image, str) else image) for image in run
             ]
         except (PyllavaError, OSError, ValueError) as error:
-            self._failed(error)
+            self._failed(run, error)
             return None
 
     def _answer(self, model: Llava, run: list[ImageSource], pictures: list[Image.Image]) -> None:
-        from ..images import source_name
-
         if len(self.request.runs) > 1:
-            name = "standard input" if run[0] == "-" else source_name(run[0])
-            self.console.note(f"\n{name}:")
+            self.console.note(f"\n{self.name(run[0])}:")
         try:
-            self.done.append(_run(model, pictures, self.request, self.options, self.console))
+            if self.options.verbose_prompt:
+                _show_prompt(model, pictures, self.request, self.options, self.console)
+            self.done.append(self.tell(model, run, pictures))
         except (ContextOverflowError, ImageError) as error:  # before its first piece: of this picture alone
-            self._failed(error)
+            self._failed(run, error)
 
-    def _failed(self, error: Exception) -> None:
-        if len(self.request.runs) == 1:
+    def _failed(self, run: list[ImageSource], error: Exception) -> None:
+        if self.is_single():
             raise error
         self.n_failed += 1
         self.console.tell(f"{PROGRAM}: error: {one_line(error)}")
+        self.miss(run, error)
+
+    def is_single(self) -> bool:
+        """Whether the failure of a run is that of the command."""
+        return len(self.request.runs) == 1
+
+    def name(self, image: ImageSource) -> str:
+        from ..images import source_name
+
+        return "standard input" if image == "-" else source_name(image)
+
+    def tell(self, model: Llava, run: list[ImageSource], pictures: list[Image.Image]) -> Answer:
+        """Asks about `pictures` in one prompt; the answer goes to stdout as it comes."""
+        if self.options.choices:
+            answer = self.score(model, pictures).answer
+            sys.stdout.write(f"{answer}\n")
+            sys.stdout.flush()
+        else:
+            answer = _streamed(self.stream(model, pictures), self.console)
+        if self.options.logprobs is not None and answer.logprobs:
+            _show_tokens(answer, self.console)
+        return answer
+
+    def miss(self, run: list[ImageSource], error: Exception) -> None:
+        """What stands on stdout in the place of an answer."""
         sys.stdout.write("\n")
         sys.stdout.flush()
+
+    def stream(self, model: Llava, pictures: list[Image.Image]) -> Stream:
+        """The answer that is being made."""
+        request, options = self.request, self.options
+        stream: Stream = model.ask(
+            pictures,
+            request.prompt,
+            raw=request.raw,
+            system=options.system,
+            stream=True,
+            **sampling_arguments(options),
+        )
+        self._note_rows(stream.usage)
+        return stream
+
+    def score(self, model: Llava, pictures: list[Image.Image]) -> Scores:
+        """How probable each of --choices is."""
+        request, options = self.request, self.options
+        scores = model.score(
+            pictures,
+            request.prompt,
+            options.choices,
+            logprobs=options.logprobs or 0,
+            raw=request.raw,
+            system=options.system,
+        )
+        self._note_rows(scores.usage)
+        return scores
+
+    def _note_rows(self, usage: Usage) -> None:
+        for n_tokens in usage.image_tokens_each:
+            self.console.note(f"encode_image_with_clip: image embedding created: {n_tokens} tokens")
 
 
 def _request(options: argparse.Namespace, console: Console) -> Request:
@@ -189,26 +258,8 @@ def _take_image_tag(prompt: str) -> tuple[str, bytes | None]:
     return prompt[: tag.start()] + prompt[tag.end() :], decode_data_url(tag[1])
 
 
-def _run(
-    model: Llava,
-    pictures: list[Image.Image],
-    request: Request,
-    options: argparse.Namespace,
-    console: Console,
-) -> Answer:
-    """Ask about `pictures` in one prompt and stream the answer to stdout."""
-    if options.verbose_prompt:
-        _show_prompt(model, pictures, request, options, console)
-    stream = model.ask(
-        pictures,
-        request.prompt,
-        raw=request.raw,
-        system=options.system,
-        stream=True,
-        **sampling_arguments(options),
-    )
-    for n_tokens in stream.usage.image_tokens_each:
-        console.note(f"encode_image_with_clip: image embedding created: {n_tokens} tokens")
+def _streamed(stream: Stream, console: Console) -> Answer:
+    """The answer, whose pieces go to stdout as they come."""
     last = ""
     for piece in stream:
         if not last:
@@ -219,10 +270,7 @@ def _run(
     if not last.endswith("\n"):
         sys.stdout.write("\n")
         sys.stdout.flush()
-    answer: Answer = stream.answer
-    if answer.logprobs:
-        _show_tokens(answer, console)
-    return answer
+    return stream.answer
 
 
 def _show_tokens(answer: Answer, console: Console) -> None:

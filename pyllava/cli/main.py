@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "bench": "pyllava.cli.bench:bench",
         "caption": "pyllava.cli.caption:caption",
         "chat": "pyllava.cli.chat:chat",
+        "explain": "pyllava.cli.explain:explain",
         "info": "pyllava.cli.info:info",
         "convert": "pyllava.cli.convert:convert",
         "quantize": "pyllava.cli.quantize:quantize_command",

@@ -14,6 +14,7 @@ from .._defaults import MAX_TOKENS
 from .._version import __version__
 from ..formats import CacheType
 from ..templates import IMAGE_MARK, TEMPLATES
+from .choice_options import add_choices
 from .mistakes import ADVICE, SYNONYMS
 from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
 from .sampling_options import add_sampling
@@ -155,6 +156,7 @@ examples:
 commands (each with --help):
   pyllava-cli chat -m DIR --image cat.jpg                        a conversation
   pyllava-cli caption -m DIR FOLDER -o captions.jsonl            captions for all pictures in a folder
+  pyllava-cli explain cat.jpg "What is this?" -o heat.png        what in the picture the answer depends on
   pyllava-cli info mmproj-model-f16.gguf                         what is in a file
   pyllava-cli convert DIR                                        GGUF files from a checkpoint
   pyllava-cli quantize IN OUT q4_k_m                             a smaller GGUF file
@@ -180,7 +182,7 @@ def ask_parser() -> Parser:
         f"       {PROGRAM} chat [-m MODEL [--mmproj FILE]] [IMAGE ...] [options]\n"
         f"       {PROGRAM} info FILE [--tensors] [--json]\n"
         f"       {PROGRAM} caption INPUT... -o FILE [-m MODEL] [-p PROMPT] [options]\n"
-        f"       {PROGRAM} chat|caption|info|convert|quantize|bench|view|doctor|pull|models|rm|completion --help",
+        f"       {PROGRAM} chat|caption|explain|info|convert|quantize|bench|view|doctor|pull|models|rm|completion --help",
         description="Ask a LLaVA model about pictures. The answer goes to stdout, everything else to stderr.",
         epilog=_EXAMPLES,
         add_help=False,
@@ -189,6 +191,7 @@ def ask_parser() -> Parser:
     add_devices(options)
     add_prompt(options)
     add_answer(options)
+    add_choices(adder(options, "choice"))
     add_output(options)
     return options
 
@@ -348,11 +351,18 @@ def add_output(options: Parser, *, question: bool = True, timings: bool = True) 
     """What is shown besides the answer."""
     add = adder(options, "output")
     if question:
+        add(
+            "--json",
+            None,
+            "one JSON object instead of the answer's text: with usage, timings, the model's name",
+        )
+        add("--jsonl", None, "a line with such an object for each picture, or with its error")
         add("--verbose-prompt", None, "show the prompt and its tokens")
         add(
             "--logprobs",
             "N",
-            "show on stderr how probable each token was, in colours on a terminal, and the N likeliest in its place",
+            "show on stderr how probable each token was, in colours on a terminal, and the N likeliest in its place; "
+            "with --json or --jsonl, in the object",
             type=COUNT_OR_0,
         )
     if timings:
@@ -371,6 +381,8 @@ def check_pairs(options: argparse.Namespace, parser: Parser) -> None:
         parser.error("--mmproj: needs -m, the model it belongs to")
     if getattr(options, "prompt", None) is not None and options.file is not None:
         parser.error("-p and -f: need one of them")
+    if getattr(options, "jsonl", False) and options.json:
+        parser.error("--json and --jsonl: need one of them")
 
 
 def check_raw(prompt: str, options: argparse.Namespace, parser: Parser) -> None:
