@@ -33,7 +33,7 @@ from .chat import Chat
 from .errors import ClosedError
 from .images import ImageSource
 from .llava import Llava
-from .sampling import Options, Sampling
+from .sampling import Options
 from .templates import ImageMark, Message
 
 if TYPE_CHECKING:
@@ -261,8 +261,8 @@ class AsyncLlava:
 
     async def ask(
         self,
-        images: Images,
-        prompt: str,
+        images: Images = None,
+        prompt: str | None = None,
         *,
         stream: bool = False,
         raw: bool = False,
@@ -270,11 +270,8 @@ class AsyncLlava:
         **options: Unpack[Options],
     ) -> Answer | AsyncStream:
         """As ``Llava.ask``; `stream`: True gives an AsyncStream."""
-        sampling = Sampling(**options)
         async with self._place(stream):
-            asked = await self._call(
-                lambda llava: llava._asked(images, prompt, stream, raw, system, sampling)
-            )
+            asked = await self._call(lambda llava: llava._asked(images, prompt, stream, raw, system, options))
             answer = AsyncStream(asked)
             return answer if stream else await answer.whole()
 
@@ -379,10 +376,9 @@ class AsyncChat:
         self, prompt: str, *, images: Images = None, stream: bool = False, **options: Unpack[Options]
     ) -> Answer | AsyncStream:
         """As ``Chat.ask``; `stream`: True gives an AsyncStream."""
-        sampling = Sampling(**options)
         async with self._model._place(stream):
             asked = await self._model._call(
-                lambda llava: self._of(llava)._asked(prompt, images, stream, sampling)
+                lambda llava: self._of(llava)._asked(prompt, images, stream, options)
             )
             answer = AsyncStream(asked)
             return answer if stream else await answer.whole()

@@ -18,11 +18,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from ._completion import Dictionary, chat_reply, text_reply
 from ._completion_request import ChatOptions, ChatRequest, Messages, TextOptions, TextRequest
-from .formats import FORMATS
+from .formats import FORMATS, CacheType
 from .images import ImageSource
 from .llava import Llava
 from .templates import TEMPLATES
@@ -322,13 +322,13 @@ def _fetched(
     return fetch(files[found[0]], lambda stage, n_bytes: None)
 
 
-def _type_name(parameter: str, kind: int | str | None) -> str | None:
+def _type_name(parameter: str, kind: int | str | None) -> CacheType | None:
     """A number format by its name; llama-cpp-python has numbers for them."""
     if not isinstance(kind, int):
-        return kind
+        return cast("CacheType | None", kind)  # Llava looks at it
     for known in FORMATS.values():
         if known.id == kind:
-            return str(known)
+            return cast("CacheType", str(known))
     raise ValueError(f"{parameter}: found {kind}, which is the number of no format")
 
 

@@ -497,7 +497,13 @@ class Llava:
         return answer if stream else answer.whole()
 
     def _asked(
-        self, images: Images, prompt: str | None, stream: bool, raw: bool, system: str | None, options: Options
+        self,
+        images: Images,
+        prompt: str | None,
+        stream: bool,
+        raw: bool,
+        system: str | None,
+        options: Options,
     ) -> Stream:
         if prompt is None:
             raise without_prompt(images)

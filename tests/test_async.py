@@ -157,7 +157,7 @@ def test_the_rest(demo: pyllava.Llava) -> None:
 def test_errors_are_those_of_the_model() -> None:
     async def work(m: AsyncLlava) -> None:
         with pytest.raises(FileNotFoundError):
-            await m.ask("no such file", DESCRIBE)
+            await m.ask("missing.png", DESCRIBE)
         with pytest.raises(ValueError, match="max_tokens"):
             await m.ask(SCENE, DESCRIBE, max_tokens=0)
         with pytest.raises(ValueError, match="top_p"):  # in the engine
