@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._embeddings import ImageEmbedding, Images
     from ._lib import Device, Devices, ModelInfo, devices
     from ._scheduler import Stats
+    from .aio import AsyncChat, AsyncLlava, AsyncStream
     from .answer import Answer, Stream, Timings, TokenLogprob, Usage
     from .batch import Result
     from .chat import Chat
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "AsyncChat",
+    "AsyncLlava",
+    "AsyncStream",
     "Chat",
     "ClosedError",
     "ContextOverflowError",
@@ -90,6 +94,7 @@ _ELSEWHERE = {
     "Result": "batch",
     **dict.fromkeys(("Answer", "Stream", "Timings", "TokenLogprob", "Usage"), "answer"),
     "Stats": "_scheduler",
+    **dict.fromkeys(("AsyncChat", "AsyncLlava", "AsyncStream"), "aio"),
     **dict.fromkeys(("ImageEmbedding", "Images"), "_embeddings"),
     **dict.fromkeys(("Options", "Sampling"), "sampling"),
     **dict.fromkeys(("Message", "Template"), "templates"),
@@ -101,9 +106,11 @@ _ELSEWHERE = {
     "HeatMap": "heat_map",
 }  # every other name of __all__ is an exception
 _MODULES = (
+    "aio",
     "answer",
     "batch",
     "chat",
+    "compat",
     "errors",
     "explain",
     "gguf",

@@ -17,7 +17,7 @@ import PIL.Image
 from . import _embedding_file, _lib
 from ._engine import Engine
 from ._projector import Projector
-from ._request import Encode
+from ._request import Encode, Epoch
 from .errors import ImageError, ModelMismatchError, PyllavaError
 from .images import ImageSource, content_hash, load_image
 from .views import ImageSpec, preprocess, tile_grid
@@ -219,9 +219,7 @@ class Pictures:
         if len(shape) != 2 or shape[1] != width:
             raise ModelMismatchError(f"image embedding of shape {shape}: {self._name} takes (n, {width})")
 
-    def encode(
-        self, picture: Picture | ImageEmbedding, epoch: object, *, keep: bool = True
-    ) -> ImageEmbedding:
+    def encode(self, picture: Picture | ImageEmbedding, epoch: Epoch, *, keep: bool = True) -> ImageEmbedding:
         """The rows of a picture; `keep`: they are kept for the next question about it."""
         if isinstance(picture, ImageEmbedding):
             return picture

@@ -11,6 +11,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import contextvars
 import os
 import queue
 import time
@@ -20,7 +21,7 @@ from typing import Any, TypeVar, cast
 
 from . import _lib
 from ._lib.values import is_false
-from ._request import Answering, Call, Encode, Ended, Job, Request
+from ._request import Answering, Call, Encode, Ended, Epoch, Job, Request
 from ._scheduler import Scheduler, Stats
 from ._sequences import Sequences
 from .errors import ClosedError, ForkError, GenerationCancelled, PyllavaError
@@ -29,6 +30,10 @@ T = TypeVar("T")
 Progress = Callable[[str, float], object]
 
 _SLICE = 0.05  # seconds that a client waits at a time
+
+
+own_epoch: contextvars.ContextVar[Epoch | None] = contextvars.ContextVar("own_epoch", default=None)
+"""Of calls that can be ended without those of others; None: the engine's."""
 
 
 class _Client:
@@ -51,7 +56,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._owner = weakref.ref(owner, self._inbox.put)
         self._pid = os.getpid()
-        self._epoch = object()  # jobs of an earlier one are cancelled
+        self._epoch = Epoch()  # jobs of one that is over are cancelled
         self._closing = False
         self.has_ended = False
         self._progress = progress
@@ -77,12 +82,12 @@ class Engine:
         if self._closing or self.has_ended:
             raise _closed()
 
-    def epoch(self) -> object:
+    def epoch(self) -> Epoch:
         """The current epoch, for a call that begins: cancel_all() ends the jobs of this epoch."""
         self.check()
-        return self._epoch
+        return own_epoch.get() or self._epoch
 
-    def run(self, job: Job[T], epoch: object = None) -> T:
+    def run(self, job: Job[T], epoch: Epoch | None = None) -> T:
         """Runs a job and returns its result. Any exception in the client's thread cancels it."""
         pieces = self.pieces(job, epoch or self.epoch())
         while True:
@@ -91,12 +96,19 @@ class Engine:
             except StopIteration as end:
                 return cast(T, end.value)
 
-    def pieces(self, job: Job[T], epoch: object) -> Generator[str, None, T]:
-        """Yields the texts of a streaming job, then returns its result."""
+    def pieces(self, job: Job[T], epoch: Epoch) -> Generator[str, None, T]:
+        """Yields the texts of a streaming job, then returns its result.
+
+        If the job has a `notify`, nothing waits here: where there is no text yet, it yields "".
+        """
         client = _Client()
         try:
             self._submit(job, client, epoch)
             while True:
+                if job.notify is not None and job.events.empty():
+                    self._check(job)
+                    yield ""
+                    continue
                 event = self._next(job)
                 if isinstance(event, Ended):
                     job.watch = None
@@ -107,7 +119,7 @@ class Engine:
             self.cancel(job)
             raise
 
-    def run_all(self, jobs: Sequence[Job[T]], epoch: object) -> list[T]:
+    def run_all(self, jobs: Sequence[Job[T]], epoch: Epoch) -> list[T]:
         """Runs jobs that have no pieces of text, as many at once as the engine does, and returns their results."""
         client = _Client()
         try:
@@ -125,17 +137,21 @@ class Engine:
                 self.cancel(job)
             raise
 
-    def _submit(self, job: Job[Any], client: _Client, epoch: object) -> None:
+    def _submit(self, job: Job[Any], client: _Client, epoch: Epoch) -> None:
         job.epoch, job.submitted = epoch, time.perf_counter()
         job.watch = weakref.ref(client, self._inbox.put)
         self._inbox.put(job)
 
+    def _check(self, job: Job[Any]) -> None:
+        """Raises where nobody will compute the job any more."""
+        self.check()
+        if job.epoch.is_over:
+            raise GenerationCancelled("cancelled")
+
     def _next(self, job: Job[Any]) -> object:
         """Waits for the next event in slices: a system may hold back signals while a thread waits."""
         while True:
-            self.check()
-            if job.epoch is not self._epoch:
-                raise GenerationCancelled("cancelled")
+            self._check(job)
             try:
                 event = job.events.get(timeout=_SLICE)
             except queue.Empty:
@@ -177,8 +193,16 @@ class Engine:
 
     def cancel_all(self) -> None:
         """Ends all jobs begun so far with GenerationCancelled."""
-        self._epoch = object()
+        ended, self._epoch = self._epoch, Epoch()
+        ended.end()
         self._interrupt()
+        self._inbox.put(None)
+
+    def end(self, epoch: Epoch) -> None:
+        """Ends the jobs of an epoch with GenerationCancelled."""
+        epoch.end()
+        if self._scheduler and any(job.epoch is epoch for job in self._scheduler.computing):
+            self._interrupt()
         self._inbox.put(None)
 
     def _interrupt(self) -> None:
@@ -295,7 +319,7 @@ class Engine:
             call.finish(call.function())
 
     def _is_cancelled(self, job: Job[Any]) -> bool:
-        return job.is_cancelled or job.epoch is not self._epoch or self._closing
+        return job.is_cancelled or job.epoch.is_over or self._closing
 
     def tell(self, stage: str, fraction: float) -> bool:
         """Calls the owner's progress callback; False: the work is to end."""

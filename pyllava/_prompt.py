@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from . import _lib, templates
 from ._embeddings import ImageEmbedding, Pictures
+from ._request import Epoch
 from ._script import Script, Stretch
 from .answer import Usage
 from .errors import ContextOverflowError
 from .images import ImageSource
-from .templates import ImageMark, Message, Part, Template, Text
+from .templates import Ids, ImageMark, Message, Part, Template, Text
 
 _LONG_TEXT = 1 << 16  # bytes
 
@@ -56,7 +57,7 @@ class Prompts:
     def tokenized(self, parts: Sequence[Part]) -> list[list[int] | ImageMark]:
         """Texts between images become ids, each by itself as in training; the first begins with BOS."""
         found: list[list[int] | ImageMark] = []
-        add_bos = self._model.info.add_bos
+        add_bos = self._model.info.add_bos and not (parts and isinstance(parts[0], Ids))
         at = 0
         while at < len(parts) or add_bos:
             stretch = []
@@ -66,8 +67,8 @@ class Prompts:
             if stretch or add_bos:
                 found.append(self._tokenize_stretch(stretch, add_bos))
             add_bos = False
-            if at < len(parts) and isinstance(part := parts[at], ImageMark):
-                found.append(part)
+            if at < len(parts) and not isinstance(part := parts[at], Text):
+                found.append(part if isinstance(part, ImageMark) else [*part.ids])
                 at += 1
         return found
 
@@ -92,7 +93,7 @@ class Prompts:
         texts: Sequence[list[int] | ImageMark],
         images: Sequence[ImageSource | ImageEmbedding],
         most: int,
-        epoch: object,
+        epoch: Epoch,
     ) -> Prompt:
         """Encodes the images and puts them in their places; more than `most` positions are refused."""
         marks = [text.index for text in texts if isinstance(text, ImageMark)]

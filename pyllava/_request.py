@@ -19,7 +19,7 @@ import numpy.typing as npt
 from . import _lib
 from ._loops import LoopDetector
 from ._script import Piece, Script
-from .answer import FinishReason, Transcript
+from .answer import FinishReason, StreamPiece, Transcript
 
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -30,12 +30,28 @@ _FIRST_STEPS = 16  # steps at once after a prompt, if a stop string may make the
 _UNREAD = 64  # pieces of text that wait for a reader, at most
 
 
+class Epoch:
+    """Jobs that one word ends. `within`: it ends with that epoch, too."""
+
+    def __init__(self, within: Epoch | None = None) -> None:
+        self._within = within
+        self._has_ended = False
+
+    def end(self) -> None:
+        self._has_ended = True
+
+    @property
+    def is_over(self) -> bool:
+        return self._has_ended or (self._within is not None and self._within.is_over)
+
+
 class Job(Generic[T]):
     """Work for the engine, which puts its results into `events`; the last is Ended or an exception."""
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self.epoch: object = None  # the engine's, when the client began
+        self.epoch = Epoch()  # the engine's, when the client began
+        self.notify: Callable[[], None] | None = None  # the client's, called for each event by the engine
         self.is_cancelled = False  # the client's
         self.watch: weakref.ref[object] | None = None  # its callback tells that the client is gone
         self.submitted = 0.0  # when the client began to wait
@@ -51,7 +67,12 @@ class Job(Generic[T]):
     def _end(self, event: object) -> None:
         self.is_done = True
         self.let_go()
+        self._put(event)
+
+    def _put(self, event: object) -> None:
         self.events.put(event)
+        if self.notify is not None:
+            self.notify()
 
     def let_go(self) -> None:
         """Frees the job's C objects; runs in the engine's thread, where no interrupt can occur."""
@@ -240,6 +261,8 @@ class Limits:
     """From the first row that is computed for it."""
     no_loops: bool = False
     """It ends when it repeats itself."""
+    exact: str | None = None
+    """With a text: white space at its ends is a part of it, but for this one at its beginning."""
 
 
 class Answering(Request[Written]):
@@ -274,9 +297,9 @@ class Answering(Request[Written]):
         self._make_sampler = sampler
         self._sampler: _lib.SamplerHandle | None = None
         self._model = model
-        self._transcript = Transcript(stop)
         self._most = most
         self._limits = limits or Limits()
+        self._transcript = Transcript(stop, exact=self._limits.exact)
         self._loops = LoopDetector() if self._limits.no_loops else None
         self._n_alternatives = n_alternatives
         self._first_token = self._last_token = 0.0
@@ -384,7 +407,7 @@ class Answering(Request[Written]):
 
     def _show(self, piece: str) -> None:
         if piece and self.stream:
-            self.events.put(piece)
+            self._put(StreamPiece.of(piece, len(self.tokens)))
             self._n_put += 1
 
     def _close(self, reason: FinishReason) -> None:

@@ -64,6 +64,21 @@ class TokenLogprob:
     """The tokens that the model finds most probable in its place, descending; it may be among them."""
 
 
+class StreamPiece(str):
+    """A piece of an answer's text, from its stream."""
+
+    n_tokens: int
+    """How many tokens the model had chosen when this could be shown."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Entries for the tokens since the piece before it, if ``ask(logprobs=N)`` asked for them."""
+
+    @classmethod
+    def of(cls, text: str, n_tokens: int) -> StreamPiece:
+        piece = cls(text)
+        piece.n_tokens = n_tokens
+        return piece
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer; ``str(answer)`` is its text, without surrounding white space."""
@@ -102,11 +117,16 @@ class Stream:
     """
 
     def __init__(
-        self, usage: Usage, pieces: Generator[str, None, Answer], cancel: Callable[[], None] | None = None
+        self,
+        usage: Usage,
+        pieces: Generator[str, None, Answer],
+        cancel: Callable[[], None] | None = None,
+        watch: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.usage = usage
         self._pieces = pieces
         self._cancel = cancel
+        self._watch = watch
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -136,6 +156,13 @@ class Stream:
             if self._cancel is not None:
                 self._cancel()
 
+    def never_waits(self, notify: Callable[[], None]) -> None:
+        """Before the first piece: from now on a piece that is not there yet is "", and `notify` is called, in another
+        thread, when there may be one, or the end.
+        """
+        assert self._watch
+        self._watch(notify)
+
     def whole(self) -> Answer:
         """Takes all that is left, and gives the whole answer."""
         for _ in self:
@@ -154,10 +181,12 @@ class Transcript:
     """Turns token bytes into text that can be shown at once.
 
     Held back are: bytes of an unfinished character, white space at either end, and anything that may be the
-    start of a stop string. A stop string ends the text before it.
+    start of a stop string. A stop string ends the text before it. `exact`: white space is shown, too, but for this one
+    at the beginning.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, exact: str | None = None) -> None:
+        self._exact = exact
         self._stop = [s for s in stop if s]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
@@ -186,9 +215,11 @@ class Transcript:
         if found:
             held, self.stopped, final = held[: min(found)], True, True
         if not self._started:
-            held = held.lstrip()
+            held = held.lstrip() if self._exact is None else held.removeprefix(self._exact)
         keep = 0 if final else self._uncertain(held)
-        shown = held[: len(held) - keep].rstrip()
+        shown = held[: len(held) - keep]
+        if self._exact is None:
+            shown = shown.rstrip()
         self._held = "" if final else held[len(shown) :]
         self._started = self._started or bool(shown)
         self.text += shown

@@ -8,6 +8,7 @@ sources nor the speed of the reader.
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -62,7 +63,8 @@ class _Batch(Generic[T]):
         self._is_closed = False
         self._n_threads = self._n_running = n_threads
         for _ in range(n_threads):
-            threading.Thread(target=self._work, name="pyllava-batch", daemon=True).start()
+            run = contextvars.copy_context().run  # the reader's epoch is the threads', too
+            threading.Thread(target=run, args=(self._work,), name="pyllava-batch", daemon=True).start()
 
     # ------------------------------------------------------------------------------------------ threads
 

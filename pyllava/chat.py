@@ -63,7 +63,10 @@ class Chat:
         questions are computed after them. An answer's positions stay as they were computed, token by token,
         and are recomputed in the same way if they have been evicted.
         """
-        images = _by_name(positional, images)
+        answer = self._asked(prompt, _by_name(positional, images), stream, options)
+        return answer if stream else answer.whole()
+
+    def _asked(self, prompt: str, images: Images, stream: bool, options: Options) -> Stream:
         check_chat_order(prompt, images)
         sampling = Sampling(**options)
         known = self._known_images()
@@ -77,8 +80,7 @@ class Chat:
             self._remember(question, answer.text, prepared.images[n_known:])
             self._computed = prepared.script.followed_by(answer.tokens[:-1])
 
-        answer = self._llava._answer(parts, seen, template.stop, sampling, stream, self._computed, remember)
-        return answer if stream else answer.whole()
+        return self._llava._answer(parts, seen, template.stop, sampling, stream, self._computed, remember)
 
     def add(self, prompt: str, answer: str, images: Images = None) -> None:
         """Adds a question and its answer without asking: an example, an earlier or a stopped answer."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import operator
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _lib, _template_choice, batch, explain, models, templates
+from . import _completion, _lib, _template_choice, batch, explain, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._habits import check_call, check_order, check_sources, without_prompt
@@ -26,7 +28,7 @@ from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
 from ._script import Script
 from ._sequences import Sequences
-from .answer import Answer, Stream, Timings, TokenLogprob
+from .answer import Answer, Stream, StreamPiece, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
 from .explain import Cost, Covered
@@ -38,7 +40,7 @@ from .scores import Loglikelihood, Normalize, Question, Scorer, Scores, token_lo
 from .templates import RAW_STOP, ImageMark, Part, Template
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from .view import ImageView
 
@@ -146,6 +148,9 @@ class Llava:
         kv_cells: KvCells = None,
         progress: Progress | None = None,
     ) -> None:
+        self._arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "progress")
+        }
         rounded = precision or os.environ.get("PYLLAVA_PRECISION") or "fast"
         if rounded not in ("fast", "exact"):
             raise ValueError(f"precision: found {rounded!r}, need 'fast' or 'exact'")
@@ -340,6 +345,23 @@ class Llava:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its arguments, paths made absolute, without `progress`: whoever unpickles it loads the model again."""
+        arguments, files = dict(self._arguments), self.files
+        if not files.is_demo:
+            arguments["model"] = files.model.absolute()
+        if files.mmproj is not None:
+            arguments["mmproj"] = files.mmproj.absolute()
+        return functools.partial(type(self), **arguments), ()
+
+    def __copy__(self) -> Self:
+        raise TypeError(
+            "a model is not copied: pass this one on, which several threads may use, or load another"
+        )
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
+
     def cancel(self) -> None:
         """Ends calls of other threads and unfinished streams with GenerationCancelled."""
         self._engine.cancel_all()
@@ -473,13 +495,22 @@ class Llava:
         Raises ImageError, ContextOverflowError where prompt and images do not fit in n_ctx, ValueError for a
         wrong argument, GenerationCancelled after cancel().
         """
+        answer = self._asked(images, prompt, stream, raw, system, options)
+        return answer if stream else answer.whole()
+
+    def _asked(
+        self,
+        images: Images,
+        prompt: str | None,
+        stream: bool,
+        raw: bool,
+        system: str | None,
+        options: Options,
+    ) -> Stream:
         if prompt is None:
             raise without_prompt(images)
         check_order(images, prompt)
-        sampling = Sampling(**options)
-        given = listed(images)
-        answer = self._question(prompt, given, raw, system, sampling, stream)
-        return answer if stream else answer.whole()
+        return self._question(prompt, listed(images), raw, system, Sampling(**options), stream)
 
     def _question(
         self,
@@ -494,6 +525,8 @@ class Llava:
         parts = self._prompts.parts(prompt, len(images), raw, system)
         parts = templates.begun(parts, sampling.start, "" if raw else self.template.answer_space)
         return self._answer(parts, images, RAW_STOP if raw else self.template.stop, sampling, stream)
+
+    create_chat_completion = _completion.create_chat_completion
 
     def batch(
         self,
@@ -560,10 +593,12 @@ class Llava:
         stream: bool,
         before: Script | None = None,
         remember: Callable[[Prompt, Answer], None] | None = None,
+        exact: str | None = None,
     ) -> Stream:
         """An answer, computed when it is asked for. Without `stream` it has no pieces.
 
         `before`: the script of a conversation so far. `remember` is called with prompt and answer.
+        `exact`: see `Limits`.
         """
         if (sampling.logprobs or 0) > self.info.n_vocab:
             raise ValueError(
@@ -571,6 +606,8 @@ class Llava:
             )
         epoch = self._engine.epoch()
         prompt = self._prompts.prepare(self._prompts.tokenized(parts), images, self.n_ctx - 1, epoch)
+        if not len(prompt):
+            raise ValueError("empty prompt")
         if before is not None and sampling.reuse:
             prompt.script = prompt.script.after(before)
         job = Answering(
@@ -581,12 +618,19 @@ class Llava:
             min(sampling.max_tokens, self.n_ctx - len(prompt)),
             reuse=sampling.reuse,
             stream=stream,
-            limits=Limits(sampling.start, sampling.timeout or float("inf"), sampling.stop_loops),
+            limits=Limits(sampling.start, sampling.timeout or float("inf"), sampling.stop_loops, exact),
             n_alternatives=sampling.logprobs or 0,
         )
         written = self._engine.pieces(job, epoch)
-        pieces = self._pieces(written, prompt, remember, with_logprobs=sampling.logprobs is not None)
-        return Stream(prompt.usage(), pieces, lambda: self._engine.cancel(job))
+        with_logprobs = sampling.logprobs is not None
+        if with_logprobs:
+            written = self._told(written, job)
+        pieces = self._pieces(written, prompt, remember, with_logprobs=with_logprobs)
+
+        def watch(notify: Callable[[], None]) -> None:
+            job.notify = notify
+
+        return Stream(prompt.usage(), pieces, lambda: self._engine.cancel(job), watch)
 
     def _pieces(
         self,
@@ -615,9 +659,23 @@ class Llava:
             remember(prompt, answer)
         return answer
 
-    def _logprobs(self, written: Written) -> tuple[TokenLogprob, ...]:
-        """An entry for each token of an answer."""
-        entries = zip(written.tokens, written.log_probs, written.alternatives, strict=True)
+    def _told(self, pieces: Generator[str, None, Written], job: Answering) -> Generator[str, None, Written]:
+        """The pieces of an answer, each with entries for its tokens."""
+        n_told = 0
+        with contextlib.closing(pieces):
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    return cast(Written, end.value)
+                if isinstance(piece, StreamPiece):
+                    piece.logprobs = self._logprobs(job, slice(n_told, piece.n_tokens))
+                    n_told = piece.n_tokens
+                yield piece
+
+    def _logprobs(self, of: Answering | Written, part: slice = slice(None)) -> tuple[TokenLogprob, ...]:
+        """An entry for each token of an answer, or of a part of it."""
+        entries = zip(of.tokens[part], of.log_probs[part], of.alternatives[part], strict=True)
         return tuple(token_logprob(self._model, *entry) for entry in entries)
 
     def score(

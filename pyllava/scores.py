@@ -20,7 +20,7 @@ from . import _lib, templates
 from ._embeddings import ImageEmbedding
 from ._engine import Engine
 from ._prompt import Prompt, Prompts, joined
-from ._request import Given
+from ._request import Epoch, Given
 from ._script import Script
 from .answer import Answer, Timings, TokenLogprob, Usage
 from .images import ImageSource
@@ -109,7 +109,7 @@ class Begun:
     prompt: Prompt
     ids: tuple[int, ...]
     text: str
-    epoch: object
+    epoch: Epoch
 
     def logprobs(self, scripts: Sequence[Script]) -> Floats:
         """The answer's log-probability after each of these instead of the prompt."""
@@ -183,7 +183,7 @@ class Scorer:
         return likelihoods, prompt.usage(job.n_cached), timings
 
     def _rest(
-        self, script: Script, answers: Sequence[_Answer], n_alternatives: int, epoch: object
+        self, script: Script, answers: Sequence[_Answer], n_alternatives: int, epoch: Epoch
     ) -> list[list[tuple[_lib.Choice, ...]]]:
         """What each answer wants to know besides what follows the prompt."""
         wanted = [answer.wanted()[1:] for answer in answers]
@@ -203,7 +203,7 @@ class Scorer:
         text = b"".join(map(self.model.piece, ids)).decode(errors="replace").strip()
         return Begun(self, prompt, ids, text, epoch)
 
-    def _prepared(self, question: Question, n_answer: int, epoch: object) -> Prompt:
+    def _prepared(self, question: Question, n_answer: int, epoch: Epoch) -> Prompt:
         texts = self._prompts.tokenized(self._begun(question))
         if not texts:
             raise ValueError("empty prompt")

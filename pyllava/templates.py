@@ -33,7 +33,14 @@ class ImageMark:
     index: int
 
 
-Part: TypeAlias = Text | ImageMark
+@dataclass(frozen=True)
+class Ids:
+    """Tokens that stand in a prompt as they are; before the first of them there is no BOS but their own."""
+
+    ids: tuple[int, ...]
+
+
+Part: TypeAlias = Text | ImageMark | Ids
 
 
 @dataclass(frozen=True)
@@ -288,7 +295,13 @@ def raw(text: str, n_images: int) -> list[Part]:
 
 def prompt_text(parts: Sequence[Part]) -> str:
     """The parts as one text, images as ``<image>``: for people to read."""
-    return "".join(IMAGE_MARK if isinstance(part, ImageMark) else part.text for part in parts)
+
+    def shown(part: Part) -> str:
+        if isinstance(part, Text):
+            return part.text
+        return IMAGE_MARK if isinstance(part, ImageMark) else str(part.ids)
+
+    return "".join(map(shown, parts))
 
 
 def by_name(name: str) -> Template:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from hub_server import Hub, Repo, commit
 
 import pyllava
 from pyllava import _aliases, _hub_cache, _hub_client, cli, hub
+from pyllava.compat import Llama, Llava15ChatHandler
 from pyllava.models import find
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -67,6 +69,30 @@ def test_a_model_is_fetched_once_and_answers(server: Hub) -> None:
         assert model.ask(None, "the", max_tokens=4).tokens == first
         assert model.files.model.read_bytes() == LANGUAGE
     assert len(server.requests) == n_requests  # the second time there was no question to the network
+
+
+def test_llama_cpp_python_s_names_fetch_too(server: Hub) -> None:
+    handler = Llava15ChatHandler.from_pretrained(repo_id=REPO, filename="*mmproj*", verbose=False)
+    with Llama.from_pretrained(REPO, "llava-*.gguf", chat_handler=handler, n_ctx=256, n_threads=1) as llm:
+        assert llm.llava.files.model.read_bytes() == LANGUAGE
+        assert llm.llava.info.has_vision
+        assert Path(llm.model_path).name == "llava-Q4_K_M.gguf"
+    Llama.from_pretrained(REPO, "llava-*", additional_files=["README*"], chat_handler=handler).close()
+    for pattern, n_found in (("*.gguf", 2), ("*.bin", 0)):
+        with pytest.raises(
+            ValueError, match=rf"owner/llava-gguf: {n_found} files for .*, need one of llava-Q4_K_M"
+        ):
+            Llama.from_pretrained(REPO, pattern)
+    with pytest.raises(ValueError, match="local_dir, cache_dir: the environment says"):
+        Llava15ChatHandler.from_pretrained(REPO, "*mmproj*", local_dir=".")
+
+
+def test_a_model_for_asyncio_is_fetched(server: Hub) -> None:
+    async def main() -> str:
+        async with pyllava.AsyncLlava.from_pretrained(REPO, n_threads=1) as model:
+            return (await model.load()).files.model.name
+
+    assert asyncio.run(main()) == "llava-Q4_K_M.gguf"
 
 
 def test_only_what_is_needed_comes(server: Hub, tmp_path: Path) -> None:
