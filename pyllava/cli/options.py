@@ -18,6 +18,7 @@ from .choice_options import add_choices
 from .mistakes import ADVICE, SYNONYMS
 from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
 from .sampling_options import add_sampling
+from .structure_options import add_structure, structure_arguments, structures_given
 from .words import is_model, is_picture, is_sentence, stands_alone
 
 PROGRAM = "pyllava-cli"
@@ -344,6 +345,7 @@ def add_answer(options: Parser) -> None:
         type=changed(COUNT_OR_LESS, lambda n: MAX_TOKENS if n < 0 else n),
         default=MAX_TOKENS,
     )
+    add_structure(options)
     add_sampling(options)
 
 
@@ -383,6 +385,8 @@ def check_pairs(options: argparse.Namespace, parser: Parser) -> None:
         parser.error("-p and -f: need one of them")
     if getattr(options, "jsonl", False) and options.json:
         parser.error("--json and --jsonl: need one of them")
+    if len(given := structures_given(options)) > 1:
+        parser.error(f"{' and '.join(given)}: need one of them")
 
 
 def check_raw(prompt: str, options: argparse.Namespace, parser: Parser) -> None:
@@ -431,4 +435,5 @@ def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     from ..sampling import Options
 
     given = {name: getattr(options, name, None) for name in Options.__annotations__}
+    given |= structure_arguments(options)
     return {name: value for name, value in given.items() if value is not None}
