@@ -22,7 +22,7 @@ Mask: TypeAlias = npt.NDArray[np.uint32]
 
 _log = logging.getLogger("pyllava")
 
-_AGAIN = 16  # tokens after which a search that ran out of time is tried again
+_AGAIN = 16  # tokens after which a search that found nothing is tried again, then twice as many, and so on
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Constraint:
         """Why the answer is being closed, or was."""
         self._closing: list[int] | None = None
         self._way = b""  # the bytes of `_closing`
-        self._wait = 0  # tokens before another search
+        self._wait, self._pause = 0, _AGAIN  # tokens before another search, and after it
         self.pending = self._read_forced(matcher, letters)
         given = self._bytes(self.pending)
         self._text += given
@@ -89,7 +89,8 @@ class Constraint:
             self._set_closing(found)
         n = len(self.pending) + len(self._closing)
         if n > room:
-            self._closing, self._wait = None, _AGAIN
+            self._closing = None
+            self._put_off()
             _log.warning(
                 "max_tokens=%d: the shortest answer that was found for the grammar takes %d tokens", room, n
             )
@@ -199,8 +200,12 @@ class Constraint:
             found, is_certain = search(self._letters, self._text)
             if found is not None and self._fits(found, room):
                 return True
-        self._closing, self._wait = None, min(_AGAIN, room // 4)
+        self._closing = None
+        self._put_off()
         return closing is None or not (is_certain or room <= 2 * len(closing) + _AGAIN)
+
+    def _put_off(self) -> None:
+        self._wait, self._pause = self._pause, 2 * self._pause
 
     def _fits(self, way: bytes, room: int) -> bool:
         return self._set_closing(way) and len(self._closing or ()) <= room

@@ -352,7 +352,7 @@ def _compiled(guidance: Any, want: Wanted, space: str, tokens: Any, letters: Any
         by_letter = tried(letters, want.grammar(space))
     matcher = tried(tokens, want.grammar(space))
     ends = RegularEnds(shorter) if want.regex is not None and len(want.regex) <= _SHORT else GrammarEnds()
-    closing, is_certain = ends.first(by_letter, b"", 4 * STEPS)
+    closing, is_certain = ends.first(by_letter, b"", 2 * STEPS)
     if closing is None and is_certain:
         raise ValueError(f"{want.kind}: no text satisfies it")
     return _Compiled(matcher, by_letter, ends, closing, space)
