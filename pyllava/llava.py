@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overlo
 import numpy as np
 import numpy.typing as npt
 
-from . import _completion, _lib, _template_choice, batch, explain, models, structured, templates
+from . import _completion, _lib, _structured, _template_choice, batch, explain, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._habits import check_call, check_order, check_sources, without_prompt
@@ -257,7 +257,7 @@ class Llava:
         spec = spec_of(self.info, image_max_tiles)
         projector = None if files.mmproj is None else projector_of(files.mmproj)
         self._pictures = Pictures(self._engine, str(files.model), spec, projector, flat=flat)
-        self._structures = structured.Structures(self._model)
+        self._structures = _structured.Structures(self._model)
         self.precision = precision
         self.devices = self._model.devices
 
@@ -567,7 +567,7 @@ class Llava:
             raise ValueError(f"samples: found {number_text(samples)}, need 1 or more")
         if n_ahead is not None and operator.index(n_ahead) < 1:
             raise ValueError(f"n_ahead: found {number_text(n_ahead)}, need 1 or more")
-        if want := structured.wanted(sampling):  # its errors are no picture's
+        if want := _structured.wanted(sampling):  # its errors are no picture's
             self._structures.constraint(want, sampling.start, "" if raw else self.template.answer_space)
 
         def ask(source: T, whole: batch.Running) -> tuple[Answer, ...]:
@@ -613,7 +613,7 @@ class Llava:
                 f"logprobs: found {number_text(sampling.logprobs or 0)}, need 0..{self.info.n_vocab}, one for each token"
             )
         epoch = self._engine.epoch()
-        want = structured.wanted(sampling)
+        want = _structured.wanted(sampling)
         constraint = self._structures.constraint(want, sampling.start, space) if want else None
         prompt = self._prompts.prepare(self._prompts.tokenized(parts), images, self.n_ctx - 1, epoch)
         if not len(prompt):
@@ -649,7 +649,7 @@ class Llava:
         pieces: Generator[str, None, Written],
         prompt: Prompt,
         remember: Callable[[Prompt, Answer], None] | None,
-        want: structured.Wanted | None,
+        want: _structured.Wanted | None,
         *,
         with_logprobs: bool,
     ) -> Generator[str, None, Answer]:

@@ -19,7 +19,7 @@ import pytest
 import tiny_gguf
 
 import pyllava
-from pyllava import cli, structured
+from pyllava import _structured, cli
 from pyllava._closing import GrammarEnds, RegularEnds
 from pyllava._gbnf import is_gbnf, lark_of
 from pyllava.sampling import Sampling
@@ -294,7 +294,7 @@ def test_objects_have_no_other_properties_unless_asked_for(demo: pyllava.Llava) 
         given = demo.ask(SCENE, "?", schema=schema, temperature=2.0, seed=seed)
         assert given.data.keys() == {"a"}
     assert schema.keys() == {"type", "properties", "required"}  # what was given is left alone
-    told = structured.wanted(Sampling(schema={**schema, "additionalProperties": {"type": "null"}}))
+    told = _structured.wanted(Sampling(schema={**schema, "additionalProperties": {"type": "null"}}))
     assert told is not None
     assert told.body["json_schema"]["additionalProperties"] == {"type": "null"}
 
@@ -412,7 +412,7 @@ def test_hostile_ones_end(demo: pyllava.Llava, name: str) -> None:
 
 
 def test_compiling_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch, demo: pyllava.Llava) -> None:
-    monkeypatch.setattr(structured, "_SECONDS", 0.001)
+    monkeypatch.setattr(_structured, "_SECONDS", 0.001)
     with pytest.raises(ValueError, match=r"schema: takes more than 0\.001 s to compile"):
         demo.ask(None, "Hi", schema={"enum": [f"{i:06}" for i in range(8_000)]})
 
@@ -426,8 +426,8 @@ def test_without_llguidance(demo: pyllava.Llava, monkeypatch: pytest.MonkeyPatch
 # --- the way to the end ---
 
 
-def ends_of(model: pyllava.Llava, **options: Any) -> structured._Compiled:
-    want = structured.wanted(Sampling(**options))
+def ends_of(model: pyllava.Llava, **options: Any) -> _structured._Compiled:
+    want = _structured.wanted(Sampling(**options))
     assert want is not None
     model._structures.constraint(want, "", "")
     return model._structures._compiled[want.grammar(""), ""]
