@@ -561,14 +561,14 @@ def test_cli(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_cli_says_that_an_answer_was_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "--choices", "There is nothing at all in the whole picture", "-n", "3")
+    code, out, err = run(capsys, "--regex", "There is nothing at all in the whole picture", "-n", "3")
     assert code == 1
     assert out
     assert "error: the answer ended before it was whole (length, 3 tokens): raise -n" in err
 
 
 def test_cli_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, _, err = run(capsys, "--choices", "a", "--grammar", "root ::= [a]")
+    code, _, err = run(capsys, "--choices", "a,b", "--grammar", "root ::= [a]")
     assert (code, "--grammar and --choices: need one of them" in err) == (2, True)
     code, _, err = run(capsys, "--json-schema-file", str(tmp_path / "missing.json"))
     assert (code, "missing.json" in err) == (1, True)

@@ -14,7 +14,6 @@ from .._defaults import MAX_TOKENS
 from .._version import __version__
 from ..formats import CacheType
 from ..templates import IMAGE_MARK, TEMPLATES
-from .choice_options import add_choices
 from .mistakes import ADVICE, SYNONYMS
 from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
 from .sampling_options import add_sampling
@@ -192,7 +191,6 @@ def ask_parser() -> Parser:
     add_devices(options)
     add_prompt(options)
     add_answer(options)
-    add_choices(adder(options, "choice"))
     add_output(options)
     return options
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .._text_file import text_of
+from .choice_options import add_choices
 from .option_kinds import adder
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add_structure(options: argparse.ArgumentParser) -> None:
     add("-jf --json-schema-file --schema", "FILE", "the same, from a file", dest="schema_file")
     add("--grammar", "TEXT", "the answer is what this grammar allows, in GBNF or Lark")
     add("--grammar-file", "FILE", "the same, from a file")
+    add_choices(add)
     add("--regex", "EXPR", "the answer as a whole matches this regular expression")
 
 
