@@ -558,6 +558,7 @@ def test_cli(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (code, bool(re.fullmatch(r"[-+()0-9]+\n", out))) == (0, True)
     assert run(capsys, "--regex", "[0-9]{3}")[0] == 0
     assert run(capsys, "-j", '{"const": null}')[:2] == (0, "null\n")
+    assert json.loads(run(capsys, "-j", '{"const": [1]}', "--json")[1])["data"] == [1]
 
 
 def test_cli_says_that_an_answer_was_cut(capsys: pytest.CaptureFixture[str]) -> None:
