@@ -35,8 +35,8 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.script)
 
-    def usage(self, cached: int = 0, completion: int = 0) -> Usage:
-        return Usage(self.n_image, self.n_text, cached, completion, tuple(map(len, self.images)))
+    def usage(self, cached: int = 0, completion: int = 0, forced: int = 0) -> Usage:
+        return Usage(self.n_image, self.n_text, cached, completion, tuple(map(len, self.images)), forced)
 
 
 class Prompts:

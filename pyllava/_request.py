@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _lib
+from ._constraint import Constraint
 from ._loops import LoopDetector
 from ._script import Piece, Script
 from .answer import FinishReason, StreamPiece, Transcript
@@ -27,6 +28,7 @@ Sampler: TypeAlias = Callable[[], _lib.SamplerHandle]
 Alternatives: TypeAlias = tuple[tuple[int, float], ...]  # (id, log_prob)
 _ALTERNATIVES = 1 << 16  # that one call has room for, of an answer
 _FIRST_STEPS = 16  # steps at once after a prompt, if a stop string may make the rest useless
+_FORCED_ROWS = 16  # of an answer in one step
 _UNREAD = 64  # pieces of text that wait for a reader, at most
 
 
@@ -249,6 +251,10 @@ class Written:
     decode: float
     """Seconds from the first token to the last."""
     n_set_aside: int
+    n_forced: int
+    """Tokens that the grammar left no choice about."""
+    is_whole: bool
+    """The grammar is satisfied; False without one."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +269,8 @@ class Limits:
     """It ends when it repeats itself."""
     exact: str | None = None
     """With a text: white space at its ends is a part of it, but for this one at its beginning."""
+    constraint: Constraint | None = None
+    """The grammar that says what it may go on with. The logits of its rows are read, instead of C's choices."""
 
 
 class Answering(Request[Written]):
@@ -299,7 +307,11 @@ class Answering(Request[Written]):
         self._model = model
         self._most = most
         self._limits = limits or Limits()
-        self._transcript = Transcript(stop, exact=self._limits.exact)
+        self._constraint = self._limits.constraint
+        exact = self._limits.exact if self._constraint is None else self._constraint.space
+        self._transcript = Transcript(stop, exact=exact)
+        if self._constraint is not None:
+            self._constraint.begin(most)
         self._loops = LoopDetector() if self._limits.no_loops else None
         self._n_alternatives = n_alternatives
         self._first_token = self._last_token = 0.0
@@ -333,12 +345,24 @@ class Answering(Request[Written]):
             append=True,
             answer=piece.answer,
             first=_lib.LAST if is_last else _lib.NOTHING,
-            sampler=self._sampler if is_last else None,
-            n_alternatives=self._n_alternatives if is_last else 0,
+            sampler=self._sampler if is_last and not self.is_constrained else None,
+            n_alternatives=self._n_alternatives if is_last and not self.is_constrained else 0,
         )
 
+    @property
+    def is_constrained(self) -> bool:
+        return self._constraint is not None
+
+    @property
+    def n_next(self) -> int:
+        """Rows that it appends in a step: its last token and those that are certain to follow."""
+        return 1 if self._constraint is None else min(_FORCED_ROWS, self._constraint.n_ahead)
+
     def next_run(self) -> _lib.Run:
-        """The run that appends its last token in a step."""
+        """The run that appends its last token in a step, and what is certain to follow."""
+        if self._constraint is not None:
+            ids = [self.tokens[-1], *self._constraint.pending][: self.n_next]
+            return _lib.Run([_lib.Tokens(ids)], self.seq, append=True, answer=True, first=0)
         return _lib.Run(
             [_lib.Tokens(self.tokens[-1:])],
             self.seq,
@@ -375,8 +399,17 @@ class Answering(Request[Written]):
 
     def took(self, piece: Piece, ran: _lib.Ran) -> None:
         self.n_held += piece.n
+        self.went_on(ran)
+
+    def went_on(self, ran: _lib.Ran) -> None:
+        """Takes what a step has found: a choice, or logits to choose from."""
         if ran.choice is not None:
             self.chose([ran.choice])
+        elif self._constraint is not None and (sampler := self._sampler) is not None:
+            for logits in ran.logits:
+                room = self._most - len(self.tokens) - 1
+                if not self.is_done:
+                    self._chose(self._constraint.choose(logits, sampler, self._n_alternatives, room))
 
     def chose(self, choices: Sequence[_lib.Choice]) -> None:
         """Takes the tokens that follow; those after the end of the answer are ignored."""
@@ -390,20 +423,29 @@ class Answering(Request[Written]):
         self._last_token = time.perf_counter()
         self._first_token = self._first_token or self._last_token
         if self._model.is_end(token):
-            self._close("stop")
+            self._close((self._constraint and self._constraint.reason) or "stop")
             return
         self.tokens.append(token)
         self.log_probs.append(choice.log_prob)
         self.alternatives.append(choice.alternatives)
         self._show(self._transcript.push(self._model.piece(token)))
+        reason = self._reason()
+        if self._constraint is not None:
+            reason = self._constraint.ending(reason)
+        if reason is not None:
+            self._close(reason)
+
+    def _reason(self) -> FinishReason | None:
+        """Why the answer ends with its last token."""
         if self._transcript.stopped:
-            self._close("stop")
-        elif len(self.tokens) >= self._most:
-            self._close("length")
-        elif self._loops is not None and self._loops.push(self.tokens):
-            self._close("loop")
-        elif self._last_token - (self.begun or self._last_token) > self._limits.seconds:
-            self._close("timeout")
+            return "stop"
+        if len(self.tokens) >= self._most:
+            return "length"
+        if self._loops is not None and self._loops.push(self.tokens):
+            return "loop"
+        if self._last_token - (self.begun or self._last_token) > self._limits.seconds:
+            return "timeout"
+        return None
 
     def _show(self, piece: str) -> None:
         if piece and self.stream:
@@ -425,6 +467,8 @@ class Answering(Request[Written]):
                 prefill=self._first_token - self.begun,
                 decode=self._last_token - self._first_token,
                 n_set_aside=self.n_set_aside,
+                n_forced=0 if self._constraint is None else self._constraint.n_forced,
+                is_whole=self._constraint is not None and self._constraint.is_whole,
             )
         )
 

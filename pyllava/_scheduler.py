@@ -276,7 +276,8 @@ class Scheduler:
     def _mixed_step(self, answering: list[Answering], prompting: list[Request[Any]]) -> None:
         beside = max(_PIECE, int(self._rows_per_second * _PIECE_SECONDS))
         pieces = self._pieces(prompting, min(self.n_batch, beside) if answering else self.n_batch)
-        n = len(answering) + sum(piece.n for _, piece in pieces)
+        n_answers = sum(request.n_next for request in answering)
+        n = n_answers + sum(piece.n for _, piece in pieces)
         if not self._make_room(n):
             return
         self._share = self._share_of(*pieces[0])
@@ -284,7 +285,7 @@ class Scheduler:
         started = time.perf_counter()
         found = self._together(parts, pieces[0][0])
         if found:
-            self._rows_per_second = (n - len(answering)) / (time.perf_counter() - started)
+            self._rows_per_second = (n - n_answers) / (time.perf_counter() - started)
         self._hand_out(found)
 
     @staticmethod
@@ -340,7 +341,10 @@ class Scheduler:
 
     def _steps(self, answering: list[Answering]) -> None:
         """Computes tokens of all answers, and no prompts: several steps in one call."""
-        if not self._make_room(len(answering)):
+        if not self._make_room(sum(request.n_next for request in answering)):
+            return
+        if any(request.is_constrained for request in answering):  # what may follow is known step by step
+            self._hand_out(self._together([(request, None) for request in answering], answering[0]))
             return
         n_steps = min(request.n_steps for request in answering)
         seconds = _STEPS_SHOWN if any(request.stream for request in answering) else _STEPS
@@ -357,7 +361,7 @@ class Scheduler:
         """Gives the requests of a step their results."""
         for request, piece, ran in found:
             if piece is None:
-                self._feed(request, partial(request.chose, [ran.choice]))
+                self._feed(request, partial(request.went_on, ran))
             else:
                 self._counts.prompt_tokens += 0 if piece.answer else piece.n
                 self._feed(request, partial(request.took, piece, ran))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 FinishReason: TypeAlias = Literal["stop", "length", "loop", "timeout"]
 
@@ -24,6 +24,8 @@ class Usage:
     """Tokens sampled for the answer, without the one that ended it."""
     image_tokens_each: tuple[int, ...] = ()
     """`image_tokens` per image."""
+    forced_tokens: int = 0
+    """Of `completion_tokens`, those that a grammar left no choice about: many of them are computed in one step."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -94,6 +96,9 @@ class Answer:
     """The natural logarithm of each token's probability in the model, before any stage of the sampler."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """An entry for each of `tokens`, with as many alternatives as ``ask(logprobs=N)`` asked for; without it, none."""
+    data: Any = field(default=None, hash=False)
+    """Of a structured answer: what its JSON says, an instance of the pydantic model that was given, or the text that the
+    grammar allows. None where the answer was cut before its end, and where no structure was asked for."""
 
     def __str__(self) -> str:
         return self.text
@@ -106,6 +111,11 @@ class Answer:
 
     def _repr_html_(self) -> str:  # what a notebook shows
         return self.html()
+
+    @property
+    def was_cut(self) -> bool:
+        """Of a structured answer: it ended before it was whole, and has no `data`."""
+        return self.data is None and self.text != "null"
 
 
 class Stream:

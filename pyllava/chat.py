@@ -80,7 +80,10 @@ class Chat:
             self._remember(question, answer.text, prepared.images[n_known:])
             self._computed = prepared.script.followed_by(answer.tokens[:-1])
 
-        return self._llava._answer(parts, seen, template.stop, sampling, stream, self._computed, remember)
+        space = template.answer_space
+        return self._llava._answer(
+            parts, seen, template.stop, sampling, stream, self._computed, remember, space=space
+        )
 
     def add(self, prompt: str, answer: str, images: Images = None) -> None:
         """Adds a question and its answer without asking: an example, an earlier or a stopped answer."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overlo
 import numpy as np
 import numpy.typing as npt
 
-from . import _completion, _lib, _template_choice, batch, explain, models, templates
+from . import _completion, _lib, _structured, _template_choice, batch, explain, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
 from ._habits import check_call, check_order, check_sources, without_prompt
@@ -257,6 +257,7 @@ class Llava:
         spec = spec_of(self.info, image_max_tiles)
         projector = None if files.mmproj is None else projector_of(files.mmproj)
         self._pictures = Pictures(self._engine, str(files.model), spec, projector, flat=flat)
+        self._structures = _structured.Structures(self._model)
         self.precision = precision
         self.devices = self._model.devices
 
@@ -488,6 +489,9 @@ class Llava:
           repeats itself, the same words at least four times. Its `finish_reason` says so.
         - logprobs=None: with N, ``answer.logprobs`` tells of each token how probable it was, and of the N most probable
           ones (0: of itself alone), in the model at temperature 1.
+        - schema=None: a JSON schema (a dict or a text), True for any JSON, or a pydantic model; regex=None; choices=None: texts;
+          grammar=None: GBNF or Lark. One of them says what the answer is, and ``answer.data`` what it says. See
+          docs/structured.md; needs ``pip install 'pyllava[structured]'``.
         - reuse=True: what the model still holds of the prompt is not computed again. False computes the whole
           prompt, in a conversation earlier answers, too, whose positions otherwise stay as they were
           computed.
@@ -523,8 +527,9 @@ class Llava:
     ) -> Stream:
         """The answer to a question without anything before it."""
         parts = self._prompts.parts(prompt, len(images), raw, system)
-        parts = templates.begun(parts, sampling.start, "" if raw else self.template.answer_space)
-        return self._answer(parts, images, RAW_STOP if raw else self.template.stop, sampling, stream)
+        stop, space = (RAW_STOP, "") if raw else (self.template.stop, self.template.answer_space)
+        parts = templates.begun(parts, sampling.start, space)
+        return self._answer(parts, images, stop, sampling, stream, space=space)
 
     create_chat_completion = _completion.create_chat_completion
 
@@ -562,6 +567,8 @@ class Llava:
             raise ValueError(f"samples: found {number_text(samples)}, need 1 or more")
         if n_ahead is not None and operator.index(n_ahead) < 1:
             raise ValueError(f"n_ahead: found {number_text(n_ahead)}, need 1 or more")
+        if want := _structured.wanted(sampling):  # its errors are no picture's
+            self._structures.constraint(want, sampling.start, "" if raw else self.template.answer_space)
 
         def ask(source: T, whole: batch.Running) -> tuple[Answer, ...]:
             epoch = self._engine.epoch()
@@ -594,17 +601,20 @@ class Llava:
         before: Script | None = None,
         remember: Callable[[Prompt, Answer], None] | None = None,
         exact: str | None = None,
+        space: str = "",
     ) -> Stream:
         """An answer, computed when it is asked for. Without `stream` it has no pieces.
 
-        `before`: the script of a conversation so far. `remember` is called with prompt and answer.
-        `exact`: see `Limits`.
+        `before`: the script of a conversation so far. `remember` is called with prompt and answer. `exact`: see
+        `Limits`. `space`: what stands before answers in the template.
         """
         if (sampling.logprobs or 0) > self.info.n_vocab:
             raise ValueError(
                 f"logprobs: found {number_text(sampling.logprobs or 0)}, need 0..{self.info.n_vocab}, one for each token"
             )
         epoch = self._engine.epoch()
+        want = _structured.wanted(sampling)
+        constraint = self._structures.constraint(want, sampling.start, space) if want else None
         prompt = self._prompts.prepare(self._prompts.tokenized(parts), images, self.n_ctx - 1, epoch)
         if not len(prompt):
             raise ValueError("empty prompt")
@@ -614,18 +624,20 @@ class Llava:
             prompt.script,
             self._model,
             lambda: sampling.sampler(self._model, self.n_ctx),
-            (*stop, *sampling.stop),
+            () if constraint else (*stop, *sampling.stop),
             min(sampling.max_tokens, self.n_ctx - len(prompt)),
             reuse=sampling.reuse,
             stream=stream,
-            limits=Limits(sampling.start, sampling.timeout or float("inf"), sampling.stop_loops, exact),
+            limits=Limits(
+                sampling.start, sampling.timeout or float("inf"), sampling.stop_loops, exact, constraint
+            ),
             n_alternatives=sampling.logprobs or 0,
         )
         written = self._engine.pieces(job, epoch)
         with_logprobs = sampling.logprobs is not None
         if with_logprobs:
             written = self._told(written, job)
-        pieces = self._pieces(written, prompt, remember, with_logprobs=with_logprobs)
+        pieces = self._pieces(written, prompt, remember, want, with_logprobs=with_logprobs)
 
         def watch(notify: Callable[[], None]) -> None:
             job.notify = notify
@@ -637,6 +649,7 @@ class Llava:
         pieces: Generator[str, None, Written],
         prompt: Prompt,
         remember: Callable[[Prompt, Answer], None] | None,
+        want: _structured.Wanted | None,
         *,
         with_logprobs: bool,
     ) -> Generator[str, None, Answer]:
@@ -644,7 +657,7 @@ class Llava:
         timings = Timings(
             self.load_seconds, prompt.encode_seconds, written.prefill, written.decode, written.wait
         )
-        usage = prompt.usage(written.n_cached, len(written.tokens))
+        usage = prompt.usage(written.n_cached, len(written.tokens), written.n_forced)
         answer = Answer(
             written.text,
             usage,
@@ -653,6 +666,7 @@ class Llava:
             written.tokens,
             written.log_probs,
             self._logprobs(written) if with_logprobs else (),
+            want.parse(written.text) if want and written.is_whole else None,
         )
         _log_answer(answer, written)
         if remember is not None:

@@ -6,7 +6,7 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from . import _lib
 from ._defaults import MAX_TOKENS
@@ -14,6 +14,7 @@ from ._habits import arguments_of, check_names
 from ._lib.values import number_text
 
 DRY_BREAKERS = ("\n", ":", '"', "*")
+STRUCTURES = ("schema", "regex", "choices", "grammar")  # options that say what the answer is
 
 
 class Options(TypedDict, total=False):
@@ -54,6 +55,10 @@ class Options(TypedDict, total=False):
     timeout: float | None
     stop_loops: bool
     logprobs: int | None
+    schema: Any
+    regex: str | None
+    choices: Sequence[str] | None
+    grammar: str | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,14 @@ class Sampling:
     stop_loops: bool = False
     logprobs: int | None = None
     """How many alternatives ``Answer.logprobs`` tells of each token; None: there are no entries."""
+    schema: Any = None
+    """A JSON schema as a dict or a text, True for any JSON, or a pydantic model: what the answer is."""
+    regex: str | None = None
+    """An expression that the whole answer matches."""
+    choices: Sequence[str] | None = None
+    """The answer is one of these."""
+    grammar: str | None = None
+    """A grammar of the answer, in GBNF or in Lark as llguidance has it."""
 
     def __new__(cls, *_: object, **named: object) -> Sampling:
         if not named.keys() <= cls.__dataclass_fields__.keys():
@@ -135,7 +148,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for option in fields(self):
             _check_number(option.name, getattr(self, option.name), str(option.type))
-        for name in ("stop", "dry_sequence_breakers", "samplers"):
+        for name in ("stop", "dry_sequence_breakers", "samplers", "choices"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}: found a text, need a list of texts")
         if not isinstance(self.logit_bias, Mapping):
@@ -152,6 +165,14 @@ class Sampling:
             raise ValueError(f"timeout: found {number_text(self.timeout)}, need seconds above 0, or None")
         if self.logprobs is not None and operator.index(self.logprobs) < 0:
             raise ValueError(f"logprobs: found {number_text(self.logprobs)}, need 0 or more, or None")
+        self._check_structure()
+
+    def _check_structure(self) -> None:
+        """Refuses what a structured answer contradicts: it begins, goes on and ends as its grammar says."""
+        given = [name for name in STRUCTURES if getattr(self, name) is not None]
+        given += [name for name in ("stop", "ignore_eos") if given and getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: need one of them")
 
     @property
     def start(self) -> str:

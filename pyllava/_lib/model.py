@@ -176,6 +176,20 @@ class ModelHandle:
             _check(status)
             return c.string_at(text.value or 0, size.value) if size.value else b""
 
+    def pieces(self) -> list[bytes]:
+        """piece() of every token."""
+        text, size, found = _P(), _U64(), []
+        with self._handle.use() as at:
+            for token in range(self.info.n_vocab):
+                _check(lib.pyllava_token_piece(at, token, False, c.byref(text), c.byref(size)))
+                found.append(c.string_at(text.value or 0, size.value) if size.value else b"")
+        return found
+
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        with self._handle.use() as at:
+            return [token for token in range(self.info.n_vocab) if lib.pyllava_token_is_end(at, token)]
+
     def is_end(self, token: int) -> bool:
         """True if the token ends an answer."""
         with self._handle.use() as at:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -47,12 +48,14 @@ class Rows:
     texts: Texts
     model: str
     settings: str
+    has_data: bool = False
+    """Answers are structured: a row has what they say, and one that was cut is an error."""
 
     def row(self, picture: Picture, answers: tuple[Answer, ...], error: Exception | None) -> Row:
         """Of a picture and its answers, or the error that took their place."""
         facts = picture.facts
-        found = outcome(self.texts, answers, error, picture.entry.path)
-        captions: Row = {name: found.pop(name) for name in ("caption", "captions") if name in found}
+        found = outcome(self.texts, answers, error, picture.entry.path, has_data=self.has_data)
+        captions: Row = {name: found.pop(name) for name in ("caption", "captions", "data") if name in found}
         return {
             "path": picture.entry.path,
             "sha256": facts.pop("sha256"),
@@ -67,12 +70,21 @@ class Rows:
         }
 
 
-def outcome(texts: Texts, answers: Sequence[Answer], error: Exception | None, path: str) -> Row:
+def outcome(
+    texts: Texts,
+    answers: Sequence[Answer],
+    error: Exception | None,
+    path: str,
+    *,
+    has_data: bool = False,
+) -> Row:
     """The part of a row that says what became of a picture; an answer may turn out to be an error."""
     captions: list[str] = []
     if error is None:
         try:
             captions = [texts.caption_of(answer.text) for answer in answers]
+            if has_data and any(answer.was_cut for answer in answers):
+                raise ValueError("the answer ended before it was whole: raise -n")
         except ValueError as refusal:
             error = refusal
     seconds = math.fsum(a.timings.encode + a.timings.prefill + a.timings.decode for a in answers)
@@ -80,12 +92,18 @@ def outcome(texts: Texts, answers: Sequence[Answer], error: Exception | None, pa
     return {
         "caption": captions[0] if captions else None,
         **({"captions": captions} if len(captions) > 1 else {}),
+        **({"data": _data(answers) if error is None else None} if has_data else {}),
         "tokens": sum(answer.usage.completion_tokens for answer in answers),
         "seconds": round(seconds, 4),
         "finish_reason": ",".join(ends) or None,
         "status": "ok" if error is None else "error",
         "error": None if error is None else reason(error, path),
     }
+
+
+def _data(answers: Sequence[Answer]) -> Any:
+    """What the answers say; of several, a list."""
+    return answers[0].data if len(answers) == 1 else [answer.data for answer in answers]
 
 
 def reason(error: Exception, path: str) -> str:

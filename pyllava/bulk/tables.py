@@ -26,6 +26,7 @@ COLUMNS = MappingProxyType(
         "height": "int32",
         "caption": "string",
         "captions": "list<string>",
+        "data": "string",
         "prompt": "string",
         "model": "string",
         "tokens": "int32",
@@ -38,7 +39,8 @@ COLUMNS = MappingProxyType(
         "settings": "string",
     }
 )
-"""What a row has, with Parquet's types; `captions` only where several were asked for, and null what is not known."""
+"""What a row has, with Parquet's types; `captions` only where several were asked for, `data` (as JSON, but
+in JSON Lines) only where answers have a structure, and null what is not known."""
 
 _BATCH = 10_000  # rows of a Parquet file's group
 
@@ -68,10 +70,7 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
         table = csv.DictWriter(text, COLUMNS, restval="")
         table.writeheader()
         for row in rows:
-            several = (
-                {"captions": json.dumps(row["captions"], ensure_ascii=False)} if "captions" in row else {}
-            )
-            table.writerow({**row, **several})
+            table.writerow({**row, **_as_json(row, "captions", "data")})
         text.flush()
         text.detach()
 
@@ -86,8 +85,14 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
     rest = iter(rows)
     with _file(path) as file, parquet.ParquetWriter(file, schema) as writer:
         while batch := list(itertools.islice(rest, _BATCH)):
-            whole = [{name: _text(row.get(name)) for name in COLUMNS} for row in batch]
+            told = ({**row, **_as_json(row, "data")} for row in batch)
+            whole = [{name: _text(row.get(name)) for name in COLUMNS} for row in told]
             writer.write_table(arrow.Table.from_pylist(whole, schema))
+
+
+def _as_json(row: Row, *names: str) -> Row:
+    """What a column of texts cannot hold, as JSON."""
+    return {name: json.dumps(row[name], ensure_ascii=False) for name in names if row.get(name) is not None}
 
 
 def _text(value: Any) -> Any:

@@ -25,6 +25,7 @@ from .options import (
     model_arguments,
     sampling_arguments,
 )
+from .structure_options import cut_short, structures_given
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,7 +137,11 @@ class Answers:
         try:
             if self.options.verbose_prompt:
                 _show_prompt(model, pictures, self.request, self.options, self.console)
-            self.done.append(self.tell(model, run, pictures))
+            answer = self.tell(model, run, pictures)
+            self.done.append(answer)
+            if structures_given(self.options) and not self.options.choices and answer.was_cut:
+                self.n_failed += 1
+                self.console.tell(f"{PROGRAM}: error: {cut_short(answer)}")
         except (ContextOverflowError, ImageError) as error:  # before its first piece: of this picture alone
             self._failed(run, error)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._terminal import one_line
 from .ask import Answers
+from .structure_options import structures_given
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,6 +34,8 @@ class JsonAnswers(Answers):
             record["logprobs"] = [_entry(token) for token in answer.logprobs]
         if probabilities is not None:
             record["probabilities"] = probabilities
+        elif structures_given(self.options):
+            record["data"] = answer.data
         self._write({**record, "model": _model_record(model)})
         return answer
 

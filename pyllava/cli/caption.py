@@ -36,6 +36,7 @@ from .options import (
     model_arguments,
     sampling_arguments,
 )
+from .structure_options import structures_given
 
 if TYPE_CHECKING:
     from ..bulk.asking import Answered, Asking
@@ -245,7 +246,8 @@ class _Run:
     def captions(self, found: Plan, files: ModelFiles, settings: str) -> None:
         from ..bulk.rows import Picture, Rows
 
-        rows = Rows(self.texts, "demo" if self.options.model is None else files.model.name, settings)
+        name = "demo" if self.options.model is None else files.model.name
+        rows = Rows(self.texts, name, settings, has_data=bool(structures_given(self.options)))
         self._say_plan(found)
         for entry, why in found.refused:
             self._record(rows.row(Picture(entry), (), ValueError(why)), entry)

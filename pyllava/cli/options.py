@@ -14,10 +14,10 @@ from .._defaults import MAX_TOKENS
 from .._version import __version__
 from ..formats import CacheType
 from ..templates import IMAGE_MARK, TEMPLATES
-from .choice_options import add_choices
 from .mistakes import ADVICE, SYNONYMS
 from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
 from .sampling_options import add_sampling
+from .structure_options import add_structure, structure_arguments, structures_given
 from .words import is_model, is_picture, is_sentence, stands_alone
 
 PROGRAM = "pyllava-cli"
@@ -191,7 +191,6 @@ def ask_parser() -> Parser:
     add_devices(options)
     add_prompt(options)
     add_answer(options)
-    add_choices(adder(options, "choice"))
     add_output(options)
     return options
 
@@ -344,6 +343,7 @@ def add_answer(options: Parser) -> None:
         type=changed(COUNT_OR_LESS, lambda n: MAX_TOKENS if n < 0 else n),
         default=MAX_TOKENS,
     )
+    add_structure(options)
     add_sampling(options)
 
 
@@ -383,6 +383,8 @@ def check_pairs(options: argparse.Namespace, parser: Parser) -> None:
         parser.error("-p and -f: need one of them")
     if getattr(options, "jsonl", False) and options.json:
         parser.error("--json and --jsonl: need one of them")
+    if len(given := structures_given(options)) > 1:
+        parser.error(f"{' and '.join(given)}: need one of them")
 
 
 def check_raw(prompt: str, options: argparse.Namespace, parser: Parser) -> None:
@@ -431,4 +433,5 @@ def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     from ..sampling import Options
 
     given = {name: getattr(options, name, None) for name in Options.__annotations__}
+    given |= structure_arguments(options)
     return {name: value for name, value in given.items() if value is not None}
