@@ -163,14 +163,14 @@ class ChatRequest(_Drawing):
                 raise ValueError(f"{name}: pyllava calls no tools: leave it out")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=True")
-        if schema_of(self.response_format) is not None:
-            raise ValueError(
-                "response_format: this version writes text alone, need {'type': 'text'} or nothing"
-            )
+        schema_of(self.response_format)  # ValueError for what is none
 
     def in_our_terms(self, n_ctx: int) -> Sampling:
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self.sampling(n_ctx, logprobs=logprobs, timeout=self.timeout, stop_loops=self.stop_loops)
+        schema = schema_of(self.response_format)
+        return self.sampling(
+            n_ctx, logprobs=logprobs, timeout=self.timeout, stop_loops=self.stop_loops, schema=schema
+        )
 
 
 def schema_of(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

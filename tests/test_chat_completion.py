@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -372,8 +373,36 @@ def test_response_formats() -> None:
     for found in wrong:
         with pytest.raises(ValueError, match=r"response_format: found .*, need type 'text', 'json_object'"):
             ChatRequest(response_format=found)
-    with pytest.raises(ValueError, match="response_format: this version writes text alone"):
-        ChatRequest(response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_have_the_format(m: pyllava.Llava, stream: bool) -> None:
+    pytest.importorskip("llguidance", reason="extra [structured]")
+    properties = {"n": {"type": "integer", "maximum": 99}, "kind": {"enum": ["circle", "square"]}}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": ["n", "kind"],
+        "additionalProperties": False,
+    }
+    formats = (
+        {"type": "json_object"},
+        {"type": "json_object", "schema": schema},
+        {"type": "json_schema", "json_schema": {"name": "shapes", "schema": schema, "strict": True}},
+    )
+    for number, wanted in enumerate(formats):
+        options: Any = {"response_format": wanted, "temperature": 0, "max_tokens": 60}
+        found = m.create_chat_completion([asked(DESCRIBE, SCENE)], stream=stream, **options)
+        if stream:
+            text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in found)
+        else:
+            text = text_of(found)
+        told = json.loads(text)
+        assert isinstance(told, dict)
+        if number:
+            assert list(told) == ["n", "kind"]
+            assert told["kind"] in ("circle", "square")
+            assert 99 >= told["n"] == int(told["n"])
 
 
 def test_an_unknown_option(m: pyllava.Llava) -> None:
