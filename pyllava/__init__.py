@@ -16,8 +16,10 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from ._embeddings import ImageEmbedding, Images
+    from ._explain import Cost
     from ._lib import Device, Devices, ModelInfo, devices
     from ._scheduler import Stats
+    from ._scorer import Loglikelihood, Scores
     from .aio import AsyncChat, AsyncLlava, AsyncStream
     from .answer import Answer, Stream, Timings, TokenLogprob, Usage
     from .batch import Result
@@ -37,11 +39,9 @@ if TYPE_CHECKING:
         PyllavaError,
         UnsupportedModelError,
     )
-    from .explain import Cost
     from .heat_map import HeatMap
     from .llava import Llava
     from .sampling import Options, Sampling
-    from .scores import Loglikelihood, Scores
     from .templates import Message, Template
     from .view import ImageView
 
@@ -101,8 +101,8 @@ _ELSEWHERE = {
     "Chat": "chat",
     "ImageView": "view",
     "Llava": "llava",
-    **dict.fromkeys(("Loglikelihood", "Scores"), "scores"),
-    "Cost": "explain",
+    **dict.fromkeys(("Loglikelihood", "Scores"), "_scorer"),
+    "Cost": "_explain",
     "HeatMap": "heat_map",
 }  # every other name of __all__ is an exception
 _MODULES = (
@@ -112,7 +112,6 @@ _MODULES = (
     "chat",
     "compat",
     "errors",
-    "explain",
     "gguf",
     "heat_map",
     "hub",
@@ -121,7 +120,6 @@ _MODULES = (
     "models",
     "ray",
     "sampling",
-    "scores",
     "templates",
     "types",
     "view",

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overlo
 import numpy as np
 import numpy.typing as npt
 
-from . import _completion, _lib, _structured, _template_choice, batch, explain, models, templates
+from . import _completion, _explain, _lib, _structured, _template_choice, batch, models, templates
 from ._embeddings import ImageEmbedding, Images, Pictures, listed, spec_of
 from ._engine import Engine
+from ._explain import Cost, Covered
 from ._habits import check_call, check_order, check_sources, without_prompt
 from ._lib.values import number_text
 from ._projector import projector_of
@@ -26,17 +27,16 @@ from ._prompt import Prompt, Prompts, joined, stretches_of
 from ._request import Answering, Call, Limits, Score, Written
 from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
+from ._scorer import Loglikelihood, Normalize, Question, Scorer, Scores, token_logprob
 from ._script import Script
 from ._sequences import Sequences
 from .answer import Answer, Stream, StreamPiece, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
-from .explain import Cost, Covered
 from .formats import CacheType
 from .heat_map import HeatMap
 from .images import ImageSource
 from .sampling import Options, Sampling
-from .scores import Loglikelihood, Normalize, Question, Scorer, Scores, token_logprob
 from .templates import RAW_STOP, ImageMark, Part, Template
 
 if TYPE_CHECKING:
@@ -752,7 +752,7 @@ class Llava:
         *,
         index: int = 0,
         covered: Covered = "all",
-        windows: int = explain.MOST_WINDOWS,
+        windows: int = _explain.MOST_WINDOWS,
         announce: Callable[[Cost], object] | None = None,
         start_with: str = "",
         raw: bool = False,
@@ -779,7 +779,7 @@ class Llava:
             options: Options = {"max_tokens": _EXPLAINED, "start_with": start_with}
             answer = self.ask(given, prompt, raw=raw, system=system, **options).tokens
         question = Question(prompt, given, start_with, raw, system)
-        return explain.explain(
+        return _explain.explain(
             self._scorer,
             question,
             answer,

@@ -2,12 +2,16 @@
 
 from ._aliases import Spec
 from ._choice import Candidate
+from ._completion import Dictionary
+from ._completion_request import ChatOptions, Messages, TextOptions
 from ._embeddings import ImageEmbedding, Images, Picture
+from ._explain import Covered
 from ._hub_client import RemoteFile
 from ._lib import TensorInfo
 from ._picture_files import OnTruncated
 from ._pixels import Color
 from ._room import KvCells
+from ._scorer import Normalize
 from ._sources import Readable
 from .answer import FinishReason
 from .formats import CacheType
@@ -17,7 +21,10 @@ from .llava import FloatArray, ImageMerge, Precision, Progress
 __all__ = [
     "CacheType",
     "Candidate",
+    "ChatOptions",
     "Color",
+    "Covered",
+    "Dictionary",
     "FinishReason",
     "FloatArray",
     "HasArray",
@@ -26,6 +33,8 @@ __all__ = [
     "ImageSource",
     "Images",
     "KvCells",
+    "Messages",
+    "Normalize",
     "OnTruncated",
     "Picture",
     "Precision",
@@ -34,4 +43,5 @@ __all__ = [
     "RemoteFile",
     "Spec",
     "TensorInfo",
+    "TextOptions",
 ]

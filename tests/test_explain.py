@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from test_anyres import PINPOINTS, anyres_file, newline_of
 
 import pyllava
-from pyllava import cli, explain, models
+from pyllava import _explain, cli, models
 from pyllava.views import preprocess
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ def test_places_on_a_reduced_grid(reduced: pyllava.Llava, size: tuple[int, int])
 def check_places(model: pyllava.Llava, size: tuple[int, int]) -> None:
     picture = model._pictures.look_at(Image.new("RGB", size))
     assert not isinstance(picture, pyllava.ImageEmbedding)
-    where = explain.places(model._model, picture)
+    where = _explain.places(model._model, picture)
     assert len(where.x) == len(picture)
     for spot in ((0.1, 0.15), (0.5, 0.5), (0.85, 0.3), (0.4, 0.9)):
         change = changed_rows(model, size, spot)
@@ -106,16 +106,16 @@ def check_places(model: pyllava.Llava, size: tuple[int, int]) -> None:
 def test_cells_divide_the_picture(tiled: pyllava.Llava, size: tuple[int, int], most: int) -> None:
     picture = tiled._pictures.look_at(Image.new("RGB", size))
     assert not isinstance(picture, pyllava.ImageEmbedding)
-    where = explain.places(tiled._model, picture)
-    rows, columns = grid = explain.grid_of(where, size, most)
+    where = _explain.places(tiled._model, picture)
+    rows, columns = grid = _explain.grid_of(where, size, most)
     assert 1 <= rows * columns <= most
     if most >= 30:
         assert 0.4 < (size[0] / columns) / (size[1] / rows) < 2.5
         assert rows * columns >= most / 2 or most == 400
-    masks = np.array(explain.windows(where, grid, "all"))
+    masks = np.array(_explain.windows(where, grid, "all"))
     assert (masks.any(axis=0) == ~np.isnan(where.x)).all()
     assert masks.any(axis=1).all()
-    tiles, overview = (np.array(explain.windows(where, grid, part)) for part in ("tiles", "overview"))
+    tiles, overview = (np.array(_explain.windows(where, grid, part)) for part in ("tiles", "overview"))
     assert (tiles | overview == masks).all()
     assert not (tiles & overview).any()
 

@@ -30,10 +30,10 @@ from .structure_options import cut_short, structures_given
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .._scorer import Scores
     from ..answer import Answer, Stream, Usage
     from ..images import ImageSource
     from ..llava import Llava
-    from ..scores import Scores
 
 _IMAGE_TAG = re.compile(r'<img src="(data:image/[^,"]*,[^"]*)">')
 _IMAGE_TAG_START = '<img src="data:image/'

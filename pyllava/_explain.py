@@ -24,7 +24,7 @@ from .heat_map import HeatMap
 from .views import frames
 
 if TYPE_CHECKING:
-    from .scores import Begun, Question, Scorer
+    from ._scorer import Begun, Question, Scorer
 
 Covered: TypeAlias = Literal["all", "overview", "tiles"]
 Floats: TypeAlias = npt.NDArray[np.float64]
