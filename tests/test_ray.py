@@ -133,6 +133,17 @@ def test_a_batch_without_pictures_is_told(captioner: Captioner) -> None:
         captioner({"id": np.arange(2), "text": objects(["a", "b"])})
 
 
+def test_structured_captions(folder: Path) -> None:
+    pytest.importorskip("llguidance")
+    paths = objects([str(path) for path in sorted(folder.iterdir())[:2]])
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    whole = Captioner(prompt="Describe it.", schema=schema, max_tokens=60)({"path": paths})
+    assert [set(json.loads(caption)) for caption in whole["caption"]] == [{"text"}] * 2
+    cut = Captioner(prompt="Describe it.", schema=schema, max_tokens=1)({"path": paths})
+    assert list(cut["status"]) == ["error"] * 2
+    assert "before it was whole" in cut["error"][0]
+
+
 def test_options_of_model_and_question(folder: Path, captions: dict[str, str]) -> None:
     made = Captioner("demo", prompt=QUESTION, column="file", n_parallel=2, n_threads=1, max_tokens=3)
     with made.model as model:

@@ -82,9 +82,9 @@ def outcome(
     captions: list[str] = []
     if error is None:
         try:
-            captions = [texts.caption_of(answer.text) for answer in answers]
             if has_data and any(answer.was_cut for answer in answers):
                 raise ValueError("the answer ended before it was whole: raise -n")
+            captions = [texts.caption_of(answer.text) for answer in answers]
         except ValueError as refusal:
             error = refusal
     seconds = math.fsum(a.timings.encode + a.timings.prefill + a.timings.decode for a in answers)

@@ -13,7 +13,7 @@ from ..bulk import inputs, tables
 from ..bulk.rows import outcome
 from ..bulk.texts import Texts
 from ..errors import ImageError
-from ..sampling import Options
+from ..sampling import STRUCTURES, Options
 from .cluster import assigned_cpus, cpus_of_nodes, library, node, seen_by_workers, sizes
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Captioner:
       ``ray.data.read_binary_files`` and ``read_images`` give them (default: bytes, image or path, whichever there is).
     - `options`: those of `Llava` and of `Llava.ask`. In a Ray actor `n_threads` are the CPUs that the actor was given.
 
+    With `schema`, `regex`, `choices` or `grammar` a caption is the text of a structured answer; one that was cut is an error.
     A picture that fails costs nothing but its caption: its row has status "error", and `error` says why, and on which node.
     """
 
@@ -71,7 +72,8 @@ class Captioner:
 
     def _row(self, result: Result[Any]) -> tables.Row:
         name = result.source if isinstance(result.source, str) else ""
-        row = outcome(self._texts, result.answers, result.error, name)
+        structured = any(self._asking.get(option) is not None for option in STRUCTURES)
+        row = outcome(self._texts, result.answers, result.error, name, has_data=structured)
         return row if row["error"] is None else {**row, "error": row["error"] + node()}
 
 
