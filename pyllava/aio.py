@@ -27,14 +27,17 @@ from ._engine import own_epoch
 from ._lib.values import is_false
 from ._request import Epoch
 from ._scheduler import Stats
+from ._scorer import Loglikelihood, Scores
 from .answer import Answer, Stream, Usage
 from .batch import Result
 from .chat import Chat
 from .errors import ClosedError
+from .heat_map import HeatMap
 from .images import ImageSource
 from .llava import Llava
 from .sampling import Options
 from .templates import ImageMark, Message
+from .view import ImageView
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -319,7 +322,30 @@ class AsyncLlava:
         """A conversation: later questions remember earlier questions, answers and images."""
         return AsyncChat(self, system)
 
+    async def score(self, images: Images, prompt: str, choices: Sequence[str], **options: Any) -> Scores:
+        """As ``Llava.score``."""
+        async with self._room:
+            return await self._call(lambda llava: llava.score(images, prompt, choices, **options))
+
+    async def loglikelihood(
+        self, images: Images, prompt: str, answer: str | Sequence[int], **options: Any
+    ) -> Loglikelihood:
+        """As ``Llava.loglikelihood``."""
+        async with self._room:
+            return await self._call(lambda llava: llava.loglikelihood(images, prompt, answer, **options))
+
+    async def explain(
+        self, images: Images, prompt: str, answer: str | Sequence[int] | None = None, **options: Any
+    ) -> HeatMap:
+        """As ``Llava.explain``; `announce` is called in another thread."""
+        async with self._room:
+            return await self._call(lambda llava: llava.explain(images, prompt, answer, **options))
+
     # ------------------------------------------------------------------------------------------ the rest
+
+    async def view(self, image: ImageSource, **options: Any) -> ImageView:
+        """As ``Llava.view``."""
+        return await self._call(lambda llava: llava.view(image, **options))
 
     async def encode_image(self, image: ImageSource | ImageEmbedding) -> ImageEmbedding:
         return await self._call(lambda llava: llava.encode_image(image))

@@ -469,3 +469,37 @@ def test_a_loop_that_ends_early_harms_nobody() -> None:
     assert engine.has_ended
     with contextlib.suppress(AttributeError):
         assert not engine._scheduler.jobs
+
+
+def test_scores_heat_maps_and_views() -> None:
+    async def work(m: AsyncLlava) -> None:
+        choices = ["2", "4"]
+        scores, said = await asyncio.gather(
+            m.score(SCENE, COUNT, choices), m.loglikelihood(SCENE, COUNT, "4", with_end=True)
+        )
+        heat, view = await asyncio.gather(m.explain(DUCK, DESCRIBE, windows=4), m.view(DUCK))
+        llava = await m.load()
+        assert scores == llava.score(SCENE, COUNT, choices)
+        assert said == llava.loglikelihood(SCENE, COUNT, "4", with_end=True)
+        assert (heat.array == llava.explain(DUCK, DESCRIBE, windows=4).array).all()
+        assert view.image().size == llava.view(DUCK).image().size
+
+    with_demo(work)
+
+
+def test_a_task_that_scores_is_cancelled() -> None:
+    async def work(m: AsyncLlava) -> None:
+        task = asyncio.create_task(m.explain(SCENE, DESCRIBE, "no " * 300))
+        await until(lambda: m.stats().running > 0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: is_free(m))
+
+    with_demo(work)
+
+
+def test_what_waits_has_the_names_of_llava() -> None:
+    at_once = {"detokenize", "n_embd", "token_text", "tokenize"}  # of the model that load() gives
+    names = {name for name in dir(pyllava.Llava) if not name.startswith("_")}
+    assert names - at_once <= set(dir(AsyncLlava))
