@@ -1,0 +1,144 @@
+"""The examples of documentation pages, and a place where they run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+NOT_HERE = {
+    r"pip (install|wheel) ": "installs",
+    r"(make|cmake|apt-get|git|docker|podman|auditwheel|sbatch|mkdocs|gh|twine|uvicorn|curl|llm) ": "another program",
+    r"cd ": "the folder of a checkout",
+    r"\. |CC=|python3 -m venv": "sets up an environment",
+    r"python (packaging|bench|convert)/|pytest": "a checkout, and minutes",
+    r"cp \.\./|mkdir vit": "files of a checkpoint",
+    r"pyllava-cli (convert|.*(mmproj vit|models/joycaption|llava-v1.6-vicuna-7b))": "a published checkpoint",
+}
+"""How commands begin that no test runs, and what they would need."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fenced block of commands or of Python, and what the page says that it prints (None: it does not say)."""
+
+    language: str
+    code: str
+    line: int
+    printed: str | None
+
+
+_BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>sh|python)\n(?P<code>.*?)^ *```$(?:\n\s*^ *```text\n(?P<printed>.*?)^ *```$)?",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def examples(page: Path) -> list[Example]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Example(
+            found["language"],
+            textwrap.dedent(found["code"]),
+            text.count("\n", 0, found.start()) + 1,
+            None if found["printed"] is None else textwrap.dedent(found["printed"]),
+        )
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+def runnable(code: str) -> str:
+    """The commands of a block that can run in `workplace`."""
+    lines = re.sub(r"\\\n\s*", "", code).splitlines()
+    return "\n".join(line for line in lines if line and not any(re.match(begin, line) for begin in NOT_HERE))
+
+
+def workplace(folder: Path) -> Path:
+    """What the examples speak of: pictures, and the demo models under the names of published ones."""
+    models, photos = ROOT / "pyllava" / "models", folder / "photos"
+    for name, demo in (("llava-v1.5-7b", "demo"), ("llava-v1.6-mistral-7b", "demo-1.6")):
+        place = folder / "models" / name
+        place.mkdir(parents=True)
+        (place / "ggml-model-f16.gguf").symlink_to(models / f"{demo}-q8_0.gguf")
+        (place / "mmproj-model-f16.gguf").symlink_to(models / f"{demo}-mmproj-q8_0.gguf")
+    for name in ("ggml-model-f16.gguf", "mmproj-model-f16.gguf"):
+        shutil.copy(folder / "models" / "llava-v1.5-7b" / name, folder / name)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    photos.mkdir()
+    scenes = ("scene", "duck", "hearts", "sign", "bread")
+    for name, scene in zip(("cat", "a", "b"), scenes, strict=False):
+        with Image.open(ROOT / "examples" / f"{scene}.png") as image:
+            image.convert("RGB").save(folder / f"{name}.jpg", quality=95)
+    for scene in scenes:
+        shutil.copy(ROOT / "examples" / f"{scene}.png", photos)
+    (folder / "bin").mkdir()
+    for program, words in (("pyllava-cli", "-m pyllava"), ("python", "")):
+        path = folder / "bin" / program
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
+        path.chmod(0o755)
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COLUMNS")}
+    path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+    return {
+        **kept,
+        "PATH": path,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def run_shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code],
+        cwd=folder,
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+_DRIVER = """
+import contextlib, io, json, sys
+from pathlib import Path
+import pyllava
+names = {"__name__": "__main__", "pyllava": pyllava, "paths": sorted(Path("photos").iterdir())}
+printed = []
+for where, code in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        exec(compile(code, where, "exec"), names)
+    printed.append(text.getvalue())
+json.dump(printed, sys.stdout)
+"""
+
+
+def run_python(blocks: Sequence[tuple[str, str]], folder: Path) -> list[str]:
+    """What each of a page's blocks (where it stands, its code) prints, all of them run in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER],
+        cwd=folder,
+        env=environment(folder),
+        input=json.dumps(blocks),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed: list[str] = json.loads(done.stdout)
+    return printed
