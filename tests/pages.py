@@ -19,9 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 NOT_HERE = {
     r"pip (install|wheel) ": "installs",
-    r"(make|cmake|apt-get|git|docker|podman|auditwheel|sbatch|mkdocs|gh|twine|uvicorn|curl|llm) ": "another program",
-    r"cd ": "the folder of a checkout",
-    r"\. |CC=|python3 -m venv": "sets up an environment",
+    r"(apt-get|git|docker|auditwheel|sbatch|gh|twine|MODEL=\S+ uvicorn|curl) ": "another program",
     r"python (packaging|bench|convert)/|pytest": "a checkout, and minutes",
     r"cp \.\./|mkdir vit": "files of a checkpoint",
     r"pyllava-cli (convert|.*(mmproj vit|models/joycaption|llava-v1.6-vicuna-7b))": "a published checkpoint",
