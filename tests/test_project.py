@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,20 +35,23 @@ def test_links_between_files_lead_somewhere() -> None:
         assert (page.parent / path).exists(), f"{page.relative_to(ROOT)}: {path}"
 
 
-def test_the_description_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "packaging"))
-    monkeypatch.chdir(ROOT)
-    import long_description
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    described = long_description.dynamic_metadata("readme", {"repository": ""})
-    assert described == {"content-type": "text/markdown", "text": readme}
-    text = long_description.dynamic_metadata("readme", {"repository": "https://example.org/x/"})["text"]
+def test_a_release_has_the_addresses_of_its_repository(tmp_path: Path) -> None:
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, ROOT / "packaging" / "addresses.py", "https://example.org/me/x/", "v1.2"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert not LINK.findall(without_code(text))
-    assert "](https://example.org/x/raw/HEAD/examples/scene.png)" in text
-    assert "](https://example.org/x/blob/HEAD/CONTRIBUTING.md)" in text
-    with pytest.raises(ValueError, match="need readme"):
-        long_description.dynamic_metadata("version", {"repository": ""})
+    assert "](https://example.org/me/x/raw/v1.2/examples/scene.png)" in text
+    assert "](https://example.org/me/x/blob/v1.2/CONTRIBUTING.md)" in text
+    settings = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")
+    assert settings.endswith("""
+[project.urls]
+Repository = 'https://example.org/me/x'
+Issues = 'https://example.org/me/x/issues'
+Changelog = 'https://example.org/me/x/blob/v1.2/CHANGELOG.md'
+""")
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 1
 
 
 def test_the_citation_has_the_version() -> None:
