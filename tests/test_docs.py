@@ -59,16 +59,18 @@ def test_the_page_of_commands_has_every_option() -> None:
     parsers = commands.parsers()
     assert {f"pyllava-cli {name}" for name in COMMANDS} < {parser.prog for parser in parsers}
     for parser in parsers:
-        section = page.partition(f"\n## {parser.prog}\n")[2].partition("\n## ")[0]
+        section = page.partition(f"\n### {parser.prog}\n")[2].partition("\n### ")[0]
         for action in parser._actions:
             assert all(f"`{name}`" in section for name in action.option_strings), parser.prog
 
 
 @pytest.mark.usefixtures("tools")
-def test_the_terminal_s_picture_is_a_real_run() -> None:
+def test_the_pictures_are_of_this_version() -> None:
+    """python docs/tools/pictures.py draws them again."""
     from tools import pictures
 
-    assert pictures.terminal() == (pictures.FOLDER / "terminal.svg").read_text(encoding="utf-8")
+    for name, draw in (("terminal.svg", pictures.terminal), ("speed.svg", pictures.speed)):
+        assert draw() == (pictures.FOLDER / name).read_text(encoding="utf-8")
 
 
 def test_the_navigation_has_every_page() -> None:

@@ -44,7 +44,7 @@ def page() -> str:
 
 
 def _section(parser: argparse.ArgumentParser) -> Iterator[str]:
-    yield f"## {parser.prog}\n"
+    yield f"### {parser.prog}\n"
     # What follows a blank line keeps its layout: it is a list or a table in the terminal.
     first, _, rest = (parser.description or "").partition("\n\n")
     yield f"{_text(' '.join(first.split()))}\n"

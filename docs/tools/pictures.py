@@ -2,6 +2,7 @@
 
 - terminal.svg: commands and what they print, from a real run.
 - tiles.jpg: a photograph as LLaVA-1.6 sees it, from the views that its tower gets.
+- speed.svg: how many times as fast as llama.cpp, from the table in bench/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -34,6 +35,17 @@ ANYRES = ImageSpec(
     336, aspect="anyres", pinpoints=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 )
 GAP = 12
+
+RATIOS = (  # a bar, the row of the table that it shows, and which of the row's numbers
+    ("reading a prompt of 512 tokens, 7B", "prefill of 512, 7B q4_k_m", 0),
+    ("1.1B", "prefill of 512, 1.1B q4_k_m", 0),
+    ("seeing a picture (CLIP-L/336)", "CLIP-L/336 f16, one view (before fc2 in int8)", 0),
+    ("writing eight answers at once, 7B", "decode 7B, one / eight sequences", 1),
+    ("1.1B", "decode 1.1B, one / eight sequences", 1),
+    ("writing one answer, 7B", "decode 7B, one / eight sequences", 0),
+    ("1.1B", "decode 1.1B, one / eight sequences", 0),
+)
+BAR, ROW, SCALE = 250, 30, 110  # where bars begin, how far apart they are, how long "as fast" is
 
 
 def terminal() -> str:
@@ -89,6 +101,35 @@ def tiles(photograph: Path) -> Image.Image:
     return canvas
 
 
+def speed() -> str:
+    """An SVG with a bar for each of RATIOS."""
+    results = (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
+    table = results.partition("\n| work | pyllava | llama.cpp | ratio | of the limit |\n")[2].partition(
+        "\n\n"
+    )[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    ratios = {row[0]: row[3].split(" / ") for row in rows}
+    height, width = ROW * len(RATIOS) + 34, BAR + 4 * SCALE + 60
+    parts = []
+    for i, (name, row, which) in enumerate(RATIOS):
+        y, ratio = ROW * i + 8, ratios[row][which]
+        length = round(float(ratio) * SCALE)
+        parts += [
+            f'<text x="{BAR - 10}" y="{y + 15}" text-anchor="end">{name}</text>',
+            f'<rect x="{BAR}" y="{y}" width="{length}" height="20" rx="2" fill="#4c72b0"/>',
+            f'<text x="{BAR + length + 8}" y="{y + 15}">{ratio}</text>',
+        ]
+    x, bottom = BAR + SCALE, height - 26
+    line = f'<line x1="{x}" y1="0" x2="{x}" y2="{bottom}" stroke="#59616e" stroke-dasharray="4 3"/>'
+    as_fast = f'<text x="{x}" y="{height - 8}" text-anchor="middle">as fast as llama.cpp</text>'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    style = "<style>text{font:13px system-ui,sans-serif;fill:#24292f}</style>"
+    back = f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+    return "\n".join([svg, style, back, *parts, line, as_fast, "</svg>\n"])
+
+
 if __name__ == "__main__":
     (FOLDER / "terminal.svg").write_text(terminal(), encoding="utf-8")
+    (FOLDER / "speed.svg").write_text(speed(), encoding="utf-8")
     tiles(FOLDER / "cat.jpg").save(FOLDER / "tiles.jpg", quality=85, optimize=True)
