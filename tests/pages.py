@@ -75,9 +75,10 @@ def workplace(folder: Path) -> Path:
     (folder / "examples").symlink_to(ROOT / "examples")
     photos.mkdir()
     scenes = ("scene", "duck", "hearts", "sign", "bread")
-    for name, scene in zip(("cat", "a", "b"), scenes, strict=False):
+    for name, scene in zip(("cat", "dog", "a", "b"), scenes, strict=False):
         with Image.open(ROOT / "examples" / f"{scene}.png") as image:
             image.convert("RGB").save(folder / f"{name}.jpg", quality=95)
+            image.save(folder / f"{name}.png")
     for scene in scenes:
         shutil.copy(ROOT / "examples" / f"{scene}.png", photos)
     (folder / "bin").mkdir()
@@ -98,12 +99,12 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def run_shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], folder: Path, given: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code],
+        command,
         cwd=folder,
         env=environment(folder),
-        stdin=subprocess.DEVNULL,
+        input=given,
         capture_output=True,
         text=True,
         timeout=300,
@@ -111,11 +112,15 @@ def run_shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run_shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run(["bash", "-euo", "pipefail", "-c", code], folder)
+
+
 _DRIVER = """
 import contextlib, io, json, sys
 from pathlib import Path
 import pyllava
-names = {"__name__": "__main__", "pyllava": pyllava, "paths": sorted(Path("photos").iterdir())}
+names = {"pyllava": pyllava, "paths": sorted(Path("photos").iterdir())}
 printed = []
 for where, code in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -126,17 +131,18 @@ json.dump(printed, sys.stdout)
 
 
 def run_python(blocks: Sequence[tuple[str, str]], folder: Path) -> list[str]:
-    """What each of a page's blocks (where it stands, its code) prints, all of them run in one process."""
-    done = subprocess.run(
-        [sys.executable, "-c", _DRIVER],
-        cwd=folder,
-        env=environment(folder),
-        input=json.dumps(blocks),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """What each of a page's blocks (where it stands, its code) prints.
+
+    They run in one process, with the names of those before, but for programs, which start processes of their own.
+    """
+    programs = {where: code for where, code in blocks if "__main__" in code}
+    together = [block for block in blocks if block[0] not in programs]
+    done = run([sys.executable, "-c", _DRIVER], folder, json.dumps(together))
     assert done.returncode == 0, done.stderr
-    printed: list[str] = json.loads(done.stdout)
-    return printed
+    printed = dict(zip((where for where, _ in together), json.loads(done.stdout), strict=True))
+    for where, code in programs.items():
+        (folder / "program.py").write_text(code, encoding="utf-8")
+        done = run([sys.executable, "program.py"], folder)
+        assert done.returncode == 0, f"{where}\n{done.stderr}"
+        printed[where] = done.stdout
+    return [printed[where] for where, _ in blocks]
