@@ -39,6 +39,14 @@ _FENCED = re.compile(r"^(```.*?^```\s*?$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
+def on_config(config: Any) -> Any:
+    """A page of docs/ that `nav` does not name is a how-to."""
+    listed = set(re.findall(r"[\w./-]+\.md", str(config.nav)))
+    [how_to] = [part["How to"] for part in config.nav if "How to" in part]
+    how_to += sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in listed)
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     for pattern in ELSEWHERE:
         for path in sorted(ROOT.glob(pattern)):
