@@ -22,6 +22,7 @@ NOT_HERE = {
     r"(apt-get|git|docker|auditwheel|sbatch|gh|twine|MODEL=\S+ uvicorn|curl) ": "another program",
     r"python (packaging|bench|convert)/|pytest": "a checkout, and minutes",
     r"cp \.\./|mkdir vit": "files of a checkpoint",
+    r"pyllava-cli (pull|rm|-hf|-m llava-1.6) ?": "the network",
     r"pyllava-cli (convert|.*(mmproj vit|models/joycaption|llava-v1.6-vicuna-7b))": "a published checkpoint",
 }
 """How commands begin that no test runs, and what they would need."""
@@ -94,6 +95,8 @@ def environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
     return {
         **kept,
+        "HF_HOME": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "1",
         "PATH": path,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
