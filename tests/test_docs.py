@@ -24,7 +24,7 @@ def test_examples_run_and_print_what_the_page_says(page: Path, tmp_path: Path) -
     for example in (example for example in found if example.language == "sh"):
         code = pages.runnable(example.code)
         done = pages.run_shell(code, folder)
-        assert done.returncode == 0, f"{page.name}:{example.line}\n{code}\n{done.stderr}"
+        pages.check(done, f"{page.name}:{example.line}\n{code}")
         assert example.printed in (None, done.stdout), f"{page.name}:{example.line}"
     python = [example for example in found if example.language == "python"]
     printed = pages.run_python([(f"{page.name}:{item.line}", item.code) for item in python], folder)
