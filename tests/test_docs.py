@@ -12,12 +12,16 @@ import pytest
 from tests import pages
 
 ROOT = pages.ROOT
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "examples" / "demo_model" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 WITH_EXAMPLES = [page for page in PAGES if pages.examples(page)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the examples are for a POSIX shell")
-@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 def test_examples_run_and_print_what_the_page_says(page: Path, tmp_path: Path) -> None:
     folder = pages.workplace(tmp_path)
     found = pages.examples(page)
