@@ -23,6 +23,7 @@ NOT_HERE = {
     r"(apt-get|git|docker|auditwheel|sbatch|gh|twine|MODEL=\S+ uvicorn|curl) ": "another program",
     r"python (packaging|bench|convert)/|python -m examples|pytest": "a checkout, and minutes",
     r"cp \.\./|mkdir vit": "files of a checkpoint",
+    r"pyllava-cli caption /data": "a cluster",
     r"pyllava-cli (pull|rm|-hf|-m llava-1.6) ?": "the network",
     r"pyllava-cli (convert|.*(mmproj vit|models/joycaption|llava-v1.6-vicuna-7b))": "a published checkpoint",
 }
