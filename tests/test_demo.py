@@ -67,11 +67,11 @@ def test_a_sample_of_the_table(demo: pyllava.Llava) -> None:
     assert right / total >= 0.95, evaluate.table(counts)
 
 
-def test_the_small_writing_of_the_readme() -> None:
-    """The 1.6 demo reads what is lost in the 1.5 demo's one view; both answers are printed in the README."""
-    readme = (ROOT / "README.md").read_text()
+def test_the_small_writing_of_its_page() -> None:
+    """The 1.6 demo reads what is lost in the 1.5 demo's one view; both answers are printed in the demo's page."""
+    page = (ROOT / "examples" / "demo_model" / "README.md").read_text()
     question = "What words are there?"
-    shown = dict(re.findall(r"pyllava-cli -m (demo[-.0-9]*) --image examples/poster.png .*?# (.+)", readme))
+    shown = dict(re.findall(r"pyllava-cli -m (demo[-.0-9]*) --image examples/poster.png .*?# (.+)", page))
     for name in ("demo", "demo-1.6"):
         done = run_cli("-m", name, "--image", POSTER, "-p", question)
         assert done.returncode == 0

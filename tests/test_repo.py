@@ -297,5 +297,8 @@ def test_the_repository_speaks_of_the_project_alone() -> None:
     )
     for name in listed.stdout.splitlines():
         path = ROOT / name
-        if path.suffix in {".py", ".c", ".h", ".md", ".toml", ".txt", ".cmake", ""} and path.is_file():
+        if (
+            path.suffix in {".py", ".c", ".h", ".md", ".toml", ".txt", ".cmake", ".yml", ".cff", ""}
+            and path.is_file()
+        ):
             assert not forbidden.search(path.read_text(errors="replace")), name

@@ -1,0 +1,1 @@
+"""What makes the documentation site and its pictures; `mkdocs.yml` names the hooks."""
