@@ -77,6 +77,9 @@ def main() -> None:
             options.model, options.mmproj, n_parallel=options.parallel, kv_cells="pictures"
         ) as many,
     ):
+        for path in draw(Path(folder), 1, "first"):  # so that all files have been read once
+            for model in (one, many):
+                model.ask(path, QUESTION, max_tokens=1)
         for number in range(options.rounds):
             paths = draw(Path(folder), options.pictures, f"round{number}")
             answers = {}
