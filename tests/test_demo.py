@@ -57,8 +57,6 @@ def test_files_are_small() -> None:
 
 def test_a_sample_of_the_table(demo: pyllava.Llava) -> None:
     pytest.importorskip("matplotlib")
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # behind an installed pyllava: only examples/ is wanted from here
     from examples.demo_model import evaluate
 
     counts = evaluate.grade(lambda image, text: str(demo.ask(image, text)), 4, 25)
@@ -94,8 +92,6 @@ def small_words(**options: Any) -> tuple[int, int]:
 
 def test_a_sample_of_the_table_of_small_writing() -> None:
     pytest.importorskip("matplotlib")
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
     right, total = small_words(model="demo-1.6")
     assert total > 40
     assert right / total >= 0.9

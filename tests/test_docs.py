@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
-
-from tests import pages
 
 ROOT = pages.ROOT
 PAGES = [

@@ -8,9 +8,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pages
 import pytest
-
-from tests import pages
 
 ROOT = Path(__file__).parent.parent
 SCENE = ROOT / "examples" / "scene.png"

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -371,8 +370,6 @@ def test_the_peak_lies_on_the_object_asked_about_in_85_of_100(name: str) -> None
 
 def assert_points(model: pyllava.Llava, n_questions: int) -> None:
     pytest.importorskip("matplotlib")
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # behind an installed pyllava: only examples/ is wanted from here
     from examples.demo_model import pointing
 
     found = pointing.play(model, 6, n_questions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,8 +204,6 @@ def test_ids_that_are_refused(demo: pyllava.Llava, ids: list[int], text: str) ->
 def test_the_probabilities_of_yes_and_no_are_calibrated(demo: pyllava.Llava) -> None:
     """A sample of the table in docs/scores.md."""
     pytest.importorskip("matplotlib")
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # behind an installed pyllava: only examples/ is wanted from here
     from examples.demo_model import calibration
 
     found = calibration.scored(demo, 4, 60)
