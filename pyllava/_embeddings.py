@@ -216,8 +216,10 @@ class Pictures:
             raise ModelMismatchError(
                 f"image embedding of the projector {embedding.projector}: {ours}; encode the picture with this model"
             )
-        if len(shape) != 2 or shape[1] != width:
-            raise ModelMismatchError(f"image embedding of shape {shape}: {self._name} takes (n, {width})")
+        if len(shape) != 2 or shape[1] != width or not shape[0]:
+            raise ModelMismatchError(
+                f"image embedding of shape {shape}: {self._name} takes (n, {width}), n from 1 on"
+            )
 
     def encode(self, picture: Picture | ImageEmbedding, epoch: Epoch, *, keep: bool = True) -> ImageEmbedding:
         """The rows of a picture; `keep`: they are kept for the next question about it."""

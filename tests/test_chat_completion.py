@@ -334,7 +334,7 @@ def test_messages_of_another_type(m: pyllava.Llava) -> None:
         ({"top_logprobs": 2}, "top_logprobs needs logprobs=True"),
         ({"logit_bias": {"red": 1}}, "logit_bias: found 'red', need token ids"),
         ({"top_p": 2.0}, "top_p: found 2"),
-        ({"temperature": -1.0}, "temperature: found -1.0, need 0 or more"),
+        ({"temperature": -1.0}, "temperature: found -1.0, need a number of at least 0"),
     ],
 )
 def test_wrong_options(m: pyllava.Llava, options: Any, what: str) -> None:

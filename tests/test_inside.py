@@ -128,6 +128,17 @@ def test_an_embedding_of_another_model_is_refused(demo: pyllava.Llava, tiled: py
         tiled.ask(dataclasses.replace(by_hand, array=made.array[:, 1:]), QUESTION)
 
 
+def test_an_embedding_without_rows_is_refused(demo: pyllava.Llava) -> None:
+    with pytest.raises(pyllava.ModelMismatchError, match=r"shape \(0, 256\): .* n from 1 on"):
+        demo.ask(pyllava.ImageEmbedding(np.zeros((0, 256), np.float32), (8, 8), 1), "What is it?")
+
+
+@pytest.mark.parametrize(("n_images", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+def test_a_view_of_how_many(demo: pyllava.Llava, n_images: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        demo.view(SCENE, n_images=n_images)
+
+
 def test_an_embedding_is_refused_without_a_projector(tmp_path: Path, demo: pyllava.Llava) -> None:
     alone = tmp_path / "alone.gguf"
     alone.write_bytes(demo.files.model.read_bytes())
@@ -460,6 +471,8 @@ def test_the_command_view(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["view", str(SCENE)], 2, "need -o FILE for the drawing, or --json"),
         (["view", "/nowhere/x.png", "--json"], 1, "/nowhere/x.png: No such file"),
+        (["view", str(SCENE), "-o", str(SCENE)], 1, "is both input and output"),
+        (["view", SCENE.as_uri(), "-o", str(SCENE)], 1, "is both input and output"),
         (["view", str(SCENE), "-o", "/nowhere/x.png"], 1, "no such folder to write into"),
         (["view", str(SCENE), "--json", "--mmproj", "x"], 2, "--mmproj: needs -m"),
     ],
