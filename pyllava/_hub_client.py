@@ -240,6 +240,8 @@ def _stream(url: str, out: BinaryIO, n_bytes: int, report: Callable[[str, int], 
                 for chunk in response.iter_bytes(chunk_size=_CHUNK):
                     out.write(chunk)
                     report("fetch", len(chunk))
+                    if out.tell() > n_bytes:  # no end of it, perhaps
+                        return
         except _transport_errors() as error:
             n_tries = 0 if out.tell() > before else n_tries + 1
             if n_tries > _RETRIES or isinstance(error, hub.errors.HfHubHTTPError):

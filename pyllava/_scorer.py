@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args
@@ -26,6 +26,7 @@ from ._request import Epoch, Given
 from ._script import Script
 from .answer import Answer, Timings, TokenLogprob, Usage
 from .images import ImageSource
+from .sampling import check_texts
 from .templates import ImageMark, Part, Text
 
 Normalize: TypeAlias = Literal["sum", "mean"]
@@ -312,9 +313,7 @@ def softmax(log_values: Sequence[float]) -> list[float]:
 
 
 def _check_choices(choices: Sequence[str]) -> None:
-    is_list = isinstance(choices, Collection) and not isinstance(choices, str)
-    if not is_list or not all(isinstance(choice, str) for choice in choices):
-        raise TypeError(f"choices: found {choices!r:.80}, need a list of texts")
+    check_texts("choices", choices)
     if len(choices) < 2:
         raise ValueError(f"choices: found {len(choices)}, need 2 or more")
 

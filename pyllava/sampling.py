@@ -150,12 +150,8 @@ class Sampling:
             check_number(option.name, getattr(self, option.name), str(option.type))
         for name in ("stop", "dry_sequence_breakers", "samplers", "choices"):
             texts = getattr(self, name)
-            if isinstance(texts, str):
-                raise TypeError(f"{name}: found a text, need a list of texts")
-            if name == "samplers" and texts is None:
-                continue
-            if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
-                raise TypeError(f"{name}: found {texts!r:.80}, need a list of texts")
+            if texts is not None or name in ("stop", "dry_sequence_breakers"):
+                check_texts(name, texts)
         if not isinstance(self.logit_bias, Mapping):
             raise TypeError(f"logit_bias: found {self.logit_bias!r:.80}, need a dict of token ids or texts")
         if self.temperature < 0:
@@ -196,6 +192,14 @@ class Sampling:
         if self.seed is None:
             options["seed"] = secrets.randbits(64)
         return _lib.SamplerHandle(model, **options)
+
+
+def check_texts(name: str, texts: object) -> None:
+    """TypeError for what is no list of texts; an iterator would be empty when it is looked at again."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: found a text, need a list of texts")
+    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name}: found {texts!r:.80}, need a list of texts")
 
 
 def check_number(name: str, value: object, annotation: str) -> None:

@@ -342,6 +342,22 @@ def test_wrong_options(m: pyllava.Llava, options: Any, what: str) -> None:
         m.create_chat_completion([asked("a")], **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"temperature": None}, "temperature: found None, need a number"),
+        ({"top_k": "x"}, "top_k: found 'x', need an integer"),
+        ({"max_tokens": "x"}, "max_tokens: found 'x', need an integer"),
+        ({"logit_bias": [1, 2]}, "logit_bias: found .1, 2., need a dict"),
+        ({"stop": 3}, "stop: found 3, need a list of texts"),
+        ({"stop": [3]}, "stop: found .3., need a list of texts"),
+    ],
+)
+def test_options_of_other_types(m: pyllava.Llava, options: Any, what: str) -> None:
+    with pytest.raises(TypeError, match=what):
+        m.create_chat_completion([asked("a")], **options)
+
+
 def test_neutral_values_are_taken(m: pyllava.Llava) -> None:
     options: Any = {
         "tools": [],

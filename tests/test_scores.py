@@ -174,7 +174,7 @@ def test_a_cancelled_score_leaves_the_model_usable() -> None:
     ("choices", "options", "error", "text"),
     [
         (["Red"], {}, ValueError, "choices: found 1, need 2 or more"),
-        ("Red", {}, TypeError, "choices: found 'Red', need a list of texts"),
+        ("Red", {}, TypeError, "choices: found a text, need a list of texts"),
         (["Red", 1], {}, TypeError, "need a list of texts"),
         (None, {}, TypeError, "choices: found None, need a list of texts"),
         (iter(["Red", "Blue"]), {}, TypeError, "need a list of texts"),
