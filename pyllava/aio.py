@@ -42,8 +42,6 @@ from .view import ImageView
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from .view import ImageView
-
 T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 _MOMENT = 0.002  # seconds between two looks whether the engine has ended
@@ -361,22 +359,6 @@ class AsyncLlava:
         self, images: Images, prompt: str | Sequence[int | ImageMark], **options: Any
     ) -> FloatArray:
         return await self._call(lambda llava: llava.logits(images, prompt, **options))
-
-    async def score(self, images: Images, prompt: str, choices: Sequence[str], **options: Any) -> Scores:
-        return await self._call(lambda llava: llava.score(images, prompt, choices, **options))
-
-    async def loglikelihood(
-        self, images: Images, prompt: str, answer: str | Sequence[int], **options: Any
-    ) -> Loglikelihood:
-        return await self._call(lambda llava: llava.loglikelihood(images, prompt, answer, **options))
-
-    async def explain(
-        self, images: Images, prompt: str, answer: str | Sequence[int] | None = None, **options: Any
-    ) -> HeatMap:
-        return await self._call(lambda llava: llava.explain(images, prompt, answer, **options))
-
-    async def view(self, image: ImageSource, **options: Any) -> ImageView:
-        return await self._call(lambda llava: llava.view(image, **options))
 
 
 async def _chunks(reply: Reply, answer: AsyncStream) -> AsyncGenerator[Dictionary, None]:

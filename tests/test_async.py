@@ -67,19 +67,6 @@ def demo() -> Any:
 # --- the same answers ---
 
 
-def test_scores_heat_maps_and_views(demo: pyllava.Llava) -> None:
-    async def work(m: AsyncLlava) -> None:
-        scores = await m.score(SCENE, COUNT, ["One", "Two"], logprobs=1)
-        assert scores == demo.score(SCENE, COUNT, ["One", "Two"])
-        found = await m.loglikelihood(SCENE, COUNT, "One", with_end=True)
-        assert found.logprob == scores.loglikelihoods["One"].logprob
-        heat = await m.explain(SCENE, COUNT, "One", windows=4)
-        assert heat.array.shape == (2, 2)
-        assert (await m.view(SCENE, n_images=2)).facts() == demo.view(SCENE).facts()
-
-    with_demo(work)
-
-
 def test_questions(demo: pyllava.Llava) -> None:
     async def work(m: AsyncLlava) -> None:
         answer = await m.ask(SCENE, DESCRIBE, logprobs=1)
