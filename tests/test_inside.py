@@ -300,10 +300,37 @@ def test_files_that_tell_nonsense(
 
 def test_rows_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     rows = np.zeros((3, 4), np.float32)
-    rows[1, 1] = np.nan
-    pyllava.ImageEmbedding(rows, (5, 5), 1).save(tmp_path / "a.npz")
+    rows[1, 1] = 0.3
+    file = tmp_path / "a.safetensors"
+    pyllava.ImageEmbedding(rows, (5, 5), 1).save(file)
+    file.write_bytes(file.read_bytes().replace(rows[1, 1].tobytes(), np.float32(np.nan).tobytes()))
     with pytest.raises(pyllava.ImageError, match="NaN or infinite"):
-        pyllava.ImageEmbedding.load(tmp_path / "a.npz")
+        pyllava.ImageEmbedding.load(file)
+
+
+@pytest.mark.parametrize(
+    ("array", "size"),
+    [
+        (np.full((1, 2), np.nan, np.float32), (1, 1)),
+        (np.zeros((0, 2), np.float32), (1, 1)),
+        (np.zeros(2, np.float32), (1, 1)),
+        (np.zeros((1, 2), np.float32), (0, 1)),
+        (np.zeros((1, 2), np.float32), (1, 2**31)),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, array: Any, size: tuple[int, int]
+) -> None:
+    for suffix in (".npz", ".safetensors"):
+        with pytest.raises(ValueError, match="need"):
+            pyllava.ImageEmbedding(array, size, 1).save(tmp_path / f"x{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_of_numpy_are_written_as_others(tmp_path: Path) -> None:
+    width: Any = np.int64(3)
+    pyllava.ImageEmbedding(np.ones((1, 2), np.float32), (width, 4), 1).save(tmp_path / "x.npz")
+    assert pyllava.ImageEmbedding.load(tmp_path / "x.npz").size == (3, 4)
 
 
 def test_names_of_files(tmp_path: Path) -> None:
