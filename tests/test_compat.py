@@ -158,8 +158,8 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compat.md").read
 def test_the_programs_of_the_page_run(tmp_path: Path, program: str) -> None:
     folder = tmp_path / "models" / "llava-v1.5-7b"
     folder.mkdir(parents=True)
-    (folder / "model.gguf").symlink_to(MODEL)
-    (folder / "mmproj.gguf").symlink_to(MMPROJ)
+    (folder / "ggml-model-f16.gguf").symlink_to(MODEL)
+    (folder / "mmproj-model-f16.gguf").symlink_to(MMPROJ)
     (tmp_path / "cat.png").symlink_to(SCENE)
     (tmp_path / "dog.png").symlink_to(DUCK)
     (tmp_path / "program.py").write_text(program)
