@@ -15,6 +15,7 @@ from .errors import ModelMismatchError
 _OF_PROJECTORS = ("F16", "BF16", "F32", "Q8_0")
 """The best first: f32 holds nothing that a tower published in 16 bits lacks, and takes twice the memory."""
 _SAME = ("projector", "tower", "image size", "patch size", "layers run", "merge", "output width")
+_SHOWN = 8  # files that a message names
 _SAME_LANGUAGE = ("architecture", "layers", "width")
 
 
@@ -96,4 +97,5 @@ def _refuse_different(place: str, found: Sequence[Candidate], what: str, same: S
 
 
 def _names(found: Sequence[Candidate]) -> str:
-    return ", ".join(one.name for one in found)
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(one.name for one in found[:_SHOWN]) + more

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from .images import ImageSource
-from .sampling import Sampling
+from .sampling import Sampling, check_number
 from .templates import Message
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
@@ -32,7 +32,7 @@ class _DrawingOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     repeat_penalty: float
-    repeat_last_n: int
+    repeat_last_n: int | None
     tfs_z: float
     mirostat_mode: int
     mirostat_tau: float
@@ -83,7 +83,8 @@ class _Drawing:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
+    repeat_last_n: int | None = None
+    """None: 64, or `last_n_tokens_size` of ``compat.Llama``."""
     tfs_z: float = 1.0
     mirostat_mode: int = 0
     mirostat_tau: float = 5.0
@@ -96,8 +97,10 @@ class _Drawing:
     """By token ids, which may be texts as in JSON."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature: found {self.temperature}, need 0 or more")
+        for option in fields(self):
+            check_number(option.name, getattr(self, option.name), str(option.type))
+        if not isinstance(self.logit_bias, Mapping | None):
+            raise TypeError(f"logit_bias: found {self.logit_bias!r:.80}, need a dict of token ids")
         if self.tfs_z != 1.0:
             raise ValueError(f"tfs_z: found {self.tfs_z}, need 1.0: there is no tail-free sampling")
         self._refuse("logits_processor", "grammar")
@@ -122,7 +125,7 @@ class _Drawing:
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repeat_penalty=self.repeat_penalty,
-            repeat_last_n=self.repeat_last_n,
+            repeat_last_n=64 if self.repeat_last_n is None else self.repeat_last_n,
             mirostat=self.mirostat_mode,
             mirostat_tau=self.mirostat_tau,
             mirostat_eta=self.mirostat_eta,

@@ -228,7 +228,11 @@ def read(letters: Any, text: bytes) -> None:
         letters.consume_tokens([*text])
 
 
+_NO_WAY_ON = "NoExtensionBias"  # what llguidance says of a rule that is nothing but itself
+
+
 def reason_of(matcher: Any) -> str:
     """What a matcher says went wrong, in one line."""
     text = str(matcher.get_error()).split("<state>")[0].split("<non-verbose/>")[0].split("<backtrace>")[0]
-    return " ".join(text.split())[:300]
+    reason = " ".join(text.split())[:300]
+    return "no text satisfies it" if reason == _NO_WAY_ON else reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -21,9 +22,10 @@ def format_of(path: str | os.PathLike[str]) -> str:
     return kind
 
 
-def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
+def save(image: Image.Image, path: str | os.PathLike[str], inputs: Iterable[Path] = ()) -> None:
+    """Writes the file as a whole or not at all, and never over one of `inputs`."""
     data = encoded(image, format_of(path))
-    with replacing(Path(path), n_bytes=len(data), durable=False) as file:
+    with replacing(Path(path), n_bytes=len(data), inputs=inputs, durable=False) as file:
         file.write(data)
 
 

@@ -32,9 +32,14 @@ _MOST_ABOUT = 1 << 16  # bytes of JSON
 
 
 def write(path: Path, array: FloatArray, about: Mapping[str, Any]) -> None:
-    """Writes the file as a whole or not at all; its suffix says which of the formats."""
+    """Writes the file as a whole or not at all; its suffix says which of the formats. ValueError for what read() would refuse."""
     _, packed = _format_of(path)
-    data = packed(np.ascontiguousarray(array, "<f4"), json.dumps(about))
+    rows = np.ascontiguousarray(array, "<f4")
+    if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
+        raise ValueError(
+            f"image embedding of shape {np.shape(array)}: need [n_tokens, n_embd] finite numbers"
+        )
+    data = packed(rows, json.dumps(about))
     with replacing(path, n_bytes=len(data), durable=False) as file:
         file.write(data)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +54,8 @@ class ImageEmbedding:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes rows, layout and what made them into a file: ``.safetensors`` or ``.npz``, by its name."""
-        about: dict[str, Any] = {"kind": _KIND, "version": 1, "size": list(self.size), "layout": None}
+        size = _pair([operator.index(side) for side in self.size], 1)
+        about: dict[str, Any] = {"kind": _KIND, "version": 1, "size": size, "layout": None}
         if self.layout is not None:
             about["layout"] = {"grid": list(self.layout.grid), "flat": self.layout.flat}
         about["projector"] = vars(self.projector) if self.projector is not None else None
@@ -216,8 +218,10 @@ class Pictures:
             raise ModelMismatchError(
                 f"image embedding of the projector {embedding.projector}: {ours}; encode the picture with this model"
             )
-        if len(shape) != 2 or shape[1] != width:
-            raise ModelMismatchError(f"image embedding of shape {shape}: {self._name} takes (n, {width})")
+        if len(shape) != 2 or shape[1] != width or not shape[0]:
+            raise ModelMismatchError(
+                f"image embedding of shape {shape}: {self._name} takes (n, {width}), n from 1 on"
+            )
 
     def encode(self, picture: Picture | ImageEmbedding, epoch: Epoch, *, keep: bool = True) -> ImageEmbedding:
         """The rows of a picture; `keep`: they are kept for the next question about it."""

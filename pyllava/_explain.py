@@ -82,9 +82,21 @@ def places(model: _lib.ModelHandle, picture: Picture) -> Places:
     boxes = np.array(frames(picture.image.size, picture.spec))[is_tile.astype(int) * is_patch]
     x = (merged[:, 1] - boxes[:, 0]) / (boxes[:, 2] - boxes[:, 0])
     y = (merged[:, 2] - boxes[:, 1]) / (boxes[:, 3] - boxes[:, 1])
+    for part, n_x, n_y in ((is_patch & ~is_tile, 1, 1), (is_patch & is_tile, columns, rows)):
+        if not part.any():
+            continue
+        _seen_though_thin(x, part, 0.5 / (side * n_x) / (boxes[:, 2] - boxes[:, 0]))
+        _seen_though_thin(y, part, 0.5 / (side * n_y) / (boxes[:, 3] - boxes[:, 1]))
     outside = ~is_patch | (x < 0) | (x > 1) | (y < 0) | (y > 1)
     x[outside] = y[outside] = np.nan
     return Places(x, y, is_tile & is_patch)
+
+
+def _seen_though_thin(at: Floats, part: Mask, half: Floats) -> None:
+    """A picture between the centres of two patches lies in the middle of those that it touches; `half`: of a patch, in its shares."""
+    far = np.abs(at - 0.5)
+    if far[part].min() > 0.5:
+        at[part & (far < 0.5 + half)] = 0.5
 
 
 def grid_of(where: Places, size: tuple[int, int], most: int) -> tuple[int, int]:
@@ -180,7 +192,7 @@ def explain(
         picture.image,
         question.text,
         begun.text,
-        whole,
+        float(whole),
         f"occlusion of {_NAMES[covered]}: windows of {side} x {side} of {rows} x {columns} cells, replaced by the mean",
     )
 

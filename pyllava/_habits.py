@@ -96,18 +96,18 @@ def arguments_of(function: Callable[..., object]) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
-def check_order(images: object, prompt: object) -> None:
+def check_order(images: object, prompt: object, call: str = "ask") -> None:
     """ask(prompt, images) is an easy mistake, and a file that does not exist a poor hint."""
     texts = _texts(images)
     if not _are_questions(texts):
         return
     if not isinstance(prompt, str) or ("\n" not in prompt and os.path.isfile(prompt)):
         raise TypeError(
-            f"ask(images, prompt): the images come first, found prompt {_short(prompt)} and images {_short(images)}"
+            f"{call}(images, prompt): the images come first, found prompt {_short(prompt)} and images {_short(images)}"
         )
     if len(texts) == 1 and " " in texts[0] and not texts[0].lower().endswith(SUFFIXES):
         raise TypeError(
-            f"ask(images, prompt): images: no file {_short(texts[0])}; ask(None, prompt) asks without a picture"
+            f"{call}(images, prompt): images: no file {_short(texts[0])}; {call}(None, prompt) asks without a picture"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ from typing import Any
 
 from ._aliases import Spec
 from ._gguf_names import is_projector_name, parts_of, quant_of
-from ._hub_client import client, folder_of
+from ._hub_client import COMMIT, client, folder_of
 from .errors import HubError
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,13 @@ def snapshot(repo: str, revision: str | None) -> Path | None:
     """The folder with the files of a revision; None where it is not in the cache."""
     folder = folder_of(repo)
     commit = revision or "main"
-    if not _COMMIT.fullmatch(commit):
+    if not COMMIT.fullmatch(commit):
         try:
             commit = (folder / "refs" / commit).read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             return None
     found = folder / "snapshots" / commit
-    return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+    return found if COMMIT.fullmatch(commit) and found.is_dir() else None
 
 
 def ggufs(folder: Path) -> list[CachedFile]:

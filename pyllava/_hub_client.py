@@ -27,6 +27,8 @@ _TIMEOUT_S = 10
 _RETRIES = 2
 # Of a file: headers with 32,000 tokens have 0.7 MB, with 150,000 and merges 8.
 _HEAD_BYTES = (1 << 20, 1 << 23, 1 << 26)
+_MOST_BYTES = 1 << 50
+COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 16  # what has come of one is lost with the line
 
 
@@ -71,24 +73,37 @@ def client() -> Any:
 def listing(repo: str, revision: str | None) -> Listing:
     """The files of `repo` at `revision`, by default its main branch."""
     with explained(repo, revision):
-        info = (
-            client()
-            .HfApi(library_name="pyllava")
-            .model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
-        )
-        files = {}
-        for file in info.siblings or ():
-            sum_, size = (file.lfs.sha256, file.lfs.size) if file.lfs else ("", file.size or 0)
-            files[file.rfilename] = RemoteFile(
-                repo, revision or "main", str(info.sha), file.rfilename, size, sum_
-            )
-        return Listing(repo, str(info.sha), _licence(info.card_data), files)
+        api = client().HfApi(library_name="pyllava")
+        try:
+            info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
+            return _listed(repo, revision or "main", info)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # the page of a proxy, perhaps
+            raise HubError(
+                f"{repo}: {client().constants.ENDPOINT} answers with what is no list of files: {_line(error)[:200]}"
+            ) from None
+
+
+def _listed(repo: str, revision: str, info: Any) -> Listing:
+    """Raises ValueError, and what Python does of other types, for what cannot be fetched."""
+    commit, files = info.sha, {}
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise ValueError(f"commit {commit!r:.80}, need 40 digits")
+    for file in info.siblings or ():
+        name, sum_, size = file.rfilename, "", file.size or 0
+        if file.lfs:
+            sum_, size = file.lfs.sha256, file.lfs.size
+        if not isinstance(name, str) or not isinstance(size, int) or not 0 <= size < _MOST_BYTES:
+            raise ValueError(f"{name!r:.80} of {size!r:.80} bytes")
+        if sum_ and not _SHA256.fullmatch(sum_):
+            raise ValueError(f"{name!r:.80} with the SHA-256 {sum_!r:.80}")
+        files[name] = RemoteFile(repo, revision, commit, name, size, sum_)
+    return Listing(repo, commit, _licence(info.card_data), files)
 
 
 def _licence(card: Any) -> str:
     """What the model's page says, by the name it gives where it is none of the usual ones."""
     told = getattr(card, "license_name", None) or getattr(card, "license", None)
-    return told if isinstance(told, str) else ""
+    return told[:80] if isinstance(told, str) else ""
 
 
 def head(file: RemoteFile) -> Mapping[str, Any]:
@@ -196,7 +211,7 @@ def fetch(file: RemoteFile, report: Callable[[str, int], object]) -> Path:
             made.mkdir(parents=True, exist_ok=True)
         with hub.utils.WeakFileLock(lock):
             if not blob.exists():
-                wanted = file.sha256 or (etag if re.fullmatch(r"[0-9a-f]{64}", etag) else "")
+                wanted = file.sha256 or (etag if _SHA256.fullmatch(etag) else "")
                 _fetch_blob(replace(file, sha256=wanted), url, blob, report)
         path = Path(hub.hf_hub_download(file.repo, file.name, revision=file.commit, library_name="pyllava"))
         if not path.is_symlink():  # a system without links: the file is a copy
@@ -240,6 +255,8 @@ def _stream(url: str, out: BinaryIO, n_bytes: int, report: Callable[[str, int], 
                 for chunk in response.iter_bytes(chunk_size=_CHUNK):
                     out.write(chunk)
                     report("fetch", len(chunk))
+                    if out.tell() > n_bytes:  # no end of it, perhaps
+                        return
         except _transport_errors() as error:
             n_tries = 0 if out.tell() > before else n_tries + 1
             if n_tries > _RETRIES or isinstance(error, hub.errors.HfHubHTTPError):
@@ -288,11 +305,11 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         raise HubError(f"{repo}: {_line(error)}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        way = (
-            "try again later"
-            if status >= 500 or status == 429
-            else "a token that may read it is needed (HF_TOKEN)"
-        )
+        way = "is that a hub's address (HF_ENDPOINT)?"
+        if status >= 500 or status == 429:
+            way = "try again later"
+        elif status in (401, 403):
+            way = "a token that may read it is needed (HF_TOKEN)"
         raise HubError(f"{repo}: {where} answers {status} {error.response.reason_phrase}: {way}") from None
     except _transport_errors() as error:
         raise HubError(

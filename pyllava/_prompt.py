@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from . import _lib, templates
 from ._embeddings import ImageEmbedding, Pictures
+from ._lib.values import number_text
 from ._request import Epoch
 from ._script import Script, Stretch
 from .answer import Usage
@@ -50,6 +52,8 @@ class Prompts:
     def parts(self, prompt: str, n_images: int, raw: bool, system: str | None) -> list[Part]:
         """The parts of a question, in the template or as it stands."""
         question = question_of(prompt, n_images)
+        if not isinstance(system, str | None):
+            raise TypeError(f"system: found {type(system).__name__}, need a text, or None")
         if raw:
             return templates.raw(prompt, n_images)
         return templates.render(self.template, [question], system=system)
@@ -143,9 +147,25 @@ def stretches_of(prompt: Sequence[int | ImageMark]) -> list[list[int] | ImageMar
         if isinstance(item, ImageMark):
             found.append(item)
         elif found and isinstance(found[-1], list):
-            found[-1].append(int(item))
+            found[-1].append(item)
         else:
-            found.append([int(item)])
+            found.append([item])
+    return found
+
+
+def checked_ids(ids: Sequence[int], n_vocab: int, where: str = "") -> list[int]:
+    """Token ids that a vocabulary has; `where` they stand is told, if it is not."""
+    if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Iterable):
+        raise TypeError(f"{where}found {ids!r:.80}, need token ids")
+    found = []
+    for i, token in enumerate(ids):
+        try:
+            number = operator.index(token)
+        except TypeError:
+            raise TypeError(f"{where}token {i}: found {token!r:.80}, need a whole number") from None
+        if not 0 <= number < n_vocab:
+            raise ValueError(f"{where}token {i}: found {number_text(number)}, need 0..{n_vocab - 1}")
+        found.append(number)
     return found
 
 

@@ -7,6 +7,7 @@ those that an answer reports of its tokens when it is generated.
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ import numpy.typing as npt
 from . import _lib, templates
 from ._embeddings import ImageEmbedding
 from ._engine import Engine
-from ._prompt import Prompt, Prompts, joined
+from ._lib.values import number_text
+from ._prompt import Prompt, Prompts, checked_ids, joined
 from ._request import Epoch, Given
 from ._script import Script
 from .answer import Answer, Timings, TokenLogprob, Usage
 from .images import ImageSource
+from .sampling import check_texts
 from .templates import ImageMark, Part, Text
 
 Normalize: TypeAlias = Literal["sum", "mean"]
@@ -85,6 +88,10 @@ class Question:
     start_with: str = ""
     raw: bool = False
     system: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.start_with, str):
+            raise TypeError(f"start_with: found {type(self.start_with).__name__}, need a text")
 
 
 @dataclass(frozen=True)
@@ -158,9 +165,9 @@ class Scorer:
         n_alternatives: int,
     ) -> tuple[list[Loglikelihood], Usage, Timings]:
         """How probable each of the answers is, and what it took."""
-        if not 0 <= n_alternatives <= self.model.info.n_vocab:
+        if not 0 <= operator.index(n_alternatives) <= self.model.info.n_vocab:
             raise ValueError(
-                f"logprobs: found {n_alternatives}, need 0..{self.model.info.n_vocab}, one for each token"
+                f"logprobs: found {number_text(n_alternatives)}, need 0..{self.model.info.n_vocab}, one for each token"
             )
         epoch = self.engine.epoch()
         found = self._answers(question, answers, with_end)
@@ -256,7 +263,9 @@ class Scorer:
                     "need a space or a line's end between them, which is the answer's, not the prompt's"
                 )
         else:
-            whole, ids = [], self._checked(answer)
+            whole, ids = [], checked_ids(answer, self.model.info.n_vocab, "answer: ")
+            if not ids:
+                raise ValueError("answer: no tokens, need one or more")
         ends = self._ends(whole, question.raw) if with_end else frozenset()
         return _Answer(tuple(ids), ends)
 
@@ -269,15 +278,6 @@ class Scorer:
         if items[: len(before)] != list(before):
             return None
         return [item for item in items[len(before) :] if not isinstance(item, ImageMark)] or None
-
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        n_vocab = self.model.info.n_vocab
-        if len(ids) == 0:
-            raise ValueError("answer: no tokens, need one or more")
-        for i, token in enumerate(ids):
-            if not 0 <= token < n_vocab:
-                raise ValueError(f"answer: token {i} is {token}, need 0..{n_vocab - 1}")
-        return [int(token) for token in ids]
 
     @cached_property
     def _end_tokens(self) -> frozenset[int]:
@@ -313,8 +313,7 @@ def softmax(log_values: Sequence[float]) -> list[float]:
 
 
 def _check_choices(choices: Sequence[str]) -> None:
-    if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
-        raise TypeError(f"choices: found {choices!r:.80}, need a list of texts")
+    check_texts("choices", choices)
     if len(choices) < 2:
         raise ValueError(f"choices: found {len(choices)}, need 2 or more")
 

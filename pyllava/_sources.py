@@ -11,6 +11,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
@@ -91,6 +92,12 @@ def local_path(source: str | os.PathLike[str]) -> str:
     if isinstance(source, str) and len(text) > 32 and not os.path.lexists(text[:4096]):
         _check_is_path(text)
     return text
+
+
+def input_files(source: str) -> list[Path]:
+    """The file that a text names, over which nothing may be written; none for ``-`` and a data: URL."""
+    path = Path() if source == "-" or is_data_url(source) else Path(local_path(source))
+    return [path] if path.is_file() else []
 
 
 def _path_of_url(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import queue
 import re
 import threading
@@ -20,6 +21,7 @@ from . import _lib
 from ._closing import STEPS, Ends, GrammarEnds, RegularEnds
 from ._constraint import Constraint, Vocabulary, read, reason_of
 from ._gbnf import is_gbnf, lark_of
+from ._lib.values import number_text
 from .errors import PyllavaError
 from .sampling import STRUCTURES, Sampling
 
@@ -36,6 +38,10 @@ _JOINED = frozenset(
     ["$ref", "anyOf", "oneOf", "allOf", "if"]
 )  # beside properties: those of several schemas are one object's
 _OPEN = frozenset(["additionalProperties", "unevaluatedProperties", "patternProperties", "minProperties"])
+_BOUNDS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"])
+_COMPARED = _BOUNDS | {"const", "enum"}
+_EXACT = 1 << 53
+_ENDS = (-(2**63), 2**63 - 1)  # of 64 bits: as bounds they hold whatever they are rounded to
 _GUARD = "\x01"  # no vocabulary has a token of it and others
 
 
@@ -113,8 +119,8 @@ def _of_regex(kind: str, regex: str) -> Wanted:
 
 def _regex_of_choices(choices: Sequence[str]) -> str:
     for choice in choices:
-        if not isinstance(choice, str) or not choice:
-            raise ValueError(f"choices: found {choice!r:.80}, need texts that are not empty")
+        if not choice:
+            raise ValueError(f"choices: found {choice!r}, need texts that are not empty")
     _checked("choices", "".join(choices))
     if not choices:
         raise ValueError("choices: found none, need one at least")
@@ -193,6 +199,7 @@ def _told(schema: dict[str, Any]) -> dict[str, Any]:
     _check_levels("schema", 1 + len(references), _depth(text))
     is_joined = any("allOf" in part or ("properties" in part and part.keys() & _JOINED) for part in parts)
     for part in parts:
+        _check_numbers(part)
         if "properties" in part and not is_joined and not part.keys() & _OPEN:
             part["additionalProperties"] = False
         if isinstance(part.get("oneOf"), list) and "anyOf" not in part and _are_apart(part["oneOf"], told):
@@ -205,6 +212,24 @@ def _told(schema: dict[str, Any]) -> dict[str, Any]:
         "coerce_one_of": False,
     }
     return told
+
+
+def _check_numbers(part: dict[str, Any]) -> None:
+    """Those that a schema compares with: llguidance computes in doubles, and would allow another number silently."""
+    for name in _COMPARED & part.keys():
+        todo = [part[name]]
+        while todo:
+            value = todo.pop()
+            if isinstance(value, dict | list):
+                todo += value.values() if isinstance(value, dict) else value
+            elif (
+                isinstance(value, int | float)
+                and _EXACT < abs(value) < math.inf
+                and not (name in _BOUNDS and value in _ENDS)
+            ):
+                raise ValueError(
+                    f"schema: {name}: found {number_text(value)}, need numbers within +-2**53: a longer one is a text"
+                )
 
 
 def _parts(schema: Any) -> Iterator[dict[str, Any]]:
@@ -242,7 +267,8 @@ def _constants(choice: Any, schema: dict[str, Any]) -> dict[str, set[str]]:
         return {}
     found = {"": choice}
     if choice.get("type") == "object" and isinstance(choice.get("properties"), dict):
-        required = choice.get("required", [])
+        required = choice.get("required")
+        required = required if isinstance(required, list) else []
         found |= {f".{name}": each for name, each in choice["properties"].items() if name in required}
     values = {}
     for name, each in found.items():

@@ -234,7 +234,7 @@ class Llama:
             request,
             seed=self._seed if request.seed is None else request.seed,
             model=request.model or self.model_path,
-            repeat_last_n=self.last_n_tokens_size,
+            repeat_last_n=self.last_n_tokens_size if request.repeat_last_n is None else request.repeat_last_n,
         )
 
     def set_seed(self, seed: int) -> None:

@@ -23,7 +23,7 @@ from ._explain import Cost, Covered
 from ._habits import check_call, check_order, check_sources, without_prompt
 from ._lib.values import number_text
 from ._projector import projector_of
-from ._prompt import Prompt, Prompts, joined, stretches_of
+from ._prompt import Prompt, Prompts, checked_ids, joined, stretches_of
 from ._request import Answering, Call, Limits, Score, Written
 from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
@@ -349,10 +349,9 @@ class Llava:
     def __reduce__(self) -> tuple[Any, ...]:
         """As its arguments, paths made absolute, without `progress`: whoever unpickles it loads the model again."""
         arguments, files = dict(self._arguments), self.files
-        if not files.is_demo:
+        if not files.is_demo:  # the demo's files lie elsewhere where the package does
             arguments["model"] = files.model.absolute()
-        if files.mmproj is not None:
-            arguments["mmproj"] = files.mmproj.absolute()
+            arguments["mmproj"] = files.mmproj and files.mmproj.absolute()
         return functools.partial(type(self), **arguments), ()
 
     def __copy__(self) -> Self:
@@ -418,6 +417,8 @@ class Llava:
         """
         from .view import view_of
 
+        if operator.index(n_images) < 1:
+            raise ValueError(f"n_images: found {number_text(n_images)}, need 1 or more")
         return view_of(self._pictures.picture(image, n_images), self._model)
 
     # ------------------------------------------------------------------------------------------ answers
@@ -717,6 +718,7 @@ class Llava:
 
         The prompt is computed once, and then the rows of each choice.
         """
+        check_order(images, prompt, "score")
         question = Question(prompt, listed(images), start_with, raw, system)
         found = self._scorer.score(question, choices, normalize, with_end=with_end, n_alternatives=logprobs)
         found.timings = dataclasses.replace(found.timings, load=self.load_seconds)
@@ -741,6 +743,7 @@ class Llava:
         - `logprobs`: alternatives that each token's entry names.
         - The rest as in score().
         """
+        check_order(images, prompt, "loglikelihood")
         question = Question(prompt, listed(images), start_with, raw, system)
         return self._scorer.loglikelihood(question, answer, with_end=with_end, n_alternatives=logprobs)
 
@@ -767,8 +770,10 @@ class Llava:
         - `announce`: called with the Cost once this is known: before all windows but one. An exception ends it.
         - The rest as in score().
         """
+        check_order(images, prompt, "explain")
         given = listed(images)
-        if not 0 <= index < len(given):
+        question = Question(prompt, given, start_with, raw, system)
+        if not 0 <= operator.index(index) < len(given):
             raise ValueError(f"index: found {index}, there are {len(given)} images, counted from 0")
         picture = self._pictures.look_at(given[index], len(given))
         if isinstance(picture, ImageEmbedding):
@@ -778,7 +783,6 @@ class Llava:
         if answer is None:
             options: Options = {"max_tokens": _EXPLAINED, "start_with": start_with}
             answer = self.ask(given, prompt, raw=raw, system=system, **options).tokens
-        question = Question(prompt, given, start_with, raw, system)
         return _explain.explain(
             self._scorer,
             question,
@@ -819,11 +823,7 @@ class Llava:
         return self._engine.run(Score(prepared.script.followed_by(ids), self.info.n_vocab), epoch)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
-        """Token ids that the vocabulary has."""
-        for i, token in enumerate(ids):
-            if not 0 <= token < self.info.n_vocab:
-                raise ValueError(f"token {i}: found {token}, need 0..{self.info.n_vocab - 1}")
-        return [int(token) for token in ids]
+        return checked_ids(ids, self.info.n_vocab)
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation: later questions remember earlier questions, answers and images."""

@@ -42,6 +42,8 @@ def find(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | 
     formats f16. The log says what was chosen. Raises FileNotFoundError, and ModelMismatchError where a folder holds no
     language model, different ones, or different projectors that fit.
     """
+    if mmproj is not None and not os.fspath(mmproj):
+        raise ValueError("mmproj: empty path")
     given = None if mmproj is None else Path(os.path.expanduser(mmproj))
     if model is None or model in DEMOS:
         name, folder = model or DEMOS[0], Path(__file__).parent / "models"
@@ -79,9 +81,10 @@ def _refuse_repository(name: str) -> None:
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """The GGUF files in a folder, of split models the first."""
+    """The GGUF files in a folder, of split models the first; hidden ones are macOS's notes about others."""
     with contextlib.suppress(PermissionError):  # a file in it can be named all the same
-        return sorted(path for path in folder.iterdir() if FIRST_PART.search(path.name) and path.is_file())
+        shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(path for path in shown if FIRST_PART.search(path.name) and path.is_file())
     return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
@@ -147,10 +147,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            _check_number(option.name, getattr(self, option.name), str(option.type))
+            check_number(option.name, getattr(self, option.name), str(option.type))
         for name in ("stop", "dry_sequence_breakers", "samplers", "choices"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: found a text, need a list of texts")
+            texts = getattr(self, name)
+            if texts is not None or name in ("stop", "dry_sequence_breakers"):
+                check_texts(name, texts)
         if not isinstance(self.logit_bias, Mapping):
             raise TypeError(f"logit_bias: found {self.logit_bias!r:.80}, need a dict of token ids or texts")
         if self.temperature < 0:
@@ -193,7 +194,15 @@ class Sampling:
         return _lib.SamplerHandle(model, **options)
 
 
-def _check_number(name: str, value: object, annotation: str) -> None:
+def check_texts(name: str, texts: object) -> None:
+    """TypeError for what is no list of texts; an iterator would be empty when it is looked at again."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: found a text, need a list of texts")
+    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name}: found {texts!r:.80}, need a list of texts")
+
+
+def check_number(name: str, value: object, annotation: str) -> None:
     """TypeError, with the name, for what is no number where one is needed."""
     kind, _, or_none = annotation.partition(" | ")
     if or_none and value is None:

@@ -5,6 +5,7 @@ The endpoint is on 127.0.0.1, the files' bytes on "localhost", which is another 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -50,6 +51,10 @@ class Faults:
     cut_after: int = 0
     n_cuts: int = 0
     no_ranges: bool = False
+    no_end: bool = False
+    """A file's bytes are followed by others, as long as somebody reads them."""
+    listing: bytes = b""
+    """What a list of files is instead."""
 
 
 class Hub:
@@ -59,6 +64,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.faults = Faults()
         self.requests: list[Request] = []
+        self.n_beyond = 0  # bytes that followed the end of a file
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -159,6 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
             for file, data in found[1].items()
         ]
         card = {"license": repo.licence} if repo.licence else {}
+        if self.server_hub.faults.listing:
+            self._send(200, {"Content-Type": "application/json"}, self.server_hub.faults.listing)
+            return
         body = {"id": name, "sha": found[0], "siblings": siblings, "cardData": card, "tags": []}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
@@ -202,7 +211,21 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.n_cuts > 0 and is_whole and len(data) > faults.cut_after:
             faults.n_cuts -= 1
             cut = faults.cut_after
+        if faults.no_end and is_whole:
+            self._send_without_end(data)
+            return
         self._send(status, headers, data, cut)
+
+    def _send_without_end(self, data: bytes) -> None:
+        self.told.status = 200
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while self.server_hub.n_beyond < 1 << 28:
+                self.wfile.write(data)
+                data = bytes(1 << 16)
+                self.server_hub.n_beyond += len(data)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes = b"", cut: int = 0) -> None:
         self.told.status = status

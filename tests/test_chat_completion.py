@@ -334,11 +334,27 @@ def test_messages_of_another_type(m: pyllava.Llava) -> None:
         ({"top_logprobs": 2}, "top_logprobs needs logprobs=True"),
         ({"logit_bias": {"red": 1}}, "logit_bias: found 'red', need token ids"),
         ({"top_p": 2.0}, "top_p: found 2"),
-        ({"temperature": -1.0}, "temperature: found -1.0, need 0 or more"),
+        ({"temperature": -1.0}, "temperature: found -1.0, need a number of at least 0"),
     ],
 )
 def test_wrong_options(m: pyllava.Llava, options: Any, what: str) -> None:
     with pytest.raises(ValueError, match=what):
+        m.create_chat_completion([asked("a")], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"temperature": None}, "temperature: found None, need a number"),
+        ({"top_k": "x"}, "top_k: found 'x', need an integer"),
+        ({"max_tokens": "x"}, "max_tokens: found 'x', need an integer"),
+        ({"logit_bias": [1, 2]}, "logit_bias: found .1, 2., need a dict"),
+        ({"stop": 3}, "stop: found 3, need a list of texts"),
+        ({"stop": [3]}, "stop: found .3., need a list of texts"),
+    ],
+)
+def test_options_of_other_types(m: pyllava.Llava, options: Any, what: str) -> None:
+    with pytest.raises(TypeError, match=what):
         m.create_chat_completion([asked("a")], **options)
 
 

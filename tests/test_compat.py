@@ -146,8 +146,9 @@ def test_the_window_of_penalties(alone: str) -> None:
         options: Any = {"temperature": 0, "max_tokens": 60, "repeat_penalty": 5.0}
         texts = [model("A", logit_bias={model.token_eos(): -1e9}, **options) for model in (none, some)]
         plain = none("A", logit_bias={none.token_eos(): -1e9}, temperature=0, max_tokens=60)
-    found = [text["choices"][0]["text"] for text in (*texts, plain)]  # type: ignore[index]
-    assert found[0] == found[2] != found[1]
+        one_call = none("A", logit_bias={none.token_eos(): -1e9}, repeat_last_n=64, **options)
+    found = [text["choices"][0]["text"] for text in (*texts, plain, one_call)]  # type: ignore[index]
+    assert found[0] == found[2] != found[1] == found[3]  # a call's own window goes before
 
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compat.md").read_text(), re.DOTALL)
@@ -157,8 +158,8 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compat.md").read
 def test_the_programs_of_the_page_run(tmp_path: Path, program: str) -> None:
     folder = tmp_path / "models" / "llava-v1.5-7b"
     folder.mkdir(parents=True)
-    (folder / "model.gguf").symlink_to(MODEL)
-    (folder / "mmproj.gguf").symlink_to(MMPROJ)
+    (folder / "ggml-model-f16.gguf").symlink_to(MODEL)
+    (folder / "mmproj-model-f16.gguf").symlink_to(MMPROJ)
     (tmp_path / "cat.png").symlink_to(SCENE)
     (tmp_path / "dog.png").symlink_to(DUCK)
     (tmp_path / "program.py").write_text(program)
@@ -277,6 +278,9 @@ def test_demo_models_are_pickled(name: str | None) -> None:
     with pyllava.Llava(name, n_threads=1) as model, pickle.loads(pickle.dumps(model)) as again:
         assert again.is_demo
         assert again.files == model.files
+        assert str(model.files.mmproj).encode() not in pickle.dumps(
+            model
+        )  # another machine's package lies elsewhere
 
 
 def test_a_conversation_is_pickled() -> None:

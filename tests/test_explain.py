@@ -186,9 +186,20 @@ def test_overview_and_tiles_apart(tiled: pyllava.Llava) -> None:
     assert "image rows" in heats["all"].method
 
 
+@pytest.mark.parametrize("size", [(300, 20), (4000, 1), (1, 4000)])
+def test_a_picture_thinner_than_a_patch(
+    demo: pyllava.Llava, tiled: pyllava.Llava, size: tuple[int, int]
+) -> None:
+    for model in (demo, tiled):
+        heat = model.explain(Image.new("RGB", size, "red"), QUESTION, "Red", windows=8)
+        rows, columns = heat.array.shape
+        assert (rows > 1, columns > 1) == (size[0] < size[1], size[0] > size[1])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
+        ({"index": 0.5}, TypeError, "integer"),
         ({"index": 1}, ValueError, "index: found 1, there are 1 images"),
         ({"windows": 0}, ValueError, "windows: found 0, need 1 or more"),
         ({"covered": "half"}, ValueError, "covered: found 'half', need one of all, overview, tiles"),

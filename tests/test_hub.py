@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hub_server
 import pytest
@@ -55,6 +57,11 @@ def offered(name: str = REPO, revision: str | None = None) -> hub.Offer:
     found = hub.offer(spec(name), revision)
     assert isinstance(found, hub.Offer)
     return found
+
+
+def _listing_of(**file: Any) -> bytes:
+    files = [{"rfilename": "a.gguf", **file}]
+    return json.dumps({"id": REPO, "sha": "a" * 40, "siblings": files}).encode()
 
 
 # --- what is fetched ---
@@ -308,6 +315,33 @@ def test_what_is_not_what_was_listed_is_thrown_away(server: Hub) -> None:
     assert hub.cached(spec()) is None
 
 
+def test_an_answer_without_an_end(server: Hub) -> None:
+    server.faults.no_end = True
+    with pytest.raises(pyllava.HubError, match="it is thrown away"):
+        hub.get(REPO)
+    assert server.n_beyond < 1 << 25  # what the line holds, and no more
+    assert not list(Path("cache").rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (b"<html>log in first</html>", "Expecting value"),
+        (b"[1]", "no list of files"),
+        (b'{"id": "a/b", "sha": null, "siblings": []}', "commit None, need 40 digits"),
+        (b'{"id": "a/b", "sha": "../..", "siblings": []}', "commit '../..'"),
+        (_listing_of(size=-1), "'a.gguf' of -1 bytes"),
+        (_listing_of(size="5"), "'a.gguf' of '5' bytes"),
+        (_listing_of(lfs={"sha256": "../x", "size": 5, "pointerSize": 9}), "the SHA-256 '../x'"),
+    ],
+)
+def test_what_is_no_list_of_files(server: Hub, told: bytes, text: str) -> None:
+    server.faults.listing = told
+    with pytest.raises(pyllava.HubError, match=re.escape(text)) as raised:
+        hub.get(REPO)
+    assert str(raised.value).startswith(f"{REPO}: {server.url} answers with what is no list of files: ")
+
+
 def test_a_branch_that_moves(server: Hub) -> None:
     """What was fetched is used until `pull` is told to look; a commit stays what it is."""
     first = hub.get(REPO)
@@ -334,6 +368,7 @@ def test_a_branch_that_moves_meanwhile(server: Hub) -> None:
         ({"revision": "v9"}, "owner/llava-gguf: no revision 'v9'"),
         ({"faults": (503, 99)}, "answers 503 Service Unavailable: try again later"),
         ({"faults": (403, 99)}, "answers 403 Forbidden: a token that may read it is needed"),
+        ({"faults": (404, 99)}, "answers 404 Not Found: is that a hub's address"),
         ({"gated": True}, r"gated: accept its terms at http://127.*/owner/llava-gguf, and set HF_TOKEN"),
         ({"closed": True}, r"cannot be reached \(Connect\w*: .*\): what has come is kept, try again"),
         ({"offline": True}, "owner/llava-gguf: not in the cache, and HF_HUB_OFFLINE is set"),

@@ -128,6 +128,17 @@ def test_an_embedding_of_another_model_is_refused(demo: pyllava.Llava, tiled: py
         tiled.ask(dataclasses.replace(by_hand, array=made.array[:, 1:]), QUESTION)
 
 
+def test_an_embedding_without_rows_is_refused(demo: pyllava.Llava) -> None:
+    with pytest.raises(pyllava.ModelMismatchError, match=r"shape \(0, 256\): .* n from 1 on"):
+        demo.ask(pyllava.ImageEmbedding(np.zeros((0, 256), np.float32), (8, 8), 1), "What is it?")
+
+
+@pytest.mark.parametrize(("n_images", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+def test_a_view_of_how_many(demo: pyllava.Llava, n_images: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        demo.view(SCENE, n_images=n_images)
+
+
 def test_an_embedding_is_refused_without_a_projector(tmp_path: Path, demo: pyllava.Llava) -> None:
     alone = tmp_path / "alone.gguf"
     alone.write_bytes(demo.files.model.read_bytes())
@@ -289,10 +300,37 @@ def test_files_that_tell_nonsense(
 
 def test_rows_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     rows = np.zeros((3, 4), np.float32)
-    rows[1, 1] = np.nan
-    pyllava.ImageEmbedding(rows, (5, 5), 1).save(tmp_path / "a.npz")
+    rows[1, 1] = 0.3
+    file = tmp_path / "a.safetensors"
+    pyllava.ImageEmbedding(rows, (5, 5), 1).save(file)
+    file.write_bytes(file.read_bytes().replace(rows[1, 1].tobytes(), np.float32(np.nan).tobytes()))
     with pytest.raises(pyllava.ImageError, match="NaN or infinite"):
-        pyllava.ImageEmbedding.load(tmp_path / "a.npz")
+        pyllava.ImageEmbedding.load(file)
+
+
+@pytest.mark.parametrize(
+    ("array", "size"),
+    [
+        (np.full((1, 2), np.nan, np.float32), (1, 1)),
+        (np.zeros((0, 2), np.float32), (1, 1)),
+        (np.zeros(2, np.float32), (1, 1)),
+        (np.zeros((1, 2), np.float32), (0, 1)),
+        (np.zeros((1, 2), np.float32), (1, 2**31)),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, array: Any, size: tuple[int, int]
+) -> None:
+    for suffix in (".npz", ".safetensors"):
+        with pytest.raises(ValueError, match="need"):
+            pyllava.ImageEmbedding(array, size, 1).save(tmp_path / f"x{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_of_numpy_are_written_as_others(tmp_path: Path) -> None:
+    width: Any = np.int64(3)
+    pyllava.ImageEmbedding(np.ones((1, 2), np.float32), (width, 4), 1).save(tmp_path / "x.npz")
+    assert pyllava.ImageEmbedding.load(tmp_path / "x.npz").size == (3, 4)
 
 
 def test_names_of_files(tmp_path: Path) -> None:
@@ -460,6 +498,8 @@ def test_the_command_view(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["view", str(SCENE)], 2, "need -o FILE for the drawing, or --json"),
         (["view", "/nowhere/x.png", "--json"], 1, "/nowhere/x.png: No such file"),
+        (["view", str(SCENE), "-o", str(SCENE)], 1, "is both input and output"),
+        (["view", SCENE.as_uri(), "-o", str(SCENE)], 1, "is both input and output"),
         (["view", str(SCENE), "-o", "/nowhere/x.png"], 1, "no such folder to write into"),
         (["view", str(SCENE), "--json", "--mmproj", "x"], 2, "--mmproj: needs -m"),
     ],

@@ -134,6 +134,21 @@ def test_different_models_are_not_chosen_among(made: dict[str, Path], tmp_path: 
         models.find(folder, None)
 
 
+def test_a_message_names_a_few_of_many(made: dict[str, Path], tmp_path: Path) -> None:
+    for number in range(11):
+        (tmp_path / f"m{chr(97 + number)}.gguf").symlink_to(made["f16"])
+    with pytest.raises(pyllava.ModelMismatchError, match=r"\(ma\.gguf, .*mh\.gguf and 3 more\), need one"):
+        models.find(tmp_path, None)
+
+
+def test_hidden_files_and_empty_names(made: dict[str, Path], tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, made, f16="m.gguf", mmproj="mmproj.gguf")
+    (folder / "._m.gguf").write_bytes(b"\0\5\x16\7")  # as macOS leaves beside files on other disks
+    assert models.find(folder, None).model == folder / "m.gguf"
+    with pytest.raises(ValueError, match="mmproj: empty path"):
+        models.find(folder / "m.gguf", "")
+
+
 def test_of_several_projectors_the_one_that_fits(made: dict[str, Path], tmp_path: Path) -> None:
     folder = folder_of(tmp_path, made, q8_0="m.gguf", mmproj="mmproj-a.gguf")
     assert DEMO.mmproj is not None

@@ -128,6 +128,17 @@ def test_columns_of_tables_have_types(captioner: Captioner, folder: Path, captio
     assert set(types.values()) == {"string", "int32", "double"}
 
 
+def test_columns_of_the_same_names_are_replaced(
+    captioner: Captioner, folder: Path, captions: dict[str, str]
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    path = str(folder / "s0001.png")
+    table = captioner(arrow.table({"caption": ["by hand"], "path": [path], "error": [3]}))
+    assert sorted(table.column_names) == sorted(["path", *ADDED])
+    assert table.column("caption").to_pylist() == [captions["s0001.png"]]
+    assert table.column("error").to_pylist() == [None]
+
+
 def test_a_batch_without_pictures_is_told(captioner: Captioner) -> None:
     with pytest.raises(ValueError, match="has the columns id, text, need one of bytes, image, path"):
         captioner({"id": np.arange(2), "text": objects(["a", "b"])})

@@ -174,8 +174,13 @@ def test_a_cancelled_score_leaves_the_model_usable() -> None:
     ("choices", "options", "error", "text"),
     [
         (["Red"], {}, ValueError, "choices: found 1, need 2 or more"),
-        ("Red", {}, TypeError, "choices: found 'Red', need a list of texts"),
+        ("Red", {}, TypeError, "choices: found a text, need a list of texts"),
         (["Red", 1], {}, TypeError, "need a list of texts"),
+        (None, {}, TypeError, "choices: found None, need a list of texts"),
+        (iter(["Red", "Blue"]), {}, TypeError, "need a list of texts"),
+        (["Red", "Blue"], {"logprobs": 1.5}, TypeError, "integer"),
+        (["Red", "Blue"], {"start_with": None}, TypeError, "start_with: found NoneType, need a text"),
+        (["Red", "Blue"], {"system": 3}, TypeError, "system: found int, need a text"),
         (["Red", " Red "], {}, ValueError, "'Red' and ' Red ': the same answer"),
         (["Red", ""], {}, ValueError, "answer '': empty, need a text"),
         (["Red", "Blue"], {"normalize": "max"}, ValueError, "normalize: found 'max', need 'sum' or 'mean'"),
@@ -191,11 +196,28 @@ def test_what_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("ids", "text"), [([], "no tokens"), ([5, 10**6], r"token 1 is 1000000, need 0\.\.")]
+    ("ids", "error", "text"),
+    [
+        ([], ValueError, "answer: no tokens"),
+        ([5, 10**6], ValueError, r"token 1: found 1000000, need 0\.\."),
+        ([5, 10**600], ValueError, r"token 1: found 10\*\*20 or more"),
+        ([5.5], TypeError, r"token 0: found 5\.5, need a whole number"),
+        (b"Red", TypeError, "found b'Red', need token ids"),
+        (None, TypeError, "found None, need token ids"),
+    ],
 )
-def test_ids_that_are_refused(demo: pyllava.Llava, ids: list[int], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
+def test_ids_that_are_refused(demo: pyllava.Llava, ids: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
         demo.loglikelihood(SCENE, QUESTION, ids)
+    if ids != []:
+        with pytest.raises(error, match=text.removeprefix("found")):
+            demo.logits(SCENE, QUESTION, answer=ids)
+
+
+def test_a_question_in_the_place_of_the_picture(demo: pyllava.Llava) -> None:
+    for name in ("score", "loglikelihood", "explain"):
+        with pytest.raises(TypeError, match=rf"{name}\(images, prompt\): the images come first"):
+            getattr(demo, name)(QUESTION, str(SCENE), ["Red", "Blue"])
 
 
 # --- the demo exam ---

@@ -327,11 +327,20 @@ def test_a_model_s_own_validator_may_refuse(demo: pyllava.Llava) -> None:
         ({"schema": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}}, "uniqueItems"),
         ({"schema": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "oneOf"),
         ({"schema": {"$ref": "https://example.com/a.json"}}, r"example\.com"),
+        ({"schema": {"enum": [2**53 + 1]}}, "enum: found 9007199254740993, need numbers within"),
+        ({"schema": {"enum": [{"id": [2**53 + 1]}]}}, "enum: found 9007199254740993"),
+        ({"schema": {"type": "integer", "minimum": 1e50, "maximum": 1e50}}, r"found 10\*\*20 or more"),
+        ({"schema": {"const": 2**63 - 1}}, "const: found 9223372036854775807"),
+        (
+            {"schema": {"oneOf": [{"type": "object", "properties": {"a": {"const": 1}}, "required": 3}]}},
+            "required",
+        ),
+        ({"schema": {"$ref": "#"}}, "schema: no text satisfies it"),
         ({"schema": {"enum": []}}, "schema: Unsatisfiable"),
         ({"schema": {"const": object()}}, "schema: no JSON"),
         ({"regex": "(a"}, "regex: .*"),
         ({"grammar": "start: b"}, "grammar: .*b"),
-        ({"grammar": "start: start"}, "grammar: (no text|NoExtension)"),
+        ({"grammar": "start: start"}, "grammar: no text satisfies it"),
     ],
 )
 def test_wrong_ones(demo: pyllava.Llava, options: dict[str, Any], message: str) -> None:
@@ -573,6 +582,7 @@ def test_cli_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (code, "--grammar and --choices: need one of them" in err) == (2, True)
     code, _, err = run(capsys, "--json-schema-file", str(tmp_path / "missing.json"))
     assert (code, "missing.json" in err) == (1, True)
+    assert "demo model" not in err  # not even loaded
     code, _, err = run(capsys, "-j", "{")
     assert (code, "schema: no JSON" in err) == (1, True)
 

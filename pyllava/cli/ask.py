@@ -100,6 +100,9 @@ class Answers:
 
     def __init__(self, request: Request, options: argparse.Namespace, console: Console) -> None:
         self.request, self.options, self.console = request, options, console
+        self.sampling = sampling_arguments(
+            options
+        )  # which may be in files: before the model is loaded, and once
         self.done: list[Answer] = []
         self.n_failed = 0
 
@@ -187,7 +190,7 @@ class Answers:
             raw=request.raw,
             system=options.system,
             stream=True,
-            **sampling_arguments(options),
+            **self.sampling,
         )
         self._note_rows(stream.usage)
         return stream

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._named_pictures import SUFFIXES, expanded, found
 from .._sources import is_data_url, local_path
@@ -54,6 +54,7 @@ def chat(argv: list[str]) -> None:
     console = Console(options.log_disable)
     console.note_inert(options)
     pictures = _pictures(options.image, console)  # before the model, which takes longer
+    sampling = sampling_arguments(options)
     from ..llava import Llava
 
     with library_log(options):
@@ -61,7 +62,7 @@ def chat(argv: list[str]) -> None:
         with Llava(**model_arguments(options), progress=console.bars) as model:
             if model.is_demo:
                 console.note(DEMO_NOTE)
-            Conversation(model, options, console, pictures).run()
+            Conversation(model, options, sampling, console, pictures).run()
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,16 @@ class Conversation:
     """The messages on stdin, each a question or a command, and what becomes of them."""
 
     def __init__(
-        self, model: Llava, options: argparse.Namespace, console: Console, pictures: Sequence[Picture]
+        self,
+        model: Llava,
+        options: argparse.Namespace,
+        sampling: dict[str, Any],
+        console: Console,
+        pictures: Sequence[Picture],
     ) -> None:
         self._model = model
         self._options = options
+        self._sampling = sampling
         self._console = console
         self._chat = model.chat(options.system)
         self._turns: list[Turn] = []
@@ -168,7 +175,7 @@ class Conversation:
                 question,
                 images=[picture.image for picture in self._pending],
                 stream=True,
-                **sampling_arguments(self._options),
+                **self._sampling,
             )
             n_known = len(stream.usage.image_tokens_each) - len(self._pending)
             for n_tokens in stream.usage.image_tokens_each[n_known:]:

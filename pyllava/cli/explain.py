@@ -59,9 +59,10 @@ def _writer(options: argparse.Namespace, used: contextlib.ExitStack) -> Callable
     if options.output is None:
         return None
     from .._drawing import encoded, format_of
+    from .._sources import input_files
 
     kind = format_of(options.output)
-    inputs = [] if options.image == "-" else [Path(options.image)]
+    inputs = input_files(options.image)
     file = used.enter_context(replacing(Path(options.output), n_bytes=0, inputs=inputs, durable=False))
     return lambda heat: file.write(encoded(heat.image(), kind))
 

@@ -40,6 +40,8 @@ def view(argv: Sequence[str]) -> None:
     if options.output is None and not options.json:
         parser.error("need -o FILE for the drawing, or --json for the numbers alone")
     settle(options, Console(quiet=False))
+    from .. import _drawing
+    from .._sources import input_files
     from ..images import load_image, open_source
     from ..llava import Llava
 
@@ -56,6 +58,7 @@ def view(argv: Sequence[str]) -> None:
     ) as model:
         seen = model.view(picture)
     if options.output is not None:
-        seen.save(options.output)
-        say(f"{printable(os.fspath(options.output))}: {seen.image().width} x {seen.image().height} pixels")
+        drawing = seen.image()
+        _drawing.save(drawing, options.output, input_files(options.image))
+        say(f"{printable(os.fspath(options.output))}: {drawing.width} x {drawing.height} pixels")
     print(json.dumps(seen.facts()) if options.json else "\n".join(seen.words()))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 COLUMNS = ("bytes", "image", "path")
 """Where nothing else is told, the first of these that a batch has holds the pictures."""
 ADDED = ("caption", "finish_reason", "tokens", "seconds", "status", "error")
-"""What a batch gets: columns of the rows that ``pyllava-cli caption`` writes. Null: no caption, or no error."""
+"""What a batch gets: columns of the rows that ``pyllava-cli caption`` writes. Null: no caption, or no error.
+Columns of these names that it has are replaced."""
 _PARALLEL = 8
 _log = logging.getLogger("pyllava")
 _OF_ASKING = (*Options.__annotations__, "system", "raw")
@@ -106,6 +107,8 @@ def _with_arrow(table: Any, rows: Sequence[tables.Row]) -> Any:
     arrow = library("pyarrow")
     for name in ADDED:
         column = arrow.array([row[name] for row in rows], arrow.type_for_alias(tables.COLUMNS[name]))
+        if name in table.column_names:
+            table = table.drop_columns([name])
         table = table.append_column(name, column)
     return table
 
