@@ -43,8 +43,8 @@ class Parser(argparse.ArgumentParser):
     """Other names of options."""
 
     def error(self, message: str) -> NoReturn:
-        program = self.prog.split(" ")[0]
-        message = message.replace("the following arguments are required:", "needs")
+        program, _, command = self.prog.partition(" ")
+        message = message.replace("the following arguments are required:", f"{command or program} needs")
         self.exit(2, f"{program}: error: {message} ({self.prog} --help shows the options)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -31,6 +31,7 @@ from .options import (
     DEFAULT_PROMPT,
     PROGRAM,
     Parser,
+    check_answer,
     check_pairs,
     check_raw,
     model_arguments,
@@ -56,6 +57,7 @@ def caption(argv: list[str]) -> None:
     parser = caption_parser()
     options = parser.parse(argv)
     check_pairs(options, parser)
+    check_answer(options)
     if options.samples > 1 and not options.temperature:
         parser.error("--samples: needs --temp above 0, without it they are all the same")
     if options.json and options.output == _STDOUT:

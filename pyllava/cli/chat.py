@@ -24,7 +24,7 @@ from .dropped import dropped, looks_dropped
 from .hub import settle
 from .lines import Lines
 from .mistakes import SLASH_ADVICE, SLASH_SYNONYMS
-from .options import PROGRAM, chat_parser, check_pairs, model_arguments, sampling_arguments
+from .options import PROGRAM, chat_parser, check_answer, check_pairs, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,6 +51,7 @@ def chat(argv: list[str]) -> None:
         parser.error(
             f"{found!r:.80}: no such picture; -m names a model, and questions are typed when the model is there"
         )
+    check_answer(options)
     console = Console(options.log_disable)
     console.note_inert(options)
     pictures = _pictures(options.image, console)  # before the model, which takes longer
