@@ -181,6 +181,11 @@ def printable(path: Any) -> str:
     return plain(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path))
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 caption``, ``6 captions``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def path_of(text: str) -> Path:
     """A path of a command line, below the home folder where it begins with ``~``: a shell sees only those of whole words."""
     return Path(os.path.expanduser(text))

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from .._terminal import Console
+from .._terminal import Console, counted
 from .hub import settle
 from .option_kinds import adder
 from .options import PROGRAM, Parser, add_devices, add_files, check_pairs
@@ -97,7 +97,11 @@ def _table(result: dict[str, Any]) -> str:
     lines: list[tuple[str, float, str]] = [("load", result["load_s"], "s")]
     if "encode_s" in result:
         lines.append(
-            (f"encode ({result['views']} views, {result['image_tokens']} tokens)", result["encode_s"], "s")
+            (
+                f"encode ({counted(result['views'], 'view')}, {result['image_tokens']} tokens)",
+                result["encode_s"],
+                "s",
+            )
         )
     lines += [
         ("prefill", result["prefill_tok_s"], "tokens/s"),

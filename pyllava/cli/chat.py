@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._named_pictures import SUFFIXES, expanded, found
 from .._sources import is_data_url, local_path
-from .._terminal import DEMO_NOTE, Console, did_you_mean, library_log, one_line
+from .._terminal import DEMO_NOTE, Console, counted, did_you_mean, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
 from .chat_file import Record, Turn, write
 from .dropped import dropped, looks_dropped
@@ -229,7 +229,7 @@ class Conversation:
             self._console.note(
                 f"[{usage.prompt_tokens} tokens, {usage.cached_tokens} of them known; "
                 f"encode {timings.encode:.2f} s, prefill {timings.prefill:.2f} s; "
-                f"{usage.completion_tokens} tokens in {timings.decode:.2f} s]"
+                f"{counted(usage.completion_tokens, 'token')} in {timings.decode:.2f} s]"
             )
 
     # --- commands ---
