@@ -503,10 +503,13 @@ def test_pictures_of_one_stem(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert (folder / "p1.png.txt").exists()
 
 
-def test_several_captions_of_a_picture(folder: Path, tmp_path: Path) -> None:
+def test_several_captions_of_a_picture(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "c.jsonl"
     options = ("--samples", 3, "--temp", 2, "-s", 7, "-n", 9, "--write", "txt,csv")
     assert caption(folder / "p1.png", "-p", QUESTION, "-o", out, *options) == 0
+    assert "1 caption, 0 failed" in capsys.readouterr().err
     (found,) = rows_of(out)
     assert len(set(found["captions"])) > 1
     assert found["caption"] == found["captions"][0]
