@@ -297,6 +297,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
             2,
             "--gpu: no such option; a GPU is used where there is one; -dev names devices, --list-devices shows them",
         ),
+        ("help frobnicate", 2, "frobnicate: no such command, and no such file"),
         ("help caht", 2, "caht: no such command; did you mean chat?"),
         (
             "-p Hi",
