@@ -144,7 +144,7 @@ def _environment() -> Section:
         for name, value in sorted(os.environ.items())
         if name.startswith("PYLLAVA_") or _OF_DEVICES.fullmatch(name)
     }
-    return told or {"PYLLAVA_*": "none are set"}
+    return told or {"PYLLAVA_*": "(not set)"}
 
 
 def _processor() -> Section:

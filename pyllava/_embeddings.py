@@ -200,7 +200,7 @@ class Pictures:
         """The same of what is no embedding."""
         if self.spec is None:
             raise PyllavaError(
-                f"{self._name}: an image was given, but there is no projector: name one with mmproj="
+                f"{self._name}: an image was given, but there is no projector: name one with --mmproj, in Python mmproj="
             )
         image, spec = load_image(source), self.spec
         if n_images > 1 and self._model.info.anyres_max:

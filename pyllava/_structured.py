@@ -147,25 +147,32 @@ def _slashed(regex: str) -> str:
 
 
 def _of_schema(given: Any) -> Wanted:
-    if given is True:
-        return Wanted("schema", {"json_schema": _told({})}, _value)
     if hasattr(given, "model_json_schema") and hasattr(given, "model_validate_json"):
         schema = given.model_json_schema()
         return Wanted("schema", {"json_schema": _told(schema)}, lambda text: _instance(given, text))
     if isinstance(given, str):
-        _checked("schema", given)
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise ValueError(f"schema: no JSON: {error}") from None
-        except RecursionError:
-            raise ValueError("schema: nested too deeply") from None
+        given = _read_schema(given)
+    if given is True:
+        given = {}
     if not isinstance(given, dict):
         raise TypeError(
             f"schema: found {type(given).__name__}, need a JSON schema as a dict or a text, True for any JSON, "
             "or a pydantic model"
         )
     return Wanted("schema", {"json_schema": _told(given)}, _value)
+
+
+def _read_schema(text: str) -> Any:
+    _checked("schema", text)
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"schema: no JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("schema: nested too deeply") from None
+    if found is not True and not isinstance(found, dict):
+        raise ValueError(f"schema: {text.strip():.80}, need a JSON object, or true for any JSON")
+    return found
 
 
 def _value(text: str) -> Any:

@@ -43,8 +43,8 @@ class Parser(argparse.ArgumentParser):
     """Other names of options."""
 
     def error(self, message: str) -> NoReturn:
-        program = self.prog.split(" ")[0]
-        message = message.replace("the following arguments are required:", "needs")
+        program, _, command = self.prog.partition(" ")
+        message = message.replace("the following arguments are required:", f"{command or program} needs")
         self.exit(2, f"{program}: error: {message} ({self.prog} --help shows the options)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -179,6 +179,11 @@ def say(text: str, end: str = "\n") -> None:
 
 def printable(path: Any) -> str:
     return plain(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path))
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 caption``, ``6 captions``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def path_of(text: str) -> Path:

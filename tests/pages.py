@@ -24,7 +24,7 @@ NOT_HERE = {
     r"python (packaging|bench|convert)/|python -m examples|pytest": "a checkout, and minutes",
     r"cp \.\./|mkdir vit": "files of a checkpoint",
     r"pyllava-cli caption /data": "a cluster",
-    r"pyllava-cli (pull|rm|-hf|-m llava-1.6) ?": "the network",
+    r"pyllava-cli (pull|rm|-hf|(-m|info) llava-1.6) ?": "the network",
     r"pyllava-cli (convert|.*(mmproj vit|models/joycaption|llava-v1.6-vicuna-7b))": "a published checkpoint",
 }
 """How commands begin that no test runs, and what they would need."""

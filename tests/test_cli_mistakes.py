@@ -297,6 +297,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
             2,
             "--gpu: no such option; a GPU is used where there is one; -dev names devices, --list-devices shows them",
         ),
+        ("help frobnicate", 2, "frobnicate: no such command, and no such file"),
         ("help caht", 2, "caht: no such command; did you mean chat?"),
         (
             "-p Hi",
@@ -311,10 +312,10 @@ ROWS: Mapping[str, Sequence[Row]] = {
         ('-p "<image><image>" scene.png', 1, "the prompt has 2 <image> marks, images given: 1"),
     ),
     "Commands": (
-        ("info", 2, "needs FILE"),
+        ("info", 2, "info needs FILE"),
         ("info a.gguf b.gguf", 2, "'b.gguf': too many words, need FILE alone"),
         ("info -m model.gguf", 2, "-m: no such option; the file is named without it"),
-        ("quantize model.gguf small.gguf", 2, "needs TYPE"),
+        ("quantize model.gguf small.gguf", 2, "quantize needs TYPE"),
         (
             "quantize model.gguf small.gguf int4",
             2,
@@ -331,7 +332,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
             "model.gguf: exists already; --force, in Python overwrite=True, replaces it",
         ),
         ("quantize model.gguf nowhere/small.gguf q8_0", 1, "model.gguf: header needs 24 bytes, file has 4"),
-        ("convert", 2, "needs DIR"),
+        ("convert", 2, "convert needs DIR"),
         ("convert nowhere", 1, "nowhere: not a folder"),
         ("convert pictures", 1, "pictures: no config.json; need the folder of a LLaVA model"),
         (
@@ -358,7 +359,9 @@ ROWS: Mapping[str, Sequence[Row]] = {
         ),
         ("chat -p Hi", 2, "-p: no such option; questions are typed in a conversation, or piped into it"),
         ("bench --repeat 0", 2, "argument --repeat: '0', need a number from 1 to 999999"),
-        ("completion", 2, "needs SHELL"),
+        ("explain scene.png", 2, "explain needs QUESTION"),
+        ("models --yes", 2, "--yes: no such option"),
+        ("completion", 2, "completion needs SHELL"),
         ("completion tcsh", 2, "argument SHELL: 'tcsh', need one of bash, zsh, fish"),
     ),
     "In a conversation": (

@@ -324,6 +324,7 @@ def test_command(demo: pyllava.Llava, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "heat map: 64 windows, " in err
     drawn = Image.open(tmp_path / "heat.png")
     assert (np.asarray(drawn) == np.asarray(heat.image())).all()
+    assert err.endswith(f"heat.png: {drawn.width} x {drawn.height} pixels\n")
 
 
 def test_command_with_numbers_alone(demo: pyllava.Llava, capsys: pytest.CaptureFixture[str]) -> None:

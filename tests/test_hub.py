@@ -565,6 +565,9 @@ def test_a_question_to_a_model_of_the_hub(server: Hub, capsys: pytest.CaptureFix
     code, out, err = run(capsys, "-m", f"{REPO}:q4_k_m", *QUESTION)
     assert (code, out) == (1, "")
     assert f"are to be fetched: `pyllava-cli pull {REPO}:q4_k_m` does it, or --yes" in err
+    code, out, err = run(capsys, "-m", "models/llava", *QUESTION)
+    assert (code, out) == (1, "")
+    assert "models/llava: no such file or folder; as a repository, models/llava: no such repository" in err
     code, out, err = run(capsys, "-hf", f"{REPO}:Q4_K_M", *QUESTION)
     assert code == 0
     assert out.strip()

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -322,6 +324,7 @@ def test_a_model_s_own_validator_may_refuse(demo: pyllava.Llava) -> None:
         ({"choices": []}, "choices: found none"),
         ({"choices": ["a", ""]}, "choices: found ''"),
         ({"schema": "{"}, "schema: no JSON"),
+        ({"schema": "[1]"}, r"schema: \[1\], need a JSON object, or true for any JSON"),
         ({"schema": {"type": "strin"}}, "schema: Invalid type: strin"),
         ({"schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"schema": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}}, "uniqueItems"),
@@ -583,8 +586,30 @@ def test_cli_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, err = run(capsys, "--json-schema-file", str(tmp_path / "missing.json"))
     assert (code, "missing.json" in err) == (1, True)
     assert "demo model" not in err  # not even loaded
-    code, _, err = run(capsys, "-j", "{")
-    assert (code, "schema: no JSON" in err) == (1, True)
+    for schema, told in (("{", "schema: no JSON"), ("3", "schema: 3, need a JSON object")):
+        code, out, err = run(
+            capsys, "-j", schema, "-m", str(tmp_path / "missing")
+        )  # told before the model is looked for
+        assert (code, out, told in err) == (1, "", True)
+
+
+def test_cli_takes_any_json_for_true(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "-j", "true")
+    assert code == 0
+    json.loads(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_cli_reads_a_schema_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As from ``<(...)`` of a shell, for several pictures."""
+    pipe = tmp_path / "schema"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=('{"type": "integer"}',), daemon=True)
+    writer.start()
+    code, out, err = run(capsys, "-jf", str(pipe), "--image", SCENE)
+    assert code == 0, err
+    assert len({int(line) for line in out.splitlines()}) == 1
+    assert out.count("\n") == 2
 
 
 def test_captions_with_data(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from .options import (
     PROGRAM,
     Parser,
     ask_parser,
+    check_answer,
     check_pairs,
     check_raw,
     model_arguments,
@@ -53,6 +54,7 @@ def ask(argv: list[str]) -> None:
     parser = ask_parser()
     options = parser.parse(argv)
     check_pairs(options, parser)
+    check_answer(options)
     _take_question(options, parser)
     console = Console(options.log_disable)
     request = _request(options, console)

@@ -7,10 +7,10 @@ import json
 import re
 from typing import Any
 
-from .._terminal import Console
+from .._terminal import Console, counted
 from .hub import settle
 from .option_kinds import adder
-from .options import PROGRAM, Parser, add_devices, add_fetching, check_pairs
+from .options import PROGRAM, Parser, add_devices, add_files, check_pairs
 
 _DESCRIPTION = """\
 Measure loading, image encoding, prefill and decoding; medians of --repeat runs after one that is not counted.
@@ -36,9 +36,6 @@ def bench(argv: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(prog=f"{PROGRAM} bench", description=_DESCRIPTION)
     add = parser.add_argument
-    add("-m", "--model", metavar="FILE", help="GGUF file or folder (default: the demo model)")
-    add("-mm", "--mmproj", metavar="FILE", help="projector file (default: the one beside the model)")
-    add_fetching(adder(parser, "fetching"))
     add(
         "-p",
         "--prompt-tokens",
@@ -65,9 +62,16 @@ def _parser() -> Parser:
         help="tokens per prefill step (default: 1024)",
     )
     add("-t", "--threads", metavar="N", type=_count, default=0, help="threads (default: one per core)")
-    add("--precision", choices=("fast", "exact"), default="fast", help="default: fast")
+    add(
+        "--precision",
+        metavar="NAME",
+        choices=("fast", "exact"),
+        default="fast",
+        help="fast (default) or exact",
+    )
     add("--repeat", metavar="N", type=_count, default=3, help="runs of each stage (default: 3)")
     add("--json", action="store_true", help="one JSON object on stdout")
+    add_files(adder(parser, "model"))
     add_devices(parser)
     return parser
 
@@ -93,7 +97,11 @@ def _table(result: dict[str, Any]) -> str:
     lines: list[tuple[str, float, str]] = [("load", result["load_s"], "s")]
     if "encode_s" in result:
         lines.append(
-            (f"encode ({result['views']} views, {result['image_tokens']} tokens)", result["encode_s"], "s")
+            (
+                f"encode ({counted(result['views'], 'view')}, {result['image_tokens']} tokens)",
+                result["encode_s"],
+                "s",
+            )
         )
     lines += [
         ("prefill", result["prefill_tok_s"], "tokens/s"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .._terminal import DEMO_NOTE, Console, duration, library_log, path_of, printable, say
+from .._terminal import DEMO_NOTE, Console, counted, duration, library_log, path_of, printable, say
 from ..bulk import inputs, tables
 from ..bulk.ledger import Ledger
 from ..bulk.merge import Merged
@@ -31,6 +31,7 @@ from .options import (
     DEFAULT_PROMPT,
     PROGRAM,
     Parser,
+    check_answer,
     check_pairs,
     check_raw,
     model_arguments,
@@ -56,6 +57,7 @@ def caption(argv: list[str]) -> None:
     parser = caption_parser()
     options = parser.parse(argv)
     check_pairs(options, parser)
+    check_answer(options)
     if options.samples > 1 and not options.temperature:
         parser.error("--samples: needs --temp above 0, without it they are all the same")
     if options.json and options.output == _STDOUT:
@@ -333,7 +335,9 @@ class _Run:
     def _say_end(self, found: Plan) -> None:
         seconds = self.progress.seconds
         speed = f", {self.n_ok / seconds:.1f} captions per second" if seconds and self.n_ok else ""
-        self.console.note(f"{self.n_ok:,} captions, {self.n_failed:,} failed, in {duration(seconds)}{speed}")
+        self.console.note(
+            f"{counted(self.n_ok, 'caption')}, {self.n_failed:,} failed, in {duration(seconds)}{speed}"
+        )
         n_left = len(found.todo) + len(found.refused) - self.n_ok - self.n_failed
         if self.options.json:
             counts = {"captions": self.n_ok, "failed": self.n_failed, "left": n_left, "seconds": seconds}

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from .._named_pictures import SUFFIXES, expanded, found
 from .._sources import is_data_url, local_path
-from .._terminal import DEMO_NOTE, Console, did_you_mean, library_log, one_line
+from .._terminal import DEMO_NOTE, Console, counted, did_you_mean, library_log, one_line
 from ..errors import ContextOverflowError, PyllavaError
 from .chat_file import Record, Turn, write
 from .dropped import dropped, looks_dropped
 from .hub import settle
 from .lines import Lines
 from .mistakes import SLASH_ADVICE, SLASH_SYNONYMS
-from .options import PROGRAM, chat_parser, check_pairs, model_arguments, sampling_arguments
+from .options import PROGRAM, chat_parser, check_answer, check_pairs, model_arguments, sampling_arguments
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,6 +51,7 @@ def chat(argv: list[str]) -> None:
         parser.error(
             f"{found!r:.80}: no such picture; -m names a model, and questions are typed when the model is there"
         )
+    check_answer(options)
     console = Console(options.log_disable)
     console.note_inert(options)
     pictures = _pictures(options.image, console)  # before the model, which takes longer
@@ -228,7 +229,7 @@ class Conversation:
             self._console.note(
                 f"[{usage.prompt_tokens} tokens, {usage.cached_tokens} of them known; "
                 f"encode {timings.encode:.2f} s, prefill {timings.prefill:.2f} s; "
-                f"{usage.completion_tokens} tokens in {timings.decode:.2f} s]"
+                f"{counted(usage.completion_tokens, 'token')} in {timings.decode:.2f} s]"
             )
 
     # --- commands ---

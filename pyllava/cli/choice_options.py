@@ -10,7 +10,7 @@ def add_choices(add: Callable[..., None]) -> None:
     add(
         "--choices",
         "A,B,...",
-        "the answer is one of these, with commas between them; with --json, how probable each is",
+        "the answer is one of these, with commas between them",
         type=_choices,
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._named_pictures import found
 from .._part_file import replacing
-from .._terminal import DEMO_NOTE, Console, library_log
+from .._terminal import DEMO_NOTE, Console, library_log, printable
 from .hub import settle
 from .option_kinds import COUNT, adder
 from .options import (
@@ -50,11 +50,17 @@ def explain(argv: list[str]) -> None:
         write = _writer(options, used)  # first: what is wrong with the name should not cost minutes
         heat = _heat_map(picture, options)
         if write is not None:
-            write(heat)
+            drawn = heat.image()
+            write(drawn)
+    if write is not None:
+        size = f"{drawn.width} x {drawn.height} pixels"
+        Console(options.log_disable).note(f"{printable(options.output)}: {size}")
     print(json.dumps(_record(heat)) if options.json else heat.answer)
 
 
-def _writer(options: argparse.Namespace, used: contextlib.ExitStack) -> Callable[[HeatMap], object] | None:
+def _writer(
+    options: argparse.Namespace, used: contextlib.ExitStack
+) -> Callable[[Image.Image], object] | None:
     """What writes the drawing into a file that is open until `used` ends."""
     if options.output is None:
         return None
@@ -64,7 +70,7 @@ def _writer(options: argparse.Namespace, used: contextlib.ExitStack) -> Callable
     kind = format_of(options.output)
     inputs = input_files(options.image)
     file = used.enter_context(replacing(Path(options.output), n_bytes=0, inputs=inputs, durable=False))
-    return lambda heat: file.write(encoded(heat.image(), kind))
+    return lambda drawn: file.write(encoded(drawn, kind))
 
 
 def _heat_map(picture: Image.Image, options: argparse.Namespace) -> HeatMap:

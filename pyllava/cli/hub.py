@@ -31,11 +31,17 @@ def settle(options: argparse.Namespace, console: Console) -> None:
     from .. import hub
 
     must_ask = options.hf_repo is None
-    found = hub.settled(
-        hub.parsed(named),
-        progress=console.bars,
-        allow=lambda offered: _allow(offered, options, console, must_ask),
-    )
+    spec = hub.parsed(named)
+    try:
+        found = hub.settled(
+            spec,
+            progress=console.bars,
+            allow=lambda offered: _allow(offered, options, console, must_ask),
+        )
+    except HubError as error:
+        if must_ask and spec.name == spec.repo:  # it may have been meant as a path
+            raise HubError(f"{plain(named)}: no such file or folder; as a repository, {error}") from None
+        raise
     options.model = os.fspath(found.model)
     if options.mmproj is None and found.mmproj is not None:
         options.mmproj = os.fspath(found.mmproj)
@@ -95,7 +101,7 @@ def _gb(n_bytes: float) -> str:
 
 def pull(argv: list[str]) -> None:
     """Fetch the model that the command line names, and print the paths of its files."""
-    parser = _parser(
+    parser = _asking_parser(
         "pull", "Fetch a model of the Hugging Face Hub into its cache. The paths of its files go to stdout."
     )
     parser.add_argument("name", metavar="REPO[:QUANT]", help=f"owner/name, or a name of `{PROGRAM} models`")
@@ -132,7 +138,7 @@ def _pull_checkpoint(offered: Checkpoint, options: argparse.Namespace, console: 
 
 def rm(argv: list[str]) -> None:
     """Remove what the command line names from the cache."""
-    parser = _parser(
+    parser = _asking_parser(
         "rm", "Remove a model, or one quantisation of it, from the cache of the Hugging Face Hub."
     )
     parser.add_argument("name", metavar="REPO[:QUANT]", help=f"as `{PROGRAM} models` shows it")
@@ -171,9 +177,14 @@ def models(argv: list[str]) -> None:
         print("\n".join([*_lines_of_cache(found), *_lines_of_names({one.repo for one in found})]))
 
 
+def _asking_parser(command: str, description: str) -> Parser:
+    parser = _parser(command, description)
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    return parser
+
+
 def _parser(command: str, description: str) -> Parser:
     parser = Parser(prog=f"{PROGRAM} {command}", description=description)
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the library's log")
     parser.add_argument("--log-disable", action="store_true", help="show errors only")
     return parser

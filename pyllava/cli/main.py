@@ -64,7 +64,7 @@ def _run_command(arguments: list[str]) -> None:
     elif first in FIRST_WORDS:
         _run_command([*rest, *FIRST_WORDS[first]])
     else:
-        _check_no_command(first, alone=not rest)
+        _check_no_command(first, alone=rest in ([], ["--help"]))
         ask(arguments)
 
 

@@ -17,7 +17,7 @@ from ..templates import IMAGE_MARK, TEMPLATES
 from .mistakes import ADVICE, SYNONYMS
 from .option_kinds import COUNT, COUNT_OR_0, COUNT_OR_LESS, FROM_MINUS_1, INTEGER, adder, changed
 from .sampling_options import add_sampling
-from .structure_options import add_structure, structure_arguments, structures_given
+from .structure_options import add_structure, read_structures, structures_given
 from .words import is_model, is_picture, is_sentence, stands_alone
 
 PROGRAM = "pyllava-cli"
@@ -46,6 +46,8 @@ class Parser(_terminal.Parser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        if self.add_help:  # argparse's own, in the words of the others
+            self._option_string_actions["-h"].help = "show this"
         self.words: Sequence[str] = ()
         """What is being parsed."""
 
@@ -216,13 +218,7 @@ def add_model(options: Parser, *, parallel: int = 4) -> None:
     """The model and how it computes; `parallel`: answers at the same time, unless told otherwise."""
     add = adder(options, "model")
     types = ", ".join(_CACHE_TYPES)
-    add(
-        "-m --model",
-        "FILE",
-        "GGUF file, folder, FOLDER:QUANT or fetched model (default: demo, a small model in the package; also demo-1.6)",
-    )
-    add("-mm --mmproj", "FILE", "projector file (default: the one beside the model)")
-    add_fetching(add)
+    add_files(add)
     add(
         "-c --ctx-size",
         "N",
@@ -261,8 +257,14 @@ def add_model(options: Parser, *, parallel: int = 4) -> None:
     add("--no-mmap", None, "read the file into memory instead of mapping it")
 
 
-def add_fetching(add: Callable[..., None]) -> None:
-    """Options for a model that is not here yet; ``cli.hub.settle`` obeys them."""
+def add_files(add: Callable[..., None]) -> None:
+    """Which model; ``cli.hub.settle`` fetches one that is not here yet."""
+    add(
+        "-m --model",
+        "FILE",
+        "GGUF file, folder, FOLDER:QUANT or fetched model (default: demo, a small model in the package; also demo-1.6)",
+    )
+    add("-mm --mmproj", "FILE", "projector file (default: the one beside the model)")
     add("-hf -hfr --hf-repo", "REPO[:QUANT]", f"a model of the Hugging Face Hub, or of `{PROGRAM} models`")
     add("-y --yes", None, "fetch it without asking")
 
@@ -354,7 +356,8 @@ def add_output(options: Parser, *, question: bool = True, timings: bool = True) 
         add(
             "--json",
             None,
-            "one JSON object instead of the answer's text: with usage, timings, the model's name",
+            "one JSON object instead of the answer's text: with usage, timings, the model's name; with --choices, how "
+            "probable each is",
         )
         add("--jsonl", None, "a line with such an object for each picture, or with its error")
         add("--verbose-prompt", None, "show the prompt and its tokens")
@@ -391,6 +394,18 @@ def check_raw(prompt: str, options: argparse.Namespace, parser: Parser) -> None:
     """The same of a prompt that is used as it stands, and what only a template has a place for."""
     if IMAGE_MARK in prompt and (options.template or options.system is not None):
         parser.error(f"a prompt with {IMAGE_MARK} is taken as it is: no --template, no --system")
+
+
+def check_answer(options: argparse.Namespace) -> None:
+    """Raises what is wrong with the options of an answer: before the model, which may take minutes to load."""
+    from ..sampling import Sampling
+
+    read_structures(options)
+    sampling = Sampling(**sampling_arguments(options))
+    if structures_given(options):
+        from .._structured import wanted
+
+        wanted(sampling)
 
 
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -433,5 +448,4 @@ def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     from ..sampling import Options
 
     given = {name: getattr(options, name, None) for name in Options.__annotations__}
-    given |= structure_arguments(options)
     return {name: value for name, value in given.items() if value is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._text_file import text_of
 from .choice_options import add_choices
@@ -45,12 +45,11 @@ def cut_short(answer: Answer) -> str:
     return f"the answer ended before it was whole ({answer.finish_reason}, {len(answer.tokens)} tokens): raise -n"
 
 
-def structure_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """What the files say, as arguments of ``Llava.ask``."""
-    found = {}
+def read_structures(options: argparse.Namespace) -> None:
+    """Puts what the files say in the place of their names: a pipe is read once, however many answers follow."""
     for kind in ("schema", "grammar"):
         name = getattr(options, f"{kind}_file", None)
         if name is not None:
             with open(name, "rb") as file:
-                found[kind] = text_of(file.read(), name)
-    return found
+                setattr(options, kind, text_of(file.read(), name))
+            setattr(options, f"{kind}_file", None)
