@@ -102,9 +102,7 @@ class Answers:
 
     def __init__(self, request: Request, options: argparse.Namespace, console: Console) -> None:
         self.request, self.options, self.console = request, options, console
-        self.sampling = sampling_arguments(
-            options
-        )  # which may be in files: before the model is loaded, and once
+        self.sampling = sampling_arguments(options)  # read before the model is loaded
         self.done: list[Answer] = []
         self.n_failed = 0
 
