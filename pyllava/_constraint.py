@@ -37,12 +37,6 @@ class Vocabulary:
     """A token that ends an answer."""
     tokenize: Callable[[bytes], list[int]]
 
-    def only(self, token: int) -> Mask:
-        """The mask that leaves one token."""
-        mask = np.zeros(self.n_words, np.uint32)
-        mask[token // 32] = 1 << (token % 32)
-        return mask
-
 
 class Constraint:
     """How far an answer is in its grammar, and what it has to go on with.
@@ -120,8 +114,7 @@ class Constraint:
         self.close("length")
         if self.pending:
             return self._take(logits, sampler, n)
-        end = self._vocabulary.only(self._vocabulary.end)
-        return sampler.sample(logits, mask=end, n_alternatives=n)
+        return sampler.take(logits, self._vocabulary.end, n_alternatives=n)
 
     def ending(self, reason: FinishReason | None) -> FinishReason | None:
         """Why the answer ends with the token that was chosen; `reason`: why it would without a grammar."""
@@ -144,7 +137,7 @@ class Constraint:
     def _take(self, logits: _lib.FloatArray, sampler: _lib.SamplerHandle, n: int) -> _lib.Choice:
         """A pending token, as the sampler's only choice: it has its probability, and counts for the penalties."""
         self.n_forced += 1
-        return sampler.sample(logits, mask=self._vocabulary.only(self.pending.pop(0)), n_alternatives=n)
+        return sampler.take(logits, self.pending.pop(0), n_alternatives=n)
 
     def _mask(self) -> Mask:
         words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._vocabulary.n_words]

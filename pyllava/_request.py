@@ -220,17 +220,14 @@ class Given(Request[list[tuple[_lib.Choice, ...]]]):
     def took(self, piece: Piece, ran: _lib.Ran) -> None:
         self.n_held += piece.n
         row = self.n_held - len(ran.logits) - self.most_reused
+        assert self._sampler is not None
         for i, logits in enumerate(ran.logits, row):
-            self._found[i] = tuple(self._choice(logits, token) for token in self._wanted[i])
+            self._found[i] = tuple(
+                self._sampler.take(logits, token, n_alternatives=self._n_alternatives)
+                for token in self._wanted[i]
+            )
         if self.n_left == 0:
             self.finish(self._found)
-
-    def _choice(self, logits: FloatArray, token: int) -> _lib.Choice:
-        """What the sampler says of a token if it may choose no other."""
-        assert self._sampler is not None
-        mask = np.zeros((self._model.info.n_vocab + 31) // 32, np.uint32)
-        mask[token // 32] = np.uint32(1) << np.uint32(token % 32)
-        return self._sampler.sample(logits, mask=mask, n_alternatives=self._n_alternatives)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,12 @@ class SamplerHandle:
         _check(status)
         return asked.choice(0)
 
+    def take(self, logits: FloatArray, token: int, *, n_alternatives: int = 0) -> Choice:
+        """As sample(), where no other token may be chosen."""
+        mask = np.zeros((self._n_vocab + 31) // 32, np.uint32)
+        mask[token // 32] = np.uint32(1) << np.uint32(token % 32)
+        return self.sample(logits, mask=mask, n_alternatives=n_alternatives)
+
     @property
     def handle(self) -> _Handle:
         return self._handle

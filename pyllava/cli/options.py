@@ -294,18 +294,8 @@ def add_devices(options: Parser) -> None:
     )
 
 
-def add_prompt(options: Parser, *, question: bool = True, image: bool = True) -> None:
-    """How pictures are seen, and the prompt; `question`: options for a question, `image`: for its pictures."""
-    add = adder(options, "pictures and prompt")
-    prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
-    if image:
-        add(
-            "--image",
-            "FILE",
-            "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
-            action="append",
-            default=[],
-        )
+def add_tiles(add: Callable[..., None]) -> None:
+    """How pictures are cut and their rows put together, for models that see tiles."""
     add(
         "--image-max-tiles",
         "N",
@@ -319,6 +309,21 @@ def add_prompt(options: Parser, *, question: bool = True, image: bool = True) ->
         choices=("unpad", "flat"),
         default="unpad",
     )
+
+
+def add_prompt(options: Parser, *, question: bool = True, image: bool = True) -> None:
+    """How pictures are seen, and the prompt; `question`: options for a question, `image`: for its pictures."""
+    add = adder(options, "pictures and prompt")
+    prompt = f'the question (default: "{DEFAULT_PROMPT}"); with {IMAGE_MARK} in it, the whole raw prompt'
+    if image:
+        add(
+            "--image",
+            "FILE",
+            "JPEG, PNG, WebP, GIF, BMP or TIFF; several, a folder or a pattern; repeatable",
+            action="append",
+            default=[],
+        )
+    add_tiles(add)
     if question:
         add("-p --prompt", "TEXT", prompt)
         add("-f --file", "FILE", "read the prompt from a file; - is standard input")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from .._named_pictures import found
 from .._terminal import Console, printable, say
 from .hub import settle
-from .option_kinds import COUNT_OR_0, adder
-from .options import PROGRAM, Parser, add_files, check_pairs
+from .option_kinds import adder
+from .options import PROGRAM, Parser, add_files, add_tiles, check_pairs
 
 _DESCRIPTION = """\
 Draw what a model sees of a picture: its views and their patches, what is border, and which patches become rows for the
@@ -24,15 +24,8 @@ def view(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("image", metavar="IMAGE", help="a picture; - is standard input")
     add("-o", "--output", metavar="FILE", help="the drawing: .png, or another suffix of a picture")
-    add("--image-max-tiles", metavar="N", type=COUNT_OR_0, help="LLaVA-1.6: tiles of a picture at most")
-    add(
-        "--image-merge",
-        metavar="NAME",
-        choices=("unpad", "flat"),
-        default="unpad",
-        help="LLaVA-1.6: unpad (default, as trained) or flat (the rows llama.cpp gives)",
-    )
     add("--json", action="store_true", help="the numbers as JSON on stdout")
+    add_tiles(adder(parser, "pictures"))
     add_files(adder(parser, "model"))
     options = parser.parse(argv)
     check_pairs(options, parser)
