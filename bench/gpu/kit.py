@@ -192,10 +192,13 @@ class Report:
                 line = Line(**{**vars(line), "numbers": {**line.numbers, "device_peak_mib": peak["mib"]}})
         if check.needed and line.status != "ok":
             self.lost = self.lost or f"after: {check.name}"
+        self.add(line)
+        return line
+
+    def add(self, line: Line) -> None:
         self.lines.append(line)
         print(f"{line.name:<42}{line.status:<9}{line.seconds:>6.1f}  {line.detail}", flush=True)
         self.write()
-        return line
 
     def write(self) -> None:
         part = self.path.with_suffix(".part")

@@ -118,6 +118,12 @@ def speed(only: str = "") -> kit.Callable[[Output], Found]:
     return read
 
 
+def traced(output: Output) -> Found:
+    numbers = kit.json_line(output).numbers
+    found = ", ".join(f"{key} {numbers[key]}" for key in ("untraced_us", "step_us", "busy_us", "waits_us"))
+    return Found(found, numbers)
+
+
 def seconds_taken(output: Output) -> Found:
     kit.succeeded(output)
     return Found(f"{output.seconds:.2f} s", {"first_token_s": output.seconds})
@@ -171,6 +177,10 @@ class Measurement:
         ):
             return
         models_of = chosen(self.options.only)
+        if self.options.kernels:
+            for size, kind in models_of:
+                self.kernels(f"{size} {kind}")
+            return
         for i, (size, kind) in enumerate(models_of):
             self.one_model(size, kind)
             if kind == "q4_k_m":
@@ -225,6 +235,25 @@ class Measurement:
         if "encode_s" in self.table.theirs.get(name, {}):  # it takes views one by one
             self.table.theirs[name]["encode_5_s"] = 5 * self.table.theirs[name]["encode_s"]
 
+    def kernels(self, name: str) -> None:
+        """What a step is made of, of one sequence and of the most; in the JSON file only."""
+        for n in (1, self.plan.batch[-1]):
+            worker = [
+                sys.executable,
+                Path(__file__).parent / "kernels.py",
+                self.files[name],
+                "--sequences",
+                n,
+            ]
+            theirs = [*worker, "--peer", *self.backends]
+            checks = [
+                Check(f"{name}, {n} at once", [*worker, "--device", self.options.device], self.limit, traced)
+            ]
+            if self.options.peer:
+                checks.append(Check(f"{name}, {n} at once, llama.cpp", theirs, self.limit, traced))
+            for check in checks:
+                self.report.run(check)
+
     def views(self, size: str, kind: str) -> None:
         """One view and five in one batch, by the tower alone."""
         name = f"{size} {kind}"
@@ -263,6 +292,7 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", metavar="NAMES", help="of models, with commas: '7b f16,1b q8_0'"
     )
+    parser.add_argument("--kernels", action="store_true", help="only what a step of decoding is made of")
     parser.add_argument("--write", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
