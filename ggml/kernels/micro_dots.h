@@ -5,30 +5,53 @@
 // in chunks that stay in the L1 cache for a few rows. With more than two tokens, two rows share each load of
 // activations. The sums of a row are kept in memory between chunks: their order is that of one token alone.
 // The last macro arguments are passed to the loop.
-#define SOME_ROWS 8
+#define SOME_ROWS 16
+#define X_CHUNK   8192 // numbers of all tokens
 #define PREFETCH  4096 // bytes ahead: hardware prefetch stops at each page
+#define AHEAD     8    // rows ahead, in the order in which chunks are read
 #define ROWS_OF(loop, count, ...)                                                                            \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
-        const int64_t chunk = (count) < 2 ? n_in : X_CHUNK / (count) / BLOCK * BLOCK;                        \
+        const int64_t chunk = chunk_of(count, n_in);                                                         \
         vf acc[SOME_ROWS][FEW_TOKENS] = { 0 };                                                               \
         for (int64_t k = 0; k < n_in; k += chunk) {                                                          \
-            const size_t ahead = (count) < 3                         ? PREFETCH                              \
-                                 : r0 + n_here + SOME_ROWS <= n_rows ? SOME_ROWS * row_size                  \
-                                                                     : 0;                                    \
-            const dots_part p = {                                                                            \
-                k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, ahead                     \
+            dots_part p = {                                                                                  \
+                k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, PREFETCH                  \
             };                                                                                               \
             const char * row = w + (size_t) r0 * row_size;                                                   \
             int r = 0;                                                                                       \
-            for (; (count) > 2 && r + 2 <= n_here; r += 2, row += 2 * row_size)                              \
+            for (; (count) > 2 && r + 2 <= n_here; r += 2, row += 2 * row_size) {                            \
+                p.ahead = bytes_ahead(&p, chunk, r, n_here);                                                 \
                 loop(2, count, &p, row, acc + r, __VA_ARGS__);                                               \
+            }                                                                                                \
             for (; r < n_here; r++, row += row_size) loop(1, count, &p, row, acc + r, __VA_ARGS__);          \
         }                                                                                                    \
         for (int r = 0; r < n_here; r++)                                                                     \
             for (int i = 0; i < (count); i++) out[(r0 + r) * FEW_TOKENS + i] = vf_sum(acc[r][i]);            \
     }
-#define X_CHUNK 12288 // numbers of all tokens
+
+typedef struct dots_part { // inputs first to end - 1 of n_in, tokens of stride bytes
+    int64_t first, end, n_in;
+    size_t row_size;
+    const char * x;
+    size_t stride;
+    ptrdiff_t ahead; // bytes to prefetch ahead
+} dots_part;
+
+// Inputs of a chunk: all chunks of a row are about equally long.
+INLINE int64_t chunk_of(int n_tokens, int64_t n_in) {
+    const int64_t most = X_CHUNK / n_tokens / BLOCK * BLOCK, n = n_tokens < 2 ? 1 : (n_in + most - 1) / most;
+    return (n_in + n * BLOCK - 1) / (n * BLOCK) * BLOCK;
+}
+
+// From the chunk of row r to that of the row that is read AHEAD rows later: with the same inputs, with the
+// next ones, or, after the last ones, with the first ones of rows that follow these n.
+INLINE ptrdiff_t bytes_ahead(const dots_part * p, int64_t chunk, int r, int n) {
+    const ptrdiff_t row = (ptrdiff_t) p->row_size;
+    if (r + AHEAD < n) return AHEAD * row;
+    if (p->end < p->n_in) return (AHEAD - n) * row + (ptrdiff_t) (row * chunk / p->n_in);
+    return AHEAD * row - (ptrdiff_t) (row * p->first / p->n_in);
+}
 
 #if defined(COMPACT) // one loop for any number of tokens: small and quickly compiled
 #define BY_COUNT(name, loop, ...)                                                                            \
@@ -59,13 +82,6 @@
     if (n_rows > 1) __asm__ volatile("" ::: "memory")
 #define EACH_ROW(r) _Pragma("GCC unroll 2") for (int r = 0; r < n_rows; r++)
 #define EACH(i)     _Pragma("GCC unroll 8") for (int i = 0; i < n && i < FEW_TOKENS; i++)
-
-typedef struct dots_part { // inputs first to end - 1 of n_in, tokens of stride bytes
-    int64_t first, end, n_in;
-    size_t row_size;
-    const char * x;
-    size_t stride, ahead; // ahead: bytes to prefetch ahead
-} dots_part;
 
 // K types: a block's 256 weights q of at most 6 bits as four vectors of 64 bytes, dealt so that the lanes of
 // vectors 0 and 1 belong to the same groups of 16, and those of 2 and 3, so that their products can be added
@@ -270,14 +286,21 @@ INLINE vf load_number(const char * w, int64_t k, const int bits) { // LANES of t
 INLINE void dot_floats_n(const int n_rows, const int n, const dots_part * p, const char * w,
                          vf (*sums)[FEW_TOKENS], const int bits) {
     const int64_t size = bits == 32 ? 4 : 2, whole = p->first + (p->end - p->first) / LANES * LANES;
+    vf acc[2][FEW_TOKENS];
+    EACH_ROW(r) EACH(i) acc[r][i] = sums[r][i];
     for (int64_t k = p->first; k < whole; k += LANES) {
         vf v[2];
-        EACH_ROW(r) v[r] = load_number(w + (size_t) r * p->row_size, k, bits);
+        EACH_ROW(r) {
+            const char * row = w + (size_t) r * p->row_size;
+            __builtin_prefetch(row + k * size + p->ahead);
+            v[r] = load_number(row, k, bits);
+        }
         EACH(i) {
             const vf x = vf_load((const float *) (const void *) (p->x + i * p->stride) + k);
-            EACH_ROW(r) sums[r][i] = vf_fma(v[r], x, sums[r][i]);
+            EACH_ROW(r) acc[r][i] = vf_fma(v[r], x, acc[r][i]);
         }
     }
+    EACH_ROW(r) EACH(i) sums[r][i] = acc[r][i];
     if (whole == p->end) return;
     EACH_ROW(r) {
         char left[4 * LANES] = { 0 };
