@@ -8,16 +8,14 @@
 #define SOME_ROWS 16
 #define X_CHUNK   8192 // numbers of all tokens
 #define PREFETCH  4096 // bytes ahead: hardware prefetch stops at each page
-#define AHEAD     8    // rows ahead, in the order in which chunks are read
+#define AHEAD     4    // rows ahead, in the order in which chunks are read
 #define ROWS_OF(loop, count, ...)                                                                            \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
         const int64_t chunk = chunk_of(count, n_in);                                                         \
         vf acc[SOME_ROWS][FEW_TOKENS] = { 0 };                                                               \
         for (int64_t k = 0; k < n_in; k += chunk) {                                                          \
-            dots_part p = {                                                                                  \
-                k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, PREFETCH                  \
-            };                                                                                               \
+            dots_part p = { k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, PREFETCH };   \
             const char * row = w + (size_t) r0 * row_size;                                                   \
             int r = 0;                                                                                       \
             for (; (count) > 2 && r + 2 <= n_here; r += 2, row += 2 * row_size) {                            \
@@ -40,7 +38,7 @@ typedef struct dots_part { // inputs first to end - 1 of n_in, tokens of stride 
 
 // Inputs of a chunk: all chunks of a row are about equally long.
 INLINE int64_t chunk_of(int n_tokens, int64_t n_in) {
-    const int64_t most = X_CHUNK / n_tokens / BLOCK * BLOCK, n = n_tokens < 2 ? 1 : (n_in + most - 1) / most;
+    const int64_t most = X_CHUNK / n_tokens / BLOCK * BLOCK, n = n_tokens < 3 ? 1 : (n_in + most - 1) / most;
     return (n_in + n * BLOCK - 1) / (n * BLOCK) * BLOCK;
 }
 
