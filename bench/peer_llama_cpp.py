@@ -64,11 +64,11 @@ class Peer:
         return seconds
 
 
-def decode_batch(peer: Peer, n_seq: int, n_predict: int, tokens: list[int]) -> float:
+def decode_batch(peer: Peer, n_seq: int, n_predict: int, tokens: list[int], n_prompt: int = 32) -> float:
     for sequence in range(n_seq):
-        peer.prefill(tokens[:32], sequence)
+        peer.prefill(tokens[:n_prompt], sequence)
     times = [
-        peer.decode(tokens[i : i + n_seq], [32 + i] * n_seq, list(range(n_seq)), False)
+        peer.decode(tokens[i : i + n_seq], [n_prompt + i] * n_seq, list(range(n_seq)), False)
         for i in range(n_predict)
     ]
     return n_seq / statistics.median(times)
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=32)
     parser.add_argument("-t", type=int, default=2)
     parser.add_argument("--batch", default="1")
+    parser.add_argument("--batch-prompt", type=int, default=32, help="tokens before each sequence of a batch")
     parser.add_argument("-ngl", type=int, default=0)
     parser.add_argument(
         "--first-token", action="store_true", help="only up to the first token, with a picture"
@@ -157,8 +158,9 @@ def main() -> None:
     llama_cpp.llama_free(peer.context)
     result["decode_batch_tok_s"] = {}
     for n_seq in map(int, options.batch.split(",")):
-        many = Peer(options.m, options.t, options.n + 64, n_seq, peer.model)
-        result["decode_batch_tok_s"][str(n_seq)] = decode_batch(many, n_seq, options.n, tokens)
+        n = options.batch_prompt
+        many = Peer(options.m, options.t, n + options.n + 32, n_seq, peer.model)
+        result["decode_batch_tok_s"][str(n_seq)] = decode_batch(many, n_seq, options.n, tokens, n)
         llama_cpp.llama_free(many.context)
     print(json.dumps(result))
 

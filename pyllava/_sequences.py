@@ -9,18 +9,24 @@ from . import _lib
 from ._script import Script
 
 _SMALL = 64  # so few rows are not worth a sequence of their own, or a call that trims them
+SHARED_ON_DEVICES = 256
+"""Fewer common rows are computed again on a GPU: a sequence that shares cells lies in no range of its own, and every step reads
+all cells for it."""
 
 
 class Sequences:
     """Sequences of `session`, all idle at first. An idle one keeps its rows for prompts that begin so.
 
     `n_cells` are for what is computed together and for what is kept. The session has `n_spare` more, which only a
-    request that is alone takes, if it needs them.
+    request that is alone takes, if it needs them. Two sequences share at least `least_shared` rows, or none.
     """
 
-    def __init__(self, session: _lib.SessionHandle, n: int, n_cells: int, n_spare: int = 0) -> None:
+    def __init__(
+        self, session: _lib.SessionHandle, n: int, n_cells: int, n_spare: int = 0, least_shared: int = 1
+    ) -> None:
         self._session = session
         self._n_spare = n_spare
+        self._least_shared = least_shared
         self.n_cells = n_cells
         self._idle = OrderedDict[int, None].fromkeys(range(n))  # the least recently used first
         self._all = range(n)
@@ -29,6 +35,7 @@ class Sequences:
         """Whether a script and what follows it, `n_rows` in all, would fit beside the sequences in use."""
         used = [seq for seq in self._all if seq not in self._idle and reuse]
         n_shared = max(self._session.seq_shared(used, script.runs()), default=0)
+        n_shared = n_shared if n_shared >= self._least_shared else 0
         return n_rows - n_shared <= self._free(self._idle)
 
     def shared(self, script: Script) -> int:
@@ -45,6 +52,8 @@ class Sequences:
         if held.get(busy, 0) >= n:  # its cells stay in use anyway
             source, n = busy, held.get(busy, 0)
         target = self._target(source, n)
+        if n < self._least_shared:  # only of its own
+            source, n = target, held.get(target, 0)
         if target == source:
             self._session.seq_trim(target, n)
         else:

@@ -29,7 +29,7 @@ from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
 from ._scorer import Loglikelihood, Normalize, Question, Scorer, Scores, token_logprob
 from ._script import Script
-from ._sequences import Sequences
+from ._sequences import SHARED_ON_DEVICES, Sequences
 from .answer import Answer, Stream, StreamPiece, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
@@ -274,11 +274,12 @@ class Llava:
         if n_ctx is not None and n_ctx > trained:
             _log.warning("n_ctx=%d: the model was trained for %d", n_ctx, trained)
         self.n_parallel = n_parallel
+        on_host = self.devices.kv_on_host or self.devices.n_gpu_layers == 0
         to_try = rooms(
             n_ctx,
             kv_cells,
             trained=trained,
-            on_host=self.devices.kv_on_host or self.devices.n_gpu_layers == 0,
+            on_host=on_host,
             n_parallel=n_parallel,
             n_picture=self._pictures.most_rows,
         )
@@ -298,7 +299,8 @@ class Llava:
                     if room.is_least:
                         raise
             self.n_ctx, self.kv_cells = room.n_ctx, room.kv_cells
-            sequences = Sequences(session, n_seq, room.kv_cells, room.n_cells - room.kv_cells)
+            least = 1 if on_host else SHARED_ON_DEVICES
+            sequences = Sequences(session, n_seq, room.kv_cells, room.n_cells - room.kv_cells, least)
             self._engine.open(session, n_parallel, sequences, options["n_batch"], cache_bytes)
 
         self._engine.run(Call(open_session))

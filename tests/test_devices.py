@@ -337,6 +337,52 @@ def test_sequences(tmp_path: Path, kind: str) -> None:
 
 
 @on_a_device
+@pytest.mark.parametrize("kind", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("flash", [True, False])
+def test_any_sequences_in_a_step(tmp_path: Path, kind: str, flash: bool) -> None:
+    """Devices read ranges of cells: of neighbours at once, of some with gaps, of those that share or are cut up."""
+    spec = TinySpec(seed=63, n_embd=128, n_head=4, n_head_kv=2, n_ctx=4096)
+    files = tiny_gguf.convert(tmp_path, spec)
+    n_seq = 12
+    steps = [
+        range(n_seq),
+        range(1, n_seq),
+        (0, 2, 4, 6),
+        (0, 1, 2, 5, 6, 7, 9, 11),
+        (0, 1, 3, 6, 8, 9, 11),
+        (11, 4, 7),
+    ]
+
+    def run(placement: Placement, flash_attn: bool | None) -> list[Array]:
+        shape = {"n_seq": n_seq, "n_ctx": 300, "n_batch": 64, "type_k": kind, "type_v": kind}
+        with Run(files, placement, flash_attn=flash_attn, **shape) as tried:
+            session, found = tried.session, []
+            for seq in range(n_seq - 2):  # the last ones share cells
+                found.append(
+                    session.prefill(
+                        [Tokens([1, *text(seed=seq, n=20 + 7 * seq, n_vocab=spec.n_vocab)])], seq=seq
+                    )[0]
+                )
+            session.seq_copy(3, n_seq - 2, 15)
+            session.seq_copy(4, n_seq - 1, 30)
+            for n, seqs in enumerate(steps):
+                found.append(session.decode([3 + n] * len(seqs), seqs=list(seqs)))
+            session.seq_trim(2, 0)
+            session.seq_trim(5, 7)
+            more = [Tokens(text(21, 12, spec.n_vocab))], [Tokens(text(22, 12, spec.n_vocab))]
+            found += [
+                session.prefill([Tokens([1]), *spans], seq=seq)[0]
+                for seq, spans in zip((2, 5), more, strict=True)
+            ]
+            found.append(session.prefill([Tokens([1, *text(23, 280, spec.n_vocab)])], seq=7)[0])
+            found.append(session.decode([5] * n_seq, seqs=list(range(n_seq))))
+            return found
+
+    for a, b in zip(run(Placement(device="cpu"), None), run(place(), None if flash else False), strict=True):
+        gates.check(kind, gates.Gate(kld=5e-4), a, b)
+
+
+@on_a_device
 def test_what_is_not_a_number_stays_alone(files: tiny_gguf.Files) -> None:
     """Devices look at cells that a token does not see: what is in them must not matter."""
     bad = np.full((30, SPEC.n_embd), np.nan, np.float32)

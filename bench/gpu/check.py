@@ -19,7 +19,7 @@ TESTS = {  # of tests/test_devices.py: what they show, and the seconds that they
         40,
     ),
     "types of weights": (("test_weight_types", "test_matrices_that_a_device_cannot_multiply"), 60),
-    "sequences, types of the KV cache": (("test_sequences",), 40),
+    "sequences, types of the KV cache": (("test_sequences", "test_any_sequences_in_a_step"), 60),
     "LLaVA-1.6": (("test_next",), 40),
     "tower apart, tied output, all by default": (
         (

@@ -1,10 +1,9 @@
 """What a step of decoding is made of on an NVIDIA GPU: the time of each kernel and copy, and how long it waits.
 
 python bench/gpu/kernels.py MODEL [--device CUDA0] [--sequences 1] [--steps 32]
-python bench/gpu/kernels.py MODEL --peer [--backends DIR]           the same of llama.cpp, in this Python
 
-PyTorch's profiler (CUPTI) sees what the GPU does for this process, whoever asks for it. One JSON object; times in
-microseconds per step.
+Each sequence follows a prompt of 512 tokens. PyTorch's profiler (CUPTI) sees what the GPU does for this process,
+whoever asks for it. One JSON object; times in microseconds per step.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,7 @@ N_CTX = 1024
 WARM = 8  # steps before those that are traced
 
 
-def ours(options: argparse.Namespace) -> Callable[[], object]:
+def steps_of(options: argparse.Namespace) -> Callable[[], object]:
     from pyllava import _lib
 
     plan = _lib.SessionOptions(n_ctx=N_CTX, n_batch=512, n_views=1, precision="fast", flash_attn=None)
@@ -38,23 +36,6 @@ def ours(options: argparse.Namespace) -> Callable[[], object]:
     for sequence in range(options.sequences):
         session.prefill([_lib.Tokens(ids)], seq=sequence)
     return lambda: session.decode([ids[0]] * options.sequences, seqs=list(range(options.sequences)))
-
-
-def theirs(options: argparse.Namespace) -> Callable[[], object]:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import llama_cpp
-    import peer_llama_cpp
-
-    if options.backends:
-        llama_cpp.llama_cpp._lib.ggml_backend_load_all_from_path(options.backends.encode())
-    llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(peer_llama_cpp.quiet, None)
-    n, ids = options.sequences, prompt()
-    peer = peer_llama_cpp.Peer(options.model, 8, N_CTX, n, n_gpu_layers=99)
-    for sequence in range(n):
-        peer.prefill(ids, sequence)
-    positions = iter(range(N_PROMPT, N_CTX))
-    return lambda: peer.decode([ids[0]] * n, [next(positions)] * n, list(range(n)), False)
 
 
 def prompt() -> list[int]:
@@ -101,7 +82,7 @@ def main() -> None:
         "--backends", help="a folder with ggml's back ends, where they are files of their own"
     )
     options = parser.parse_args()
-    step = (theirs if options.peer else ours)(options)
+    step = steps_of(options)
     for _ in range(WARM):
         step()
     times = []

@@ -236,7 +236,7 @@ class Measurement:
             self.table.theirs[name]["encode_5_s"] = 5 * self.table.theirs[name]["encode_s"]
 
     def kernels(self, name: str) -> None:
-        """What a step is made of, of one sequence and of the most; in the JSON file only."""
+        """What a step is made of, of one sequence and of the most; llama.cpp's time for it."""
         for n in (1, self.plan.batch[-1]):
             worker = [
                 sys.executable,
@@ -245,14 +245,13 @@ class Measurement:
                 "--sequences",
                 n,
             ]
-            theirs = [*worker, "--peer", *self.backends]
-            checks = [
-                Check(f"{name}, {n} at once", [*worker, "--device", self.options.device], self.limit, traced)
-            ]
+            worker += ["--device", self.options.device]
+            self.report.run(Check(f"{name}, a step of {n}", worker, self.limit, traced))
             if self.options.peer:
-                checks.append(Check(f"{name}, {n} at once, llama.cpp", theirs, self.limit, traced))
-            for check in checks:
-                self.report.run(check)
+                peer = [self.options.peer, BENCH / "peer_llama_cpp.py", "-m", self.files[name], "-p", 64]
+                peer += ["-n", self.plan.predict, "-t", self.threads, "-ngl", self.layers, *self.backends]
+                peer += ["--batch", n, "--batch-prompt", self.plan.prompts[0]]
+                self.report.run(Check(f"{name}, a step of {n}, llama.cpp", peer, self.limit, speed()))
 
     def views(self, size: str, kind: str) -> None:
         """One view and five in one batch, by the tower alone."""

@@ -11,6 +11,7 @@
 
 #define GIVE_BACK ((size_t) 8 << 20) // bytes above the last cell in use that are worth giving back
 #define NAMED     8                  // sequences that a message names at most
+#define SLOT      256                // cells: ranges begin at multiples of it, at least
 
 uint64_t kv_cache_size(const kv_params * p) {
     uint64_t row = ggml_row_size(p->type_k, p->n_embd) + ggml_row_size(p->type_v, p->n_embd);
@@ -78,6 +79,7 @@ pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_ba
     kv->n_seq = p->n_seq;
     kv->n_layer = p->n_layer;
     kv->n_cells = kv->n_free = p->n_cells;
+    if (p->in_ranges) kv->slot = p->n_cells / p->n_seq < SLOT ? SLOT : p->n_cells / p->n_seq / SLOT * SLOT;
     TRY(create_tables(kv, p->n_layer));
     for (int32_t i = 0; i < p->n_layer; i++) {
         struct ggml_context * ctx = NULL;
@@ -122,6 +124,7 @@ static void release(kv_cache * kv, int32_t cell) {
 static void drop(kv_cache * kv, int32_t seq, int32_t keep) {
     kv_sequence * s = &kv->sequences[seq];
     while (s->length > keep) release(kv, s->cells[--s->length]);
+    if (s->n_in_range > s->length) s->n_in_range = s->length;
 }
 
 // Gives back the pages of the cells from n on, none of which is in use, if they are many.
@@ -228,15 +231,42 @@ pyllava_status kv_make_room(kv_cache * kv, const kv_wish * wishes, int32_t n_wis
     return PYLLAVA_OK;
 }
 
+// The slot before the most free cells, or -1 if none is free.
+static int32_t roomiest_slot(const kv_cache * kv) {
+    int32_t found = -1, most = 0;
+    for (int32_t cell = 0, n; kv->slot && cell < kv->n_cells; cell += kv->slot) {
+        for (n = 0; cell + n < kv->n_cells && !kv->references[cell + n]; n++) continue;
+        if (n > most) most = n, found = cell;
+    }
+    return found;
+}
+
+// A free cell for position p of a sequence: the next one of its range, or the lowest.
+static int32_t free_cell(kv_cache * kv, kv_sequence * s, int32_t p) {
+    if (p == 0) s->base = roomiest_slot(kv);
+    const int32_t next = s->base < 0 || s->n_in_range < p ? -1 : s->base + p;
+    if (next >= 0 && next < kv->n_cells && !kv->references[next]) {
+        s->n_in_range = p + 1;
+        return next;
+    }
+    while (kv->references[kv->lowest]) kv->lowest++;
+    return kv->lowest++;
+}
+
 void kv_reserve(kv_cache * kv, int32_t seq, int32_t n) {
     kv_sequence * s = &kv->sequences[seq];
     for (int32_t i = 0; i < n; i++) {
-        while (kv->references[kv->lowest]) kv->lowest++;
-        s->cells[s->length + i] = kv->lowest;
-        kv->references[kv->lowest++] = 1;
-        if (kv->n_touched < kv->lowest) kv->n_touched = kv->lowest;
+        const int32_t cell = free_cell(kv, s, s->length + i);
+        s->cells[s->length + i] = cell;
+        kv->references[cell] = 1;
+        if (kv->n_touched <= cell) kv->n_touched = cell + 1;
     }
     kv->n_free -= n;
+}
+
+int32_t kv_range(const kv_cache * kv, int32_t seq, int32_t n) {
+    const kv_sequence * s = &kv->sequences[seq];
+    return n && s->n_in_range >= n ? s->base : -1;
 }
 
 void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n) {
@@ -248,6 +278,7 @@ void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n)
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n) {
     kv_sequence * s = &kv->sequences[seq];
     for (int32_t i = 0; i < n; i++) release(kv, s->cells[s->length + i]);
+    if (s->n_in_range > s->length) s->n_in_range = s->length;
 }
 
 void kv_trim(kv_cache * kv, int32_t seq, int32_t n) {
@@ -265,6 +296,8 @@ void kv_copy(kv_cache * kv, int32_t from, int32_t to, int32_t n) {
     memcpy(b->cells, a->cells, (size_t) n * sizeof *a->cells);
     memcpy(b->contents, a->contents, (size_t) n * sizeof *a->contents);
     b->length = n;
+    b->base = a->base;
+    b->n_in_range = a->n_in_range < n ? a->n_in_range : n;
     for (int32_t i = 0; i < n; i++) kv->references[b->cells[i]]++;
 }
 

@@ -7,6 +7,10 @@
 // Sequences take cells as they need them, the lowest free ones first, and up to n_ctx each. In host memory
 // the pool is address space, whose pages are allocated when a cell is first used; the pages above the last
 // cell in use go back to the system when they are many megabytes.
+//
+// Devices read ranges of cells. For them, a sequence begins at a multiple of `slot` that has much room, and
+// goes on in the next cell while that is free: then it lies in one range that holds nothing else, and such
+// ranges lie at equal distances. A sequence that shares cells, or whose next cell is taken, is scattered.
 #pragma once
 
 #include "error.h"
@@ -18,8 +22,9 @@
 
 typedef struct kv_sequence {
     int32_t length;
-    int32_t * cells;     // [n_ctx] cells[p] holds position p
-    uint64_t * contents; // [n_ctx]
+    int32_t base, n_in_range; // the first n_in_range positions lie in cells base + p
+    int32_t * cells;          // [n_ctx] cells[p] holds position p
+    uint64_t * contents;      // [n_ctx]
 } kv_sequence;
 
 typedef struct kv_params {
@@ -27,6 +32,7 @@ typedef struct kv_params {
     int32_t n_ctx, n_seq;
     int32_t n_cells; // that the sequences share, at least n_ctx
     enum ggml_type type_k, type_v;
+    bool in_ranges; // sequences lie in ranges, as devices read them
 } kv_params;
 
 typedef struct kv_store {
@@ -39,6 +45,7 @@ typedef struct kv_store {
 
 typedef struct kv_cache {
     int32_t n_ctx, n_seq, n_cells;
+    int32_t slot; // where ranges may begin; 0: none
     int32_t n_layer, n_stores;
     kv_store stores[KV_STORES];  // one for each kind of memory that holds layers
     struct ggml_tensor **k, **v; // [n_layer] each [n_cells, n_embd]
@@ -74,6 +81,8 @@ int32_t kv_free_without(kv_cache * kv, const int32_t * seqs, int32_t n_seqs);
 // puts them in kv_sequence.cells[length..length + n). Once they are computed, kv_commit adds them to the
 // length; kv_rollback gives them back instead.
 void kv_reserve(kv_cache * kv, int32_t seq, int32_t n);
+// The cell of position 0 if the first n positions of a sequence, reserved ones too, lie in a range; else -1.
+int32_t kv_range(const kv_cache * kv, int32_t seq, int32_t n);
 void kv_commit(kv_cache * kv, int32_t seq, const uint64_t * contents, int32_t n);
 void kv_rollback(kv_cache * kv, int32_t seq, int32_t n);
 void kv_trim(kv_cache * kv, int32_t seq, int32_t n);              // keep the first n positions

@@ -344,61 +344,86 @@ tensor * nn_rope(graph * g, tensor * x, tensor * rope_table, rope_kind kind) {
     return add_node(g, call, GGML_TYPE_F32, x->ne[1], x->ne[0], args);
 }
 
-// Rows of heads as [head_dim, n_rows, n_head, n_views]: all of them, or the first n_rows of a cache.
-static tensor * split_heads(graph * g, tensor * x, int64_t n_head, int64_t n_rows) {
-    const int64_t d = x->ne[0] / n_head;
-    const size_t head = ggml_row_size(x->type, d);
-    return ggml_view_4d(g->ctx, x, d, n_rows, n_head, g->n_views, x->nb[1], head, x->nb[1] * (size_t) n_rows,
-                        0);
-}
-
 // Attention as one operation, with keys and values of at most 16 bits; NULL if the device has no kernel for
 // it.
-static tensor * flash_attention(graph * g, tensor * q, tensor * k, tensor * v, float scale) {
-    tensor * y = ggml_flash_attn_ext(g->ctx, q, k, v, g->mask, scale, 0.0f, 0.0f);
+static tensor * flash_attention(graph * g, tensor * q, tensor * k, tensor * v, tensor * mask, float scale) {
+    tensor * y = ggml_flash_attn_ext(g->ctx, q, k, v, mask, scale, 0.0f, 0.0f);
     ggml_flash_attn_ext_set_prec(y, GGML_PREC_F32);
     return ggml_backend_dev_supports_op(g->device, y) ? y : NULL;
 }
 
 // Attention as products and a softmax, in f32.
-static tensor * plain_attention(graph * g, tensor * q, tensor * k, tensor * v, float scale) {
-    tensor * p = ggml_mul_mat(g->ctx, k, q); // [n_rows, n_queries, n_head, n_views]
+static tensor * plain_attention(graph * g, tensor * q, tensor * k, tensor * v, tensor * mask, float scale) {
+    tensor * p = ggml_mul_mat(g->ctx, k, q); // [n_cells, n_rows, n_head, n_seqs]
     ggml_mul_mat_set_prec(p, GGML_PREC_F32);
-    p = ggml_soft_max_ext(g->ctx, p, g->mask, scale, 0.0f);
+    p = ggml_soft_max_ext(g->ctx, p, mask, scale, 0.0f);
     tensor * columns = ggml_cont(g->ctx, ggml_permute(g->ctx, v, 1, 0, 2, 3));
-    tensor * y = ggml_mul_mat(g->ctx, columns, p); // [head_dim, n_queries, n_head, n_views]
+    tensor * y = ggml_mul_mat(g->ctx, columns, p); // [head_dim, n_rows, n_head, n_seqs]
     ggml_mul_mat_set_prec(y, GGML_PREC_F32);
     return ggml_cont(g->ctx, ggml_permute(g->ctx, y, 0, 2, 1, 3));
 }
 
-// The first n rows, as a type.
-static tensor * first_rows(graph * g, tensor * x, int64_t n, enum ggml_type type) {
-    x = ggml_view_2d(g->ctx, x, x->ne[0], n, x->nb[1], 0);
-    return x->type == type ? x : ggml_cast(g->ctx, x, type);
+// The keys or values of a window, as a type: [head_dim, n_cells, n_head, n_seqs].
+static tensor * cells_of(graph * g, const attention_window * w, tensor * x, int64_t n_head,
+                         enum ggml_type type) {
+    const size_t row = x->nb[1];
+    tensor * y = ggml_view_3d(g->ctx, x, x->ne[0], w->n_cells, w->n_seqs, row, row * (size_t) w->stride,
+                              row * (size_t) w->cell);
+    if (y->type != type) y = ggml_cast(g->ctx, y, type);
+    const int64_t d = x->ne[0] / n_head;
+    return ggml_view_4d(g->ctx, y, d, w->n_cells, n_head, w->n_seqs, y->nb[1], ggml_row_size(type, d),
+                        y->nb[2], 0);
 }
 
-// Unlike our kernels, devices read all cells up to the last one in use: a mask hides those that a token does
-// not see.
-static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) {
+// The queries of a window: [head_dim, n_rows, n_head, n_seqs].
+static tensor * queries_of(graph * g, const attention_window * w, tensor * x, int64_t n_head) {
+    const size_t row = x->nb[1], d = (size_t) (x->ne[0] / n_head);
+    return ggml_view_4d(g->ctx, x, (int64_t) d, w->n_rows, n_head, w->n_seqs, row, d * sizeof(float),
+                        row * (size_t) w->n_rows, row * (size_t) w->first);
+}
+
+// Its part of the mask, which begins at entry `at`: [n_cells, n_rows, 1, n_seqs].
+static tensor * mask_of(graph * g, const attention_window * w, size_t at) {
+    if (!g->mask) return NULL;
+    const size_t size = ggml_type_size(g->mask->type), row = size * (size_t) w->n_cells,
+                 all = row * (size_t) w->n_rows;
+    return ggml_view_4d(g->ctx, g->mask, w->n_cells, w->n_rows, 1, w->n_seqs, row, all, all, size * at);
+}
+
+static enum ggml_type halves(enum ggml_type type) { return type == GGML_TYPE_F32 ? GGML_TYPE_F16 : type; }
+
+static tensor * window_attention(graph * g, const attention_window * w, tensor * q, tensor * k, tensor * v,
+                                 tensor * mask) {
     const attention_env * a = g->attention;
     const float scale = 1.0f / sqrtf((float) a->head_dim);
-    const int64_t n = q->ne[1], width = q->ne[0], n_all = g->mask ? g->mask->ne[0] : k->ne[1],
-                  n_rows = n_all / g->n_views;
-    tensor *queries = split_heads(g, q, a->n_head, n / g->n_views), *y = NULL;
+    tensor *queries = queries_of(g, w, q, a->n_head), *y = NULL;
     if (g->flash != FLASH_OFF) {
-        tensor * K = first_rows(g, k, n_all, k->type == GGML_TYPE_F32 ? GGML_TYPE_F16 : k->type);
-        tensor * V = first_rows(g, v, n_all, v->type == GGML_TYPE_F32 ? GGML_TYPE_F16 : v->type);
-        K = split_heads(g, K, a->n_head_kv, n_rows);
-        V = split_heads(g, V, a->n_head_kv, n_rows);
-        y = flash_attention(g, queries, K, V, scale);
+        tensor * K = cells_of(g, w, k, a->n_head_kv, halves(k->type));
+        tensor * V = cells_of(g, w, v, a->n_head_kv, halves(v->type));
+        y = flash_attention(g, queries, K, V, mask, scale);
         if (!y && g->flash == FLASH_ON) g->flash_missing = true;
     }
     if (!y) {
-        tensor * K = split_heads(g, first_rows(g, k, n_all, k->type), a->n_head_kv, n_rows);
-        tensor * V = split_heads(g, first_rows(g, v, n_all, GGML_TYPE_F32), a->n_head_kv, n_rows);
-        y = plain_attention(g, queries, K, V, scale);
+        tensor * K = cells_of(g, w, k, a->n_head_kv, k->type);
+        tensor * V = cells_of(g, w, v, a->n_head_kv, GGML_TYPE_F32);
+        y = plain_attention(g, queries, K, V, mask, scale);
     }
-    return ggml_reshape_2d(g->ctx, y, width, n);
+    return ggml_reshape_2d(g->ctx, y, q->ne[0], (int64_t) w->n_rows * w->n_seqs);
+}
+
+// Unlike our kernels, devices read ranges of cells: a mask hides those that a token does not see.
+static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) {
+    const int32_t n = (int32_t) (q->ne[1] / g->n_views);
+    const attention_window views = { .n_rows = n, .n_seqs = g->n_views, .stride = n, .n_cells = n };
+    const attention_window * w = g->n_windows ? g->windows : &views;
+    const attention_window * end = w + (g->n_windows ? g->n_windows : 1);
+    tensor * y = NULL;
+    for (size_t at = 0; w < end; at += (size_t) w->n_cells * (size_t) w->n_rows * (size_t) w->n_seqs, w++) {
+        if (!has_room(g)) return NULL;
+        tensor * part = window_attention(g, w, q, k, v, mask_of(g, w, at));
+        y = y ? ggml_concat(g->ctx, y, part, 1) : part;
+    }
+    return y;
 }
 
 tensor * nn_attention(graph * g, tensor * q, tensor * k, tensor * v) {

@@ -23,6 +23,15 @@ typedef enum rope_kind { ROPE_NORMAL, ROPE_NEOX } rope_kind;
 
 typedef enum flash_mode { FLASH_OFF = 0, FLASH_ON = 1, FLASH_AUTO = -1 } flash_mode; // on devices
 
+// What rows of a step attend to on devices, in one operation: n_seqs sequences of n_rows rows each, from row
+// `first` of the step on; the rows of sequence i read the cells from cell + i stride on, and a mask hides
+// those that they do not see.
+typedef struct attention_window {
+    int32_t first, n_rows, n_seqs;
+    int32_t cell, stride, n_cells;
+} attention_window;
+#define MAX_WINDOWS 4 // of a step
+
 // Our kernels divide their work among the session's pool, and ggml runs its own few nodes on the calling
 // thread. A graph in which ggml multiplies matrices (few tokens, weights of a type that no kernel of ours
 // reads) is run by ggml's threads, our kernels included. Layers whose weights lie on a device are ggml's own
@@ -40,15 +49,17 @@ typedef struct graph {
     attention_env * attention;
     node_call * calls; // [n_max] of our kernels
     int32_t n_calls;
-    int32_t n_max;             // tensors that there is room for
-    size_t size;               // bytes of ctx that they take
-    bool is_full;              // there was no room for all
-    bool on_engine;            // ggml's threads run it
-    bool on_host;              // nothing of it is on a device
-    row_kind rows;             // kind of rows of the operations that follow (fast mode)
-    ggml_backend_dev_t device; // of the layer that is being built; NULL: the CPU computes it
-    int32_t n_views;           // attention is computed within each; 1 for text
-    tensor * mask;             // of attention on devices: f16 [n_tokens, n_cells], or NULL
+    int32_t n_max;                    // tensors that there is room for
+    size_t size;                      // bytes of ctx that they take
+    bool is_full;                     // there was no room for all
+    bool on_engine;                   // ggml's threads run it
+    bool on_host;                     // nothing of it is on a device
+    row_kind rows;                    // kind of rows of the operations that follow (fast mode)
+    ggml_backend_dev_t device;        // of the layer that is being built; NULL: the CPU computes it
+    int32_t n_views;                  // attention is computed within each; 1 for text
+    const attention_window * windows; // of attention on devices, [n_windows]; none: each view sees itself
+    int32_t n_windows;
+    tensor * mask; // f16: the rows [n_cells] of each window, one after the other; or NULL
     flash_mode flash;
     bool flash_missing;                 // FLASH_ON, but a device has no kernel for it
     ggml_backend_dev_t offload;         // GPU for offloaded matrices, or NULL

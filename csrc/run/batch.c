@@ -37,7 +37,7 @@ void batch_free(batch * b) {
     *b = (batch) { 0 };
 }
 
-void batch_clear(batch * b) { b->n = b->n_out = b->n_blocks = 0; }
+void batch_clear(batch * b) { b->n = b->n_out = b->n_blocks = b->n_windows = 0; }
 
 float * batch_add(batch * b, int32_t position, int32_t cell, uint64_t content) {
     b->positions[b->n] = position;
@@ -59,6 +59,30 @@ int32_t attention_blocks(attention_block * out, int32_t n_blocks, int32_t first,
 
 void batch_attend(batch * b, int32_t first, int32_t longest, const int32_t * cells) {
     b->n_blocks = attention_blocks(b->blocks, b->n_blocks, first, b->n - first, longest, cells, 0);
+}
+
+// Whether one more sequence of so many rows, in a range from `cell` on, continues a window.
+static bool continues(const attention_window * w, int32_t n_rows, int32_t cell) {
+    if (!w->n_cells || cell < 0 || w->n_rows != n_rows) return false;
+    const int32_t distance = cell - w->cell - (w->n_seqs - 1) * w->stride;
+    return w->n_seqs == 1 ? distance > 0 : distance == w->stride;
+}
+
+void batch_window(batch * b, int32_t first, int32_t cell, int32_t n_cells) {
+    const int32_t n = b->n - first;
+    attention_window * last = b->n_windows ? &b->windows[b->n_windows - 1] : NULL;
+    if (last && continues(last, n, cell)) {
+        last->stride = (cell - last->cell) / last->n_seqs++;
+        if (last->n_cells < n_cells) last->n_cells = n_cells;
+    } else if (last && cell < 0 && !last->n_cells) {
+        last->n_rows += n;
+    } else if (b->n_windows < MAX_WINDOWS) {
+        b->windows[b->n_windows++] = cell < 0 ? (attention_window) { first, n, 1, 0, 0, 0 }
+                                              : (attention_window) { first, n, 1, cell, 0, n_cells };
+    } else { // too many: one for all
+        b->windows[0] = (attention_window) { 0, b->n, 1, 0, 0, 0 };
+        b->n_windows = 1;
+    }
 }
 
 // Compilers vectorise the first loop.
@@ -85,7 +109,8 @@ pyllava_status batch_check(const batch * b) {
     return PYLLAVA_OK;
 }
 
-void batch_mask(const attention_block * block, int32_t n_visible, size_t n_cells, uint16_t * out) {
-    for (size_t i = 0; i < n_cells; i++) out[i] = F16_MINUS_INF;
-    for (int32_t p = 0; p < n_visible; p++) out[block->cells[p]] = F16_ZERO;
+void batch_mask(const attention_block * block, int32_t n_visible, int32_t cell, int32_t n_cells,
+                uint16_t * out) {
+    for (int32_t i = 0; i < n_cells; i++) out[i] = F16_MINUS_INF;
+    for (int32_t p = 0; p < n_visible; p++) out[block->cells[p] - cell] = F16_ZERO;
 }

@@ -8,9 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TENSORS      2048      // of a graph: the first size tried
-#define MOST_TENSORS (1 << 20) // and the last
-#define CELL_STEP    256       // devices read a multiple of it: fewer new graphs
+#define TENSORS        2048      // of a graph: the first size tried
+#define MOST_TENSORS   (1 << 20) // and the last
+#define CELL_STEP      256       // devices read a multiple of it: fewer new graphs
+#define WINDOW_TENSORS 20        // of one window's attention, at most
 
 void runner_cancel(runner * r, bool cancel) {
     atomic_store(&r->cancelled, cancel);
@@ -69,8 +70,16 @@ static pyllava_status build_vision(runner * r, graph * g, int32_t n_views, tenso
     return finish(r, g, *out_embd);
 }
 
+static int64_t mask_size(const attention_window * windows, int32_t n) {
+    int64_t size = 0;
+    for (const attention_window * w = windows; w < windows + n; w++)
+        size += (int64_t) w->n_cells * w->n_rows * w->n_seqs;
+    return size;
+}
+
 static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n, int32_t n_out,
-                                 int32_t n_cells, language_input * in, tensor ** out_logits) {
+                                 const attention_window * windows, int32_t n_windows, language_input * in,
+                                 tensor ** out_logits) {
     const language_hparams * h = &r->model->language.hparams;
     TRY(begin(r, g, h->n_head, h->n_head_kv, h->head_dim));
     g->rows = rows;
@@ -81,7 +90,9 @@ static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n
         .rope_divisors = nn_input(g, GGML_TYPE_F32, 1, h->head_dim / 2, "rope_divisors"),
         .out_rows = nn_input(g, GGML_TYPE_I32, 1, n_out, "out_rows"),
     };
-    if (n_cells) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, n, n_cells, "mask");
+    g->windows = windows;
+    g->n_windows = n_windows;
+    if (n_windows) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, 1, mask_size(windows, n_windows), "mask");
     *out_logits = language_logits(g, &r->model->language, in, r->kv);
     return finish(r, g, *out_logits);
 }
@@ -101,26 +112,37 @@ static pyllava_status build(void * runner_) {
     runner * r = runner_;
     built_graph * b = &r->built;
     if (b->kind == GRAPH_TEXT)
-        TRY(build_text(r, &b->g, b->rows, b->n, b->n_out, b->n_cells, &b->in, &b->out));
+        TRY(build_text(r, &b->g, b->rows, b->n, b->n_out, b->windows, b->n_windows, &b->in, &b->out));
     else TRY(build_vision(r, &b->g, b->n, &b->patches, &b->out));
     TRY(place_inputs(r, &b->g));
     return engine_load(&r->engine, &b->g);
 }
 
-// Cells that attention on devices reads; 0 if no device holds the KV cache.
-static int32_t cells_looked_at(const runner * r) {
-    if (!r->kv_on_device) return 0;
-    const int32_t n = (kv_cells_used(r->kv) + CELL_STEP - 1) / CELL_STEP * CELL_STEP;
-    return n < r->kv->n_cells ? n : r->kv->n_cells;
+// The windows of a batch's attention on devices; none if no device holds the KV cache. Each reads a multiple
+// of CELL_STEP cells, or all up to the last one in use.
+static int32_t windows_of(const runner * r, const batch * b, attention_window * out) {
+    const int32_t n = r->kv_on_device && b ? b->n_windows : 0;
+    for (int32_t i = 0; i < n; i++) {
+        out[i] = b->windows[i];
+        const int32_t n_cells = out[i].n_cells ? out[i].n_cells : kv_cells_used(r->kv),
+                      rounded = (n_cells + CELL_STEP - 1) / CELL_STEP * CELL_STEP,
+                      most = r->kv->n_cells - out[i].cell - (out[i].n_seqs - 1) * out[i].stride;
+        out[i].n_cells = rounded < most ? rounded : most;
+        if (out[i].n_seqs == 1) out[i].stride = out[i].n_cells;
+    }
+    return n;
 }
 
 // A graph of this shape, ready for its inputs. All inputs must be set each time, since a run overwrites their
 // memory.
-static pyllava_status graph_for(runner * r, int kind, row_kind rows, int32_t n, int32_t n_out) {
+static pyllava_status graph_for(runner * r, int kind, row_kind rows, int32_t n, int32_t n_out,
+                                const batch * asked) {
     built_graph * b = &r->built;
-    const int32_t n_cells = kind == GRAPH_TEXT ? cells_looked_at(r) : 0;
-    const bool fits =
-        (int) b->kind == kind && b->rows == rows && b->n == n && b->n_out == n_out && b->n_cells == n_cells;
+    attention_window windows[MAX_WINDOWS];
+    const int32_t n_windows = windows_of(r, asked, windows);
+    const size_t size = (size_t) n_windows * sizeof *windows;
+    const bool fits = (int) b->kind == kind && b->rows == rows && b->n == n && b->n_out == n_out &&
+                      b->n_windows == n_windows && !memcmp(b->windows, windows, size);
     if (fits && !r->engine.broken) {
         graph_rewind(&b->g);
         return PYLLAVA_OK;
@@ -130,7 +152,8 @@ static pyllava_status graph_for(runner * r, int kind, row_kind rows, int32_t n, 
     b->rows = rows;
     b->n = n;
     b->n_out = n_out;
-    b->n_cells = n_cells;
+    b->n_windows = n_windows;
+    memcpy(b->windows, windows, size);
     pyllava_status status = guarded(build, r);
     if (status != PYLLAVA_OK) drop_graph(r);
     return status;
@@ -154,12 +177,16 @@ static pyllava_status put(runner * r, tensor * t, const void * data) {
 }
 
 static pyllava_status put_mask(runner * r, const batch * b) {
-    tensor * mask = r->built.in.mask;
-    const size_t row = mask->nb[1];
+    const attention_window * w = r->built.windows;
+    size_t at = 0;
     for (const attention_block * block = b->blocks; block < b->blocks + b->n_blocks; block++) {
         for (int32_t i = block->first; i < block->first + block->n; i++) {
-            batch_mask(block, b->n_visible[i], (size_t) mask->ne[0], r->mask_row);
-            TRY(engine_put(&r->engine, mask, (size_t) i * row, r->mask_row, row));
+            if (i == w->first + w->n_rows * w->n_seqs) w++;
+            const size_t size = (size_t) w->n_cells * sizeof *r->mask_row;
+            const int32_t seq = (i - w->first) / w->n_rows;
+            batch_mask(block, b->n_visible[i], w->cell + seq * w->stride, w->n_cells, r->mask_row);
+            TRY(engine_put(&r->engine, r->built.in.mask, at, r->mask_row, size));
+            at += size;
         }
     }
     return PYLLAVA_OK;
@@ -218,7 +245,7 @@ pyllava_status runner_views(runner * r, const float * pixels, int32_t n_views, f
             attention_blocks(r->view_blocks, r->attention.n_blocks, first, v->n_pos, longest, NULL, first);
     }
     for (int32_t i = 0; i < n_views * v->n_pos; i++) r->view_visible[i] = v->n_pos;
-    TRY(graph_for(r, GRAPH_VISION, ROWS_VIEW, n_views, 0));
+    TRY(graph_for(r, GRAPH_VISION, ROWS_VIEW, n_views, 0, NULL));
     tensor * embd = r->built.out;
     TRY(put(r, r->built.patches, r->patches));
     TRY(run(r, &r->built.g));
@@ -267,7 +294,7 @@ pyllava_status runner_rows(runner * r, const batch * b, row_kind rows) {
     };
     TRY(batch_check(b));
     const int32_t last = b->n - 1;
-    TRY(graph_for(r, GRAPH_TEXT, rows, b->n, b->n_out ? b->n_out : 1));
+    TRY(graph_for(r, GRAPH_TEXT, rows, b->n, b->n_out ? b->n_out : 1, b));
     const language_input * in = &r->built.in;
     TRY(put(r, in->embd, b->embd));
     TRY(put(r, in->positions, b->positions));
@@ -350,8 +377,9 @@ static pyllava_status each_largest(runner * r, int32_t n_rows,
     language_input in;
     tensor *a, *b;
     const int32_t n_out = n_rows < BATCH_LOGITS ? n_rows : BATCH_LOGITS;
-    const int32_t n_cells = r->kv_on_device ? r->kv->n_cells : 0;
-    pyllava_status status = build_text(r, &g, ROWS_PROMPT, n_rows, n_out, n_cells, &in, &a);
+    const attention_window all = { .n_rows = n_rows, .n_seqs = 1, .n_cells = r->kv->n_cells };
+    const int32_t n_windows = r->kv_on_device ? 1 : 0;
+    pyllava_status status = build_text(r, &g, ROWS_PROMPT, n_rows, n_out, &all, n_windows, &in, &a);
     if (status == PYLLAVA_OK) status = fn(r, &g, &out->text);
     graph_free(&g);
     if (status == PYLLAVA_OK && r->model->has_vision) {
@@ -376,6 +404,7 @@ static pyllava_status count_tensors(runner * r, int32_t n_rows) {
          r->n_tensors *= 2)
         status = each_largest(r, n_rows, count, &n);
     r->n_tensors = 2 * (int32_t) (n.text.all > n.vision.all ? n.text.all : n.vision.all);
+    if (r->kv_on_device) r->n_tensors += (MAX_WINDOWS - 1) * WINDOW_TENSORS * r->kv->n_layer;
     return status;
 }
 

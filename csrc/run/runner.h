@@ -12,8 +12,9 @@
 typedef struct built_graph {
     enum { GRAPH_NONE, GRAPH_TEXT, GRAPH_VISION } kind;
     row_kind rows;
-    int32_t n, n_out; // n: rows or views; n_out: rows of logits
-    int32_t n_cells;  // that attention on devices reads
+    int32_t n, n_out;                      // n: rows or views; n_out: rows of logits
+    attention_window windows[MAX_WINDOWS]; // of attention on devices
+    int32_t n_windows;
     graph g;
     language_input in;
     tensor *patches, *out; // out: logits or image embeddings

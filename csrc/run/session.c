@@ -162,7 +162,7 @@ static pyllava_status create_cache(pyllava_session * s) {
         where[i] = engine_memory(&s->runner.engine, p, p->layers[i]);
         n_on_host += p->kv_on_host || p->layers[i] == ON_HOST;
     }
-    s->kv_on_device = n_on_host < h->n_layer;
+    s->kv_on_device = kv.in_ranges = n_on_host < h->n_layer;
     s->plan.kv_size = kv_cache_size(&kv);
     s->host_size = s->plan.kv_size / (uint64_t) h->n_layer * (uint64_t) n_on_host;
     TRY(check_plan(s, s->host_size));

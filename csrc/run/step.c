@@ -19,6 +19,7 @@ typedef struct run_state {
     int32_t keep;       // rows that may be reused, at most
     int32_t from;       // logits are read from this row on; if none are wanted, the last row's are checked
     int32_t n_in_batch; // rows of the batch that is being made
+    int32_t cell;       // of position 0, of a sequence in a range that is appended to; else -1
     float * row;        // [n_vocab] logits of the last row if the caller does not get them, or NULL
 } run_state;
 
@@ -74,6 +75,7 @@ static pyllava_status check_run(const pyllava_session * s, pyllava_run * runs, i
     else if (from < total && !r->logits) FAIL(PYLLAVA_ERR_ARGUMENT, "run %d: need logits", i);
     *out = (run_state) {
         .run = r,
+        .cell = kv_range(&s->kv, r->seq, held),
         .at = { .spans = r->spans },
         .total = (int32_t) total,
         .keep = from < total ? from : (int32_t) total,
@@ -117,7 +119,9 @@ static void add_rows(pyllava_session * s, run_state * r) {
         else memcpy(embd, span->embd + (size_t) row * (size_t) b->n_embd, (size_t) b->n_embd * sizeof *embd);
     }
     const int32_t longest = r->run->kind == PYLLAVA_PROMPT ? runner_block_rows(&s->runner) : 1;
+    const int32_t n_held = q->length + n;
     if (n) batch_attend(b, first, longest, q->cells);
+    if (n) batch_window(b, first, kv_range(&s->kv, r->run->seq, n_held), n_held);
     r->n_in_batch = n;
 }
 
@@ -225,6 +229,17 @@ static pyllava_status take_rows(step * t) {
     return PYLLAVA_OK;
 }
 
+// Sequences by where their cells begin, the scattered ones last: neighbours share a window.
+static void sort_runs(step * t) {
+    for (int32_t i = 1; i < t->n; i++) {
+        const run_state r = t->runs[i];
+        int32_t at = i;
+        for (; at > 0 && (uint32_t) t->runs[at - 1].cell > (uint32_t) r.cell; at--)
+            t->runs[at] = t->runs[at - 1];
+        t->runs[at] = r;
+    }
+}
+
 static pyllava_status check_count(const pyllava_session * s, int32_t n_runs) {
     if (n_runs < 1 || n_runs > s->params.n_seq) {
         FAIL(PYLLAVA_ERR_ARGUMENT, "a step of %d runs: need 1..%d, one for each sequence at most", n_runs,
@@ -242,6 +257,7 @@ static pyllava_status take_step(pyllava_session * s, pyllava_run * runs, int32_t
     pyllava_status status = PYLLAVA_OK;
     if (!t.runs || !t.wishes) status = error_set(PYLLAVA_ERR_MEMORY, "out of memory for a step");
     for (int32_t i = 0; status == PYLLAVA_OK && i < n_runs; i++) status = check_run(s, runs, i, &t.runs[i]);
+    sort_runs(&t);
     if (status == PYLLAVA_OK) status = take_rows(&t);
     if (status == PYLLAVA_OK) status = compute(&t, keep);
     for (int32_t i = 0; t.runs && i < n_runs; i++) free(t.runs[i].row);

@@ -34,7 +34,7 @@ static int32_t below(int32_t n) { // 0 <= it < n
 static void create(kv_cache * kv, int32_t n_seq, int32_t n_ctx, int32_t n_cells) {
     ggml_backend_buffer_type_t where[N_LAYER] = { ggml_backend_cpu_buffer_type(),
                                                   ggml_backend_cpu_buffer_type() };
-    const kv_params p = { N_LAYER, N_EMBD, n_ctx, n_seq, n_cells, GGML_TYPE_F16, GGML_TYPE_F16 };
+    const kv_params p = { N_LAYER, N_EMBD, n_ctx, n_seq, n_cells, GGML_TYPE_F16, GGML_TYPE_F16, false };
     *kv = (kv_cache) { 0 };
     CHECK(kv_cache_create(kv, &p, where) == PYLLAVA_OK, "%s", error_text());
     CHECK(kv_cache_size(&p) == (uint64_t) n_cells * N_LAYER * 2 * N_EMBD * 2, "%d", n_cells);
@@ -79,6 +79,9 @@ static void check_account(const kv_cache * kv, uint64_t held[N_SEQ][N_CTX], cons
         const kv_sequence * q = &kv->sequences[s];
         CHECK(q->length == lengths[s], "sequence %d: %d, need %d", s, q->length, lengths[s]);
         CHECK(!memcmp(q->contents, held[s], (size_t) lengths[s] * sizeof **held), "sequence %d", s);
+        const int32_t cell = kv_range(kv, s, q->length);
+        for (int32_t p = 0; cell >= 0 && p < q->length; p++)
+            CHECK(q->cells[p] == cell + p, "sequence %d: cell %d, need %d", s, q->cells[p], cell + p);
     }
 }
 
@@ -100,7 +103,7 @@ static void append(kv_cache * kv, int32_t seq, int32_t keep, int32_t n, bool fai
         return;
     }
     kv_reserve(kv, seq, n);
-    for (int32_t i = 0, c = 0; i < n; i++) {
+    for (int32_t i = 0, c = 0; i < n && !kv->slot; i++) {
         while (references[c]) c++;
         CHECK(q->cells[keep + i] == c, "found cell %d, need %d, the lowest", q->cells[keep + i], c);
         references[c]++;
@@ -109,9 +112,10 @@ static void append(kv_cache * kv, int32_t seq, int32_t keep, int32_t n, bool fai
     if (!fails) grow(kv, seq, n); // the same cells again
 }
 
-static void test_random_operations(void) {
+static void test_random_operations(int32_t slot) {
     kv_cache kv;
     create(&kv, N_SEQ, N_CTX, N_CELLS);
+    kv.slot = slot;
     uint64_t held[N_SEQ][N_CTX];
     int32_t lengths[N_SEQ] = { 0 }, n_full = 0;
     for (int32_t step = 0; step < N_STEPS && !n_bad; step++) {
@@ -136,6 +140,36 @@ static void test_random_operations(void) {
     CHECK(n_full > 100, "%d", n_full);
     for (int32_t s = 0; s < N_SEQ; s++) kv_trim(&kv, s, 0);
     CHECK(kv.n_free == N_CELLS && kv_cells_used(&kv) == 0, "%d", kv.n_free);
+    kv_cache_free(&kv);
+}
+
+// Sequences begin where there is most room, go on there, and are scattered once they share or their way is
+// blocked.
+static void test_ranges(void) {
+    kv_cache kv;
+    create(&kv, N_SEQ, N_CTX, N_CELLS);
+    kv.slot = 20;
+    const int32_t cells[] = { 0, 20, 40 };
+    for (int32_t s = 0; s < 3; s++) grow(&kv, s, 3);
+    for (int32_t s = 0; s < 3; s++) {
+        grow(&kv, s, 10);
+        const int32_t first = kv_range(&kv, s, 13);
+        CHECK(first == cells[s], "sequence %d: %d", s, first);
+    }
+    CHECK(kv_range(&kv, 0, 14) == -1 && kv_range(&kv, 3, 0) == -1, "it holds 13 and none");
+    grow(&kv, 0, 7);
+    CHECK(kv_range(&kv, 0, 20) == 0, "up to the next one");
+    grow(&kv, 0, 1);
+    CHECK(kv_range(&kv, 0, 21) == -1 && kv_range(&kv, 0, 20) == 0, "beyond it");
+    kv_trim(&kv, 0, 15);
+    CHECK(kv_range(&kv, 0, 15) == 0, "cut");
+    kv_copy(&kv, 2, 3, 5);
+    CHECK(kv_range(&kv, 3, 5) == 40, "shared");
+    grow(&kv, 3, 1);
+    CHECK(kv_range(&kv, 3, 6) == -1 && kv_range(&kv, 2, 13) == 40, "the other one's cell is next");
+    kv_trim(&kv, 3, 0);
+    grow(&kv, 3, 1);
+    CHECK(kv_range(&kv, 3, 1) == 60, "%d: a new beginning", kv_range(&kv, 3, 1));
     kv_cache_free(&kv);
 }
 
@@ -202,7 +236,9 @@ static void test_pages(void) {
 }
 
 int main(void) {
-    test_random_operations();
+    test_random_operations(0);
+    test_random_operations(16);
+    test_ranges();
     test_who_holds_the_rest();
     test_pages();
     printf(n_bad ? "%d checks failed\n" : "ok\n", n_bad);
