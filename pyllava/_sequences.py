@@ -9,8 +9,8 @@ from . import _lib
 from ._script import Script
 
 _SMALL = 64  # so few rows are not worth a sequence of their own, or a call that trims them
-SHARED_ON_DEVICES = 256
-"""Fewer common rows are computed again on a GPU: a sequence that shares cells lies in no range of its own, and every step reads
+SHARED_ON_CUDA = 256
+"""Fewer common rows are computed again on CUDA: a sequence that shares cells lies in no range of its own, and every step reads
 all cells for it."""
 
 

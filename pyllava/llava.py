@@ -29,7 +29,7 @@ from ._room import KvCells, Room, rooms
 from ._scheduler import Stats
 from ._scorer import Loglikelihood, Normalize, Question, Scorer, Scores, token_logprob
 from ._script import Script
-from ._sequences import SHARED_ON_DEVICES, Sequences
+from ._sequences import SHARED_ON_CUDA, Sequences
 from .answer import Answer, Stream, StreamPiece, Timings, TokenLogprob
 from .chat import Chat
 from .errors import ModelMemoryError
@@ -299,7 +299,8 @@ class Llava:
                     if room.is_least:
                         raise
             self.n_ctx, self.kv_cells = room.n_ctx, room.kv_cells
-            least = 1 if on_host else SHARED_ON_DEVICES
+            in_ranges = not on_host and any(name.startswith("CUDA") for name in self.devices.layers)
+            least = SHARED_ON_CUDA if in_ranges else 1
             sequences = Sequences(session, n_seq, room.kv_cells, room.n_cells - room.kv_cells, least)
             self._engine.open(session, n_parallel, sequences, options["n_batch"], cache_bytes)
 

@@ -32,9 +32,12 @@ void devices_set_up(void) {
     set_unset("GGML_CUDA_FORCE_CUBLAS_COMPUTE_32F", "1");
 }
 
-bool device_sums_floats(ggml_backend_dev_t d) {
+static bool is_cuda(ggml_backend_dev_t d) {
     return !strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(d)), "CUDA");
 }
+
+bool device_sums_floats(ggml_backend_dev_t d) { return is_cuda(d); }
+bool device_reads_ranges(ggml_backend_dev_t d) { return is_cuda(d); }
 
 static pyllava_status count(void * n) {
     *(int32_t *) n = (int32_t) ggml_backend_dev_count();

@@ -11,11 +11,21 @@
 
 #define GIVE_BACK ((size_t) 8 << 20) // bytes above the last cell in use that are worth giving back
 #define NAMED     8                  // sequences that a message names at most
-#define SLOT      256                // cells: ranges begin at multiples of it, at least
+#define SLOT      32                 // cells: ranges begin at multiples of it
+
+// A share of the cells for each sequence, in whole steps if it is that large.
+static int32_t slot_of(const kv_params * p) {
+    const int32_t share = p->n_cells / p->n_seq, step = share < KV_STEP ? SLOT : KV_STEP;
+    return !p->in_ranges ? 0 : share < SLOT ? SLOT : share / step * step;
+}
+
+static int32_t rows_of(const kv_params * p) {
+    return p->in_ranges ? (p->n_cells + KV_STEP - 1) / KV_STEP * KV_STEP : p->n_cells;
+}
 
 uint64_t kv_cache_size(const kv_params * p) {
     uint64_t row = ggml_row_size(p->type_k, p->n_embd) + ggml_row_size(p->type_v, p->n_embd);
-    return row * (uint64_t) p->n_layer * (uint64_t) p->n_cells;
+    return row * (uint64_t) p->n_layer * (uint64_t) rows_of(p);
 }
 
 static pyllava_status create_tables(kv_cache * kv, int32_t n_layer) {
@@ -79,13 +89,14 @@ pyllava_status kv_cache_create(kv_cache * kv, const kv_params * p, const ggml_ba
     kv->n_seq = p->n_seq;
     kv->n_layer = p->n_layer;
     kv->n_cells = kv->n_free = p->n_cells;
-    if (p->in_ranges) kv->slot = p->n_cells / p->n_seq < SLOT ? SLOT : p->n_cells / p->n_seq / SLOT * SLOT;
+    kv->n_rows = rows_of(p);
+    kv->slot = slot_of(p);
     TRY(create_tables(kv, p->n_layer));
     for (int32_t i = 0; i < p->n_layer; i++) {
         struct ggml_context * ctx = NULL;
         TRY(find_store(kv, where[i], &ctx));
-        kv->k[i] = ggml_new_tensor_2d(ctx, p->type_k, p->n_embd, kv->n_cells);
-        kv->v[i] = ggml_new_tensor_2d(ctx, p->type_v, p->n_embd, kv->n_cells);
+        kv->k[i] = ggml_new_tensor_2d(ctx, p->type_k, p->n_embd, kv->n_rows);
+        kv->v[i] = ggml_new_tensor_2d(ctx, p->type_v, p->n_embd, kv->n_rows);
     }
     for (int32_t i = 0; i < kv->n_stores; i++) {
         if (!create_buffer(kv, &kv->stores[i])) {

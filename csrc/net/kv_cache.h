@@ -19,6 +19,7 @@
 #include <ggml.h>
 
 #define KV_STORES 16
+#define KV_STEP   256 // cells: devices read a multiple of it, for fewer new graphs and faster kernels
 
 typedef struct kv_sequence {
     int32_t length;
@@ -45,7 +46,8 @@ typedef struct kv_store {
 
 typedef struct kv_cache {
     int32_t n_ctx, n_seq, n_cells;
-    int32_t slot; // where ranges may begin; 0: none
+    int32_t slot;   // cells from one place where ranges may begin to the next; 0: none
+    int32_t n_rows; // of the tensors: n_cells, and zeros up to a whole step
     int32_t n_layer, n_stores;
     kv_store stores[KV_STORES];  // one for each kind of memory that holds layers
     struct ggml_tensor **k, **v; // [n_layer] each [n_cells, n_embd]

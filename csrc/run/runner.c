@@ -10,7 +10,6 @@
 
 #define TENSORS        2048      // of a graph: the first size tried
 #define MOST_TENSORS   (1 << 20) // and the last
-#define CELL_STEP      256       // devices read a multiple of it: fewer new graphs
 #define WINDOW_TENSORS 20        // of one window's attention, at most
 
 void runner_cancel(runner * r, bool cancel) {
@@ -119,14 +118,14 @@ static pyllava_status build(void * runner_) {
 }
 
 // The windows of a batch's attention on devices; none if no device holds the KV cache. Each reads a multiple
-// of CELL_STEP cells, or all up to the last one in use.
+// of KV_STEP cells, or all up to the last one in use.
 static int32_t windows_of(const runner * r, const batch * b, attention_window * out) {
     const int32_t n = r->kv_on_device && b ? b->n_windows : 0;
     for (int32_t i = 0; i < n; i++) {
         out[i] = b->windows[i];
         const int32_t n_cells = out[i].n_cells ? out[i].n_cells : kv_cells_used(r->kv),
-                      rounded = (n_cells + CELL_STEP - 1) / CELL_STEP * CELL_STEP,
-                      most = r->kv->n_cells - out[i].cell - (out[i].n_seqs - 1) * out[i].stride;
+                      rounded = (n_cells + KV_STEP - 1) / KV_STEP * KV_STEP,
+                      most = out[i].n_seqs > 1 ? out[i].stride : r->kv->n_rows - out[i].cell;
         out[i].n_cells = rounded < most ? rounded : most;
         if (out[i].n_seqs == 1) out[i].stride = out[i].n_cells;
     }
@@ -377,7 +376,7 @@ static pyllava_status each_largest(runner * r, int32_t n_rows,
     language_input in;
     tensor *a, *b;
     const int32_t n_out = n_rows < BATCH_LOGITS ? n_rows : BATCH_LOGITS;
-    const attention_window all = { .n_rows = n_rows, .n_seqs = 1, .n_cells = r->kv->n_cells };
+    const attention_window all = { .n_rows = n_rows, .n_seqs = 1, .n_cells = r->kv->n_rows };
     const int32_t n_windows = r->kv_on_device ? 1 : 0;
     pyllava_status status = build_text(r, &g, ROWS_PROMPT, n_rows, n_out, &all, n_windows, &in, &a);
     if (status == PYLLAVA_OK) status = fn(r, &g, &out->text);
@@ -411,8 +410,8 @@ static pyllava_status count_tensors(runner * r, int32_t n_rows) {
 pyllava_status runner_prepare(runner * r, const kv_cache * kv, bool kv_on_device, int32_t n_rows) {
     r->kv = kv;
     r->kv_on_device = kv_on_device;
-    r->mask_row = malloc((size_t) kv->n_cells * sizeof *r->mask_row);
-    TRY_ALLOC(r->mask_row, (size_t) kv->n_cells * sizeof *r->mask_row);
+    r->mask_row = malloc((size_t) kv->n_rows * sizeof *r->mask_row);
+    TRY_ALLOC(r->mask_row, (size_t) kv->n_rows * sizeof *r->mask_row);
     TRY(create_scratch(r));
     TRY(create_views(r));
     TRY(count_tensors(r, n_rows));

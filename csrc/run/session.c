@@ -163,6 +163,7 @@ static pyllava_status create_cache(pyllava_session * s) {
         n_on_host += p->kv_on_host || p->layers[i] == ON_HOST;
     }
     s->kv_on_device = kv.in_ranges = n_on_host < h->n_layer;
+    for (int32_t i = 0; i < p->devices.n; i++) kv.in_ranges &= device_reads_ranges(p->devices.items[i]);
     s->plan.kv_size = kv_cache_size(&kv);
     s->host_size = s->plan.kv_size / (uint64_t) h->n_layer * (uint64_t) n_on_host;
     TRY(check_plan(s, s->host_size));

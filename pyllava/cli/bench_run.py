@@ -76,6 +76,7 @@ class Bench:
 
     def _session(self, n_ctx: int, n_seq: int = 1, n_views: int = 1) -> _lib.SessionHandle:
         options = self.options
+        n_ctx = -(-n_ctx // 256) * 256  # GPUs read whole steps of as many positions
         return _lib.SessionHandle(
             self.model, n_ctx=n_ctx, n_batch=options.batch_size, n_seq=n_seq, n_threads=options.threads,
             n_views=n_views, precision=options.precision, flash_attn=self.flash_attn,
