@@ -16,6 +16,8 @@ from tiny import TinySpec
 import pyllava
 from pyllava import _lib
 from pyllava._lib import NOTHING, Rows, Run, Span, Tokens
+from pyllava._script import Script, Stretch
+from pyllava._sequences import Sequences
 
 SPEC = TinySpec(seed=90, n_layer=3, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_ctx=512)
 N_SEQ = 6
@@ -466,3 +468,21 @@ def test_cells_that_sequences_would_leave(session: _lib.SessionHandle) -> None:
     for wrong in ([0, 0], [-1], [N_SEQ]):
         with pytest.raises(ValueError, match=r"once|sequence"):
             session.cells_free(wrong)
+
+
+@pytest.mark.parametrize(("least", "shared"), [(1, 40), (40, 40), (41, 0)])
+def test_few_common_rows_need_not_be_shared(session: _lib.SessionHandle, least: int, shared: int) -> None:
+    """Where sequences should lie in ranges of their own; what a sequence itself holds is always kept."""
+    common, n = ids(83, 40), 512 * N_SEQ
+    scripts = [Script([Stretch(Tokens((*common, *ids(seed, 9))))]) for seed in (84, 85)]
+    sequences = Sequences(session, N_SEQ, n, least_shared=least)
+    first, held = sequences.take(scripts[0], 100)
+    assert held == 0
+    session.prefill([stretch.span for stretch in scripts[0].stretches], seq=first)
+    assert sequences.fits(n - 40, scripts[1], reuse=True) == (shared > 0)
+    second, held = sequences.take(scripts[1], 100)
+    assert second != first
+    assert held == session.seq_length(second) == shared
+    assert sequences.n_used() == 49
+    sequences.leave(first)
+    assert sequences.take(scripts[0], 100) == (first, 49)

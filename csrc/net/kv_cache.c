@@ -242,12 +242,12 @@ pyllava_status kv_make_room(kv_cache * kv, const kv_wish * wishes, int32_t n_wis
     return PYLLAVA_OK;
 }
 
-// The slot before the most free cells, or -1 if none is free.
+// The slot before the most free cells, the first of several, or -1 if none is free.
 static int32_t roomiest_slot(const kv_cache * kv) {
-    int32_t found = -1, most = 0;
-    for (int32_t cell = 0, n; kv->slot && cell < kv->n_cells; cell += kv->slot) {
-        for (n = 0; cell + n < kv->n_cells && !kv->references[cell + n]; n++) continue;
-        if (n > most) most = n, found = cell;
+    int32_t found = -1, most = 1, n = 0;
+    for (int32_t cell = kv->slot ? kv->n_cells - 1 : -1; cell >= 0; cell--) {
+        n = kv->references[cell] ? 0 : n + 1;
+        if (cell % kv->slot == 0 && n >= most) most = n, found = cell;
     }
     return found;
 }

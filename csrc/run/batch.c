@@ -61,21 +61,22 @@ void batch_attend(batch * b, int32_t first, int32_t longest, const int32_t * cel
     b->n_blocks = attention_blocks(b->blocks, b->n_blocks, first, b->n - first, longest, cells, 0);
 }
 
-// Whether one more sequence of so many rows, in a range of n_cells from `cell` on, continues a window: its
-// ranges lie at equal distances and do not overlap.
-static bool continues(const attention_window * w, int32_t n_rows, int32_t cell, int32_t n_cells) {
+// Whether one more sequence of so many rows, in the cells from `cell` on, continues a window whose sequences
+// have n_cells at most: they lie at equal distances, do not overlap, and end before the cache does.
+static bool continues(const attention_window * w, int32_t n_rows, int32_t cell, int32_t n_cells,
+                      int32_t end) {
     if (!w->n_cells || cell < 0 || w->n_rows != n_rows) return false;
     const int32_t distance = cell - w->cell - (w->n_seqs - 1) * w->stride;
-    const bool is_equal = w->n_seqs == 1 || distance == w->stride;
-    return is_equal && w->n_cells <= distance && n_cells <= distance;
+    return (w->n_seqs == 1 || distance == w->stride) && n_cells <= distance && n_cells <= end - cell;
 }
 
-void batch_window(batch * b, int32_t first, int32_t cell, int32_t n_cells) {
+void batch_window(batch * b, int32_t first, int32_t cell, int32_t n_cells, int32_t end) {
     const int32_t n = b->n - first;
     attention_window * last = b->n_windows ? &b->windows[b->n_windows - 1] : NULL;
-    if (last && continues(last, n, cell, n_cells)) {
+    const int32_t most = last && last->n_cells > n_cells ? last->n_cells : n_cells;
+    if (last && continues(last, n, cell, most, end)) {
         last->stride = (cell - last->cell) / last->n_seqs++;
-        if (last->n_cells < n_cells) last->n_cells = n_cells;
+        last->n_cells = most;
     } else if (last && cell < 0 && !last->n_cells) {
         last->n_rows += n;
     } else if (b->n_windows < MAX_WINDOWS) {

@@ -125,7 +125,8 @@ static int32_t windows_of(const runner * r, const batch * b, attention_window * 
         out[i] = b->windows[i];
         const int32_t n_cells = out[i].n_cells ? out[i].n_cells : kv_cells_used(r->kv),
                       rounded = (n_cells + KV_STEP - 1) / KV_STEP * KV_STEP,
-                      most = out[i].n_seqs > 1 ? out[i].stride : r->kv->n_rows - out[i].cell;
+                      room = r->kv->n_rows - out[i].cell - (out[i].n_seqs - 1) * out[i].stride,
+                      most = out[i].n_seqs > 1 && out[i].stride < room ? out[i].stride : room;
         out[i].n_cells = rounded < most ? rounded : most;
         if (out[i].n_seqs == 1) out[i].stride = out[i].n_cells;
     }

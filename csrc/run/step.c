@@ -121,7 +121,7 @@ static void add_rows(pyllava_session * s, run_state * r) {
     const int32_t longest = r->run->kind == PYLLAVA_PROMPT ? runner_block_rows(&s->runner) : 1;
     const int32_t n_held = q->length + n;
     if (n) batch_attend(b, first, longest, q->cells);
-    if (n) batch_window(b, first, kv_range(&s->kv, r->run->seq, n_held), n_held);
+    if (n) batch_window(b, first, kv_range(&s->kv, r->run->seq, n_held), n_held, s->kv.n_rows);
     r->n_in_batch = n;
 }
 

@@ -1,5 +1,6 @@
 // test_kv_cache.c - the pool of cells against a plain account of it: random operations, the lowest cells
-// first, what is said when none is left, and pages that come and go.
+// first, what is said when none is left, pages that come and go, ranges, and the windows that they make.
+#include "batch.h"
 #include "kv_cache.h"
 
 #include <stdio.h>
@@ -235,10 +236,45 @@ static void test_pages(void) {
     kv_cache_free(&kv);
 }
 
+// Windows hold all rows in their order; what a window reads is there, and its sequences' cells lie apart.
+static void test_windows(void) {
+    enum { N_RUNS = 12, END = 640 };
+    int32_t n_shared = 0, n_whole = 0;
+    for (int32_t step = 0; step < N_STEPS; step++) {
+        batch b = { 0 };
+        int32_t cells[3 * N_RUNS], needs[3 * N_RUNS], at = 0;
+        for (int32_t i = 0; i < N_RUNS; i++) {
+            const int32_t first = b.n, n = below(8) ? 1 : 1 + below(3);
+            at += 32 * (1 + (below(4) == 0));
+            const int32_t cell = below(6) && at < END ? at : -1, room = END - at < 40 ? END - at : 40;
+            const int32_t need = cell < 0 ? 0 : 1 + below(room);
+            for (int32_t j = 0; j < n; j++, b.n++) cells[b.n] = cell, needs[b.n] = need;
+            batch_window(&b, first, cell, need, END);
+        }
+        int32_t row = 0;
+        for (const attention_window * w = b.windows; w < b.windows + b.n_windows; w++) {
+            CHECK(w->first == row && w->n_rows > 0 && w->n_seqs > 0, "row %d, need %d", w->first, row);
+            for (int32_t i = 0; w->n_cells && i < w->n_rows * w->n_seqs; i++) {
+                const int32_t cell = w->cell + i / w->n_rows * w->stride;
+                CHECK(cells[row + i] == cell, "cell %d, need %d", cell, cells[row + i]);
+                CHECK(needs[row + i] <= w->n_cells && cell + w->n_cells <= END, "%d cells of %d", w->n_cells,
+                      cell);
+            }
+            CHECK(w->n_seqs == 1 || w->n_cells <= w->stride, "%d cells, %d apart", w->n_cells, w->stride);
+            n_shared += w->n_seqs > 1;
+            n_whole += w->n_cells == 0;
+            row += w->n_rows * w->n_seqs;
+        }
+        CHECK(row == b.n && b.n_windows <= MAX_WINDOWS, "%d rows in %d windows", row, b.n_windows);
+    }
+    CHECK(n_shared > 1000 && n_whole > 1000, "%d, %d", n_shared, n_whole);
+}
+
 int main(void) {
     test_random_operations(0);
     test_random_operations(16);
     test_ranges();
+    test_windows();
     test_who_holds_the_rest();
     test_pages();
     printf(n_bad ? "%d checks failed\n" : "ok\n", n_bad);
