@@ -29,8 +29,8 @@ float * batch_add(batch * b, int32_t position, int32_t cell, uint64_t content);
 // Splits the rows from `first` on, which are consecutive in one sequence, into attention blocks of at most
 // `longest` rows.
 void batch_attend(batch * b, int32_t first, int32_t longest, const int32_t * cells);
-// Says where the same rows' cells lie: n_cells in a range from `cell` on, or anywhere (-1), of a cache of `end`.
-// Devices attend to one window after the other, so sequences at equal distances share one.
+// Says where the same rows' cells lie: n_cells in a range from `cell` on, or anywhere (-1), of a cache of
+// `end`. Devices attend to one window after the other, so sequences at equal distances share one.
 void batch_window(batch * b, int32_t first, int32_t cell, int32_t n_cells, int32_t end);
 // Appends the blocks of n rows from `first` on to out[n_blocks]; returns the new number of blocks.
 int32_t attention_blocks(attention_block * out, int32_t n_blocks, int32_t first, int32_t n, int32_t longest,
