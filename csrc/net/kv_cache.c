@@ -242,19 +242,22 @@ pyllava_status kv_make_room(kv_cache * kv, const kv_wish * wishes, int32_t n_wis
     return PYLLAVA_OK;
 }
 
-// The slot before the most free cells, the first of several, or -1 if none is free.
-static int32_t roomiest_slot(const kv_cache * kv) {
+// Where a range begins: the first slot before the most free cells, of which two slots are enough, and best
+// every second slot; -1 if none is free. Half of the sequences, mostly, keep what earlier ones held.
+static int32_t best_slot(const kv_cache * kv) {
+    const int32_t enough = 2 * kv->slot;
     int32_t found = -1, most = 1, n = 0;
     for (int32_t cell = kv->slot ? kv->n_cells - 1 : -1; cell >= 0; cell--) {
         n = kv->references[cell] ? 0 : n + 1;
-        if (cell % kv->slot == 0 && n >= most) most = n, found = cell;
+        const int32_t worth = (n < enough ? n : enough) + (n && cell % enough == 0);
+        if (cell % kv->slot == 0 && worth >= most) most = worth, found = cell;
     }
     return found;
 }
 
 // A free cell for position p of a sequence: the next one of its range, or the lowest.
 static int32_t free_cell(kv_cache * kv, kv_sequence * s, int32_t p) {
-    if (p == 0) s->base = roomiest_slot(kv);
+    if (p == 0) s->base = best_slot(kv);
     const int32_t next = s->base < 0 || s->n_in_range < p ? -1 : s->base + p;
     if (next >= 0 && next < kv->n_cells && !kv->references[next]) {
         s->n_in_range = p + 1;

@@ -8,7 +8,7 @@
 // the pool is address space, whose pages are allocated when a cell is first used; the pages above the last
 // cell in use go back to the system when they are many megabytes.
 //
-// Devices read ranges of cells. For them, a sequence begins at a multiple of `slot` that has much room, and
+// Devices read ranges of cells. For them, a sequence begins at a multiple of `slot` that has room, and
 // goes on in the next cell while that is free: then it lies in one range that holds nothing else, and such
 // ranges lie at equal distances. A sequence that shares cells, or whose next cell is taken, is scattered.
 #pragma once

@@ -144,33 +144,35 @@ static void test_random_operations(int32_t slot) {
     kv_cache_free(&kv);
 }
 
-// Sequences begin where there is most room, go on there, and are scattered once they share or their way is
+// Sequences begin where there is room, go on there, and are scattered once they share or their way is
 // blocked.
 static void test_ranges(void) {
     kv_cache kv;
     create(&kv, N_SEQ, N_CTX, N_CELLS);
     kv.slot = 20;
-    const int32_t cells[] = { 0, 20, 40 };
+    const int32_t cells[] = { 0, 40, 60 };
     for (int32_t s = 0; s < 3; s++) grow(&kv, s, 3);
     for (int32_t s = 0; s < 3; s++) {
         grow(&kv, s, 10);
         const int32_t first = kv_range(&kv, s, 13);
         CHECK(first == cells[s], "sequence %d: %d", s, first);
     }
-    CHECK(kv_range(&kv, 0, 14) == -1 && kv_range(&kv, 3, 0) == -1, "it holds 13 and none");
-    grow(&kv, 0, 7);
-    CHECK(kv_range(&kv, 0, 20) == 0, "up to the next one");
-    grow(&kv, 0, 1);
-    CHECK(kv_range(&kv, 0, 21) == -1 && kv_range(&kv, 0, 20) == 0, "beyond it");
-    kv_trim(&kv, 0, 15);
-    CHECK(kv_range(&kv, 0, 15) == 0, "cut");
+    CHECK(kv_range(&kv, 1, 14) == -1 && kv_range(&kv, 3, 0) == -1, "it holds 13 and none");
+    grow(&kv, 1, 7);
+    CHECK(kv_range(&kv, 1, 20) == 40, "up to the next one");
+    grow(&kv, 1, 1);
+    CHECK(kv_range(&kv, 1, 21) == -1 && kv_range(&kv, 1, 20) == 40, "beyond it");
+    kv_trim(&kv, 1, 15);
+    CHECK(kv_range(&kv, 1, 15) == 40, "cut");
     kv_copy(&kv, 2, 3, 5);
-    CHECK(kv_range(&kv, 3, 5) == 40, "shared");
+    CHECK(kv_range(&kv, 3, 5) == 60, "shared");
     grow(&kv, 3, 1);
-    CHECK(kv_range(&kv, 3, 6) == -1 && kv_range(&kv, 2, 13) == 40, "the other one's cell is next");
+    CHECK(kv_range(&kv, 3, 6) == -1 && kv_range(&kv, 2, 13) == 60, "the other one's cell is next");
     kv_trim(&kv, 3, 0);
     grow(&kv, 3, 1);
-    CHECK(kv_range(&kv, 3, 1) == 60, "%d: a new beginning", kv_range(&kv, 3, 1));
+    CHECK(kv_range(&kv, 3, 1) == 80, "%d: a new beginning", kv_range(&kv, 3, 1));
+    grow(&kv, 4, 1);
+    CHECK(kv_range(&kv, 4, 1) == 20, "%d: what is left", kv_range(&kv, 4, 1));
     kv_cache_free(&kv);
 }
 
