@@ -30,7 +30,8 @@ pyllava_status devices_choose(const char * what, const char * names, device_list
 bool device_is_named(const char * name, const char * other); // in any case
 // Whether the device sums products of 16-bit numbers in float32 without a request for each product.
 bool device_sums_floats(ggml_backend_dev_t device);
-// Whether attention may read ranges of rows: tried on CUDA; Vulkan in software crashed now and then.
+// Whether attention may read several ranges of rows in one graph: tried on CUDA. With Vulkan in software,
+// flash attention crashed when they differed in size.
 bool device_reads_ranges(ggml_backend_dev_t device);
 // Whether the device has flash attention for keys and values of these types.
 bool device_has_flash(ggml_backend_dev_t device, int32_t n_head, int32_t n_head_kv, int32_t head_dim,
