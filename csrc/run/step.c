@@ -120,9 +120,10 @@ static void add_rows(pyllava_session * s, run_state * r) {
     }
     const int32_t longest = r->run->kind == PYLLAVA_PROMPT ? runner_block_rows(&s->runner) : 1;
     const int32_t n_held = q->length + n;
-    if (n) batch_attend(b, first, longest, q->cells);
-    if (n) batch_window(b, first, kv_range(&s->kv, r->run->seq, n_held), n_held, s->kv.n_rows);
     r->n_in_batch = n;
+    if (n == 0) return;
+    batch_attend(b, first, longest, q->cells);
+    batch_window(b, first, kv_range(&s->kv, r->run->seq, n_held), n_held, s->kv.n_rows);
 }
 
 // Reads the logits of a batch into the memory of their runs.
@@ -257,7 +258,7 @@ static pyllava_status take_step(pyllava_session * s, pyllava_run * runs, int32_t
     pyllava_status status = PYLLAVA_OK;
     if (!t.runs || !t.wishes) status = error_set(PYLLAVA_ERR_MEMORY, "out of memory for a step");
     for (int32_t i = 0; status == PYLLAVA_OK && i < n_runs; i++) status = check_run(s, runs, i, &t.runs[i]);
-    sort_runs(&t);
+    if (status == PYLLAVA_OK) sort_runs(&t);
     if (status == PYLLAVA_OK) status = take_rows(&t);
     if (status == PYLLAVA_OK) status = compute(&t, keep);
     for (int32_t i = 0; t.runs && i < n_runs; i++) free(t.runs[i].row);
