@@ -140,7 +140,8 @@ def main() -> None:
         llama_cpp.llama_cpp._lib.ggml_backend_load_all_from_path(options.backends.encode())
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(quiet, None)
-    tokens = [int(i) for i in np.random.RandomState(0).randint(300, 30000, options.p + options.n + 64)]
+    n_tokens = max(options.p, options.batch_prompt) + options.n + 64
+    tokens = [int(i) for i in np.random.RandomState(0).randint(300, 30000, n_tokens)]
     if options.first_token:
         first_token(options, tokens)
         return

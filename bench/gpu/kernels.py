@@ -51,19 +51,17 @@ def short(name: str) -> str:
 def summary(events: list[Any], n_steps: int, wall: float) -> dict[str, Any]:
     spans = sorted((e.start_ns(), e.start_ns() + e.duration_ns(), e.name()) for e in events)
     by_name: dict[str, list[float]] = {}
-    busy, waits, last = 0, 0, None
+    waits, first, last = 0, spans[0][0], spans[0][0]
     for start, end, name in spans:
         total = by_name.setdefault(short(name), [0, 0])
         total[0] += (end - start) / 1e3 / n_steps
         total[1] += 1 / n_steps
-        if last is not None and start > last:
-            waits += start - last
-        busy += end - max(start, last or start) if last is None or end > last else 0
-        last = end if last is None else max(last, end)
+        waits += max(0, start - last)
+        last = max(last, end)
     rows = sorted(by_name.items(), key=lambda item: -item[1][0])
     return {
         "step_us": round(wall / n_steps * 1e6, 1),
-        "busy_us": round(busy / 1e3 / n_steps, 1),
+        "busy_us": round((last - first - waits) / 1e3 / n_steps, 1),
         "waits_us": round(waits / 1e3 / n_steps, 1),
         "kernels": [[name, round(us, 1), round(n, 2)] for name, (us, n) in rows[:30]],
     }
@@ -77,10 +75,6 @@ def main() -> None:
     parser.add_argument("--device", default="CUDA0")
     parser.add_argument("--sequences", type=int, default=1)
     parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--peer", action="store_true")
-    parser.add_argument(
-        "--backends", help="a folder with ggml's back ends, where they are files of their own"
-    )
     options = parser.parse_args()
     step = steps_of(options)
     for _ in range(WARM):
@@ -91,6 +85,7 @@ def main() -> None:
         step()
         times.append(time.perf_counter() - started)
     import torch
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     torch.zeros(1, device="cuda")
@@ -101,10 +96,11 @@ def main() -> None:
         for _ in range(options.steps):
             step()
         wall = time.perf_counter() - started
-    events = found.profiler.kineto_results.events()
+    seen = found.profiler.kineto_results.events()  # the host's calls among them
+    events = [event for event in seen if event.device_type() == DeviceType.CUDA]
     result = {
         "untraced_us": round(float(np.median(times)) * 1e6, 1),
-        **summary(list(events), options.steps + 2, wall),
+        **summary(events, options.steps + 2, wall),
     }
     print(json.dumps(result))
 

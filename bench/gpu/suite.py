@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,19 +32,11 @@ def main() -> int:
         "files", nargs="*", type=Path, help="of the tests; default: all but " + ", ".join(APART)
     )
     options = options.parse_args()
-    until = time.monotonic() + options.seconds
+    os.environ["PYLLAVA_DEVICE"] = options.device
     report = kit.begin(options, "suite")
-    report.environment = {**report.environment, "PYLLAVA_DEVICE": options.device}
     checks = [check.pytest(path.name, options.seconds, str(path)) for path in options.files or files()]
-
-    def run(one: kit.Check) -> kit.Line:
-        left = until - time.monotonic()
-        if report.lost or left < kit.LEAST:
-            return kit.Line(one.name, "skipped", 0.0, report.lost or "no time left")
-        return kit.run(one, report.environment, left)
-
     with ThreadPoolExecutor(options.jobs) as pool:
-        for line in pool.map(run, checks):
+        for line in pool.map(report.attempt, checks):
             report.add(line)
     return report.close()
 

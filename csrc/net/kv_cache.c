@@ -20,7 +20,7 @@ static int32_t slot_of(const kv_params * p) {
 }
 
 static int32_t rows_of(const kv_params * p) {
-    return p->in_ranges ? (p->n_cells + KV_STEP - 1) / KV_STEP * KV_STEP : p->n_cells;
+    return p->in_ranges ? GGML_PAD(p->n_cells, KV_STEP) : p->n_cells;
 }
 
 uint64_t kv_cache_size(const kv_params * p) {

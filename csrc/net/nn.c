@@ -411,6 +411,13 @@ static tensor * window_attention(graph * g, const attention_window * w, tensor *
     return ggml_reshape_2d(g->ctx, y, q->ne[0], (int64_t) w->n_rows * w->n_seqs);
 }
 
+int64_t attention_mask_size(const attention_window * windows, int32_t n) {
+    int64_t size = 0;
+    for (const attention_window * w = windows; w < windows + n; w++)
+        size += (int64_t) w->n_cells * w->n_rows * w->n_seqs;
+    return size;
+}
+
 // Unlike our kernels, devices read ranges of cells: a mask hides those that a token does not see.
 static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) {
     const int32_t n = (int32_t) (q->ne[1] / g->n_views);
@@ -418,7 +425,7 @@ static tensor * device_attention(graph * g, tensor * q, tensor * k, tensor * v) 
     const attention_window * w = g->n_windows ? g->windows : &views;
     const attention_window * end = w + (g->n_windows ? g->n_windows : 1);
     tensor * y = NULL;
-    for (size_t at = 0; w < end; at += (size_t) w->n_cells * (size_t) w->n_rows * (size_t) w->n_seqs, w++) {
+    for (size_t at = 0; w < end; at += (size_t) attention_mask_size(w, 1), w++) {
         if (!has_room(g)) return NULL;
         tensor * part = window_attention(g, w, q, k, v, mask_of(g, w, at));
         y = y ? ggml_concat(g->ctx, y, part, 1) : part;

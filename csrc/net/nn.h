@@ -32,6 +32,8 @@ typedef struct attention_window {
 } attention_window;
 #define MAX_WINDOWS 4 // of a step
 
+int64_t attention_mask_size(const attention_window * windows, int32_t n); // entries of their masks
+
 // Our kernels divide their work among the session's pool, and ggml runs its own few nodes on the calling
 // thread. A graph in which ggml multiplies matrices (few tokens, weights of a type that no kernel of ours
 // reads) is run by ggml's threads, our kernels included. Layers whose weights lie on a device are ggml's own

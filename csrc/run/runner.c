@@ -69,13 +69,6 @@ static pyllava_status build_vision(runner * r, graph * g, int32_t n_views, tenso
     return finish(r, g, *out_embd);
 }
 
-static int64_t mask_size(const attention_window * windows, int32_t n) {
-    int64_t size = 0;
-    for (const attention_window * w = windows; w < windows + n; w++)
-        size += (int64_t) w->n_cells * w->n_rows * w->n_seqs;
-    return size;
-}
-
 static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n, int32_t n_out,
                                  const attention_window * windows, int32_t n_windows, language_input * in,
                                  tensor ** out_logits) {
@@ -91,7 +84,8 @@ static pyllava_status build_text(runner * r, graph * g, row_kind rows, int32_t n
     };
     g->windows = windows;
     g->n_windows = n_windows;
-    if (n_windows) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, 1, mask_size(windows, n_windows), "mask");
+    const int64_t n_mask = attention_mask_size(windows, n_windows);
+    if (n_windows) in->mask = g->mask = nn_input(g, GGML_TYPE_F16, 1, n_mask, "mask");
     *out_logits = language_logits(g, &r->model->language, in, r->kv);
     return finish(r, g, *out_logits);
 }
@@ -124,7 +118,7 @@ static int32_t windows_of(const runner * r, const batch * b, attention_window * 
     for (int32_t i = 0; i < n; i++) {
         out[i] = b->windows[i];
         const int32_t n_cells = out[i].n_cells ? out[i].n_cells : kv_cells_used(r->kv),
-                      rounded = (n_cells + KV_STEP - 1) / KV_STEP * KV_STEP,
+                      rounded = GGML_PAD(n_cells, KV_STEP),
                       room = r->kv->n_rows - out[i].cell - (out[i].n_seqs - 1) * out[i].stride,
                       most = out[i].n_seqs > 1 && out[i].stride < room ? out[i].stride : room;
         out[i].n_cells = rounded < most ? rounded : most;
