@@ -5,6 +5,13 @@
 // in chunks that stay in the L1 cache for a few rows. With more than two tokens, two rows share each load of
 // activations. The sums of a row are kept in memory between chunks: their order is that of one token alone.
 // The last macro arguments are passed to the loop.
+#if LANES == 16
+#define DOT_TOGETHER 2
+#define DOT_GROUPS   8
+#else
+#define DOT_TOGETHER 1
+#define DOT_GROUPS   4
+#endif
 #define SOME_ROWS 16
 #define X_CHUNK   8192 // numbers of all tokens
 #define PREFETCH  4096 // bytes ahead: hardware prefetch stops at each page
@@ -18,9 +25,9 @@
             dots_part p = { k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, PREFETCH };   \
             const char * row = w + (size_t) r0 * row_size;                                                   \
             int r = 0;                                                                                       \
-            for (; (count) > 2 && r + 2 <= n_here; r += 2, row += 2 * row_size) {                            \
+            for (; (count) > 2 && r + DOT_TOGETHER <= n_here; r += DOT_TOGETHER, row += DOT_TOGETHER * row_size) {                            \
                 p.ahead = bytes_ahead(&p, chunk, r, n_here);                                                 \
-                loop(2, count, &p, row, acc + r, __VA_ARGS__);                                               \
+                loop(DOT_TOGETHER, count, &p, row, acc + r, __VA_ARGS__);                                               \
             }                                                                                                \
             for (; r < n_here; r++, row += row_size) loop(1, count, &p, row, acc + r, __VA_ARGS__);          \
         }                                                                                                    \
@@ -80,6 +87,7 @@ INLINE ptrdiff_t bytes_ahead(const dots_part * p, int64_t chunk, int r, int n) {
     if (n_rows > 1) __asm__ volatile("" ::: "memory")
 #define EACH_ROW(r) _Pragma("GCC unroll 2") for (int r = 0; r < n_rows; r++)
 #define EACH(i)     _Pragma("GCC unroll 8") for (int i = 0; i < n && i < FEW_TOKENS; i++)
+#define IN_TURN(i)  _Pragma("GCC unroll 1") for (int i = 0; i < n; i++) // processors decode short loops once
 
 // K types: a block's 256 weights q of at most 6 bits as four vectors of 64 bytes, dealt so that the lanes of
 // vectors 0 and 1 belong to the same groups of 16, and those of 2 and 3, so that their products can be added
@@ -214,7 +222,7 @@ INLINE void dot_k_n(const int n_rows, const int n, const dots_part * p, const ch
             if (bits == 6) unpack_6(row, &k[r]);
             else unpack_45(row, bits, &k[r]);
         }
-        EACH(i) {
+        IN_TURN(i) {
             const char * x = p->x + i * p->stride;
             const vf scale = vf_set(float_at(x + at.scales + 4 * b));
             vf dots[2];
@@ -241,37 +249,61 @@ INLINE b32 group_of_0(const char * block, const int bits) {
     return b32_less(b32_halves(b32_low(two), b32_high(two)), 8);
 }
 
-// Their blocks begin with their scale.
-INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const char * w,
-                    vf (*sums)[FEW_TOKENS], const int bits, const size_t size) {
+#define EACH_PAIR(j) _Pragma("GCC unroll 4") for (int j = 0; j < DOT_GROUPS / 2; j++)
+
+// A block of rows, from input k on: the groups whose weights there are registers for, after each other. The
+// file's blocks begin with their scale.
+INLINE void dot_0_block(const int n_rows, const int n, const dots_part * p, const char * w, size_t row_size,
+                        int64_t k, vf (*sums)[FEW_TOKENS], const int bits, const size_t size) {
     const rounded at = rounded16_of(p->n_in);
-    w += p->first / GROUP * (int64_t) size;
-    for (int64_t k0 = p->first; k0 < p->end; k0 += BLOCK) {
-        const int64_t last = p->end - k0 < BLOCK ? p->end : k0 + BLOCK;
-        vf parts[2][FEW_TOKENS] = { 0 };
-        for (int64_t k = k0; k < last; k += 2 * GROUP, w += 2 * size) {
-            h32 even[2], odd[2];
-            float d[2][2];
-            EACH_ROW(r) {
-                const char * row = w + (size_t) r * p->row_size;
-                const char * other = last - k > GROUP ? row + size : row; // or none
-                const h32 q = h32_two(group_of_0(row, bits), group_of_0(other, bits));
-                even[r] = h32_down_signed(h32_up(q, 8), 8), odd[r] = h32_down_signed(q, 8);
-                d[r][0] = half(((const block_q8_0 *) (const void *) row)->d);
-                d[r][1] = half(((const block_q8_0 *) (const void *) other)->d);
-                __builtin_prefetch(row + p->ahead);
-                __builtin_prefetch(row + p->ahead + size);
-            }
-            EACH(i) {
-                const x64 v = x64_load((const int16_t *) (const void *) (p->x + i * p->stride) + k, n_rows);
-                EACH_ROW(r) parts[r][i] = dot64_scaled(parts[r][i], even[r], odd[r], v, d[r][0], d[r][1]);
-            }
+    vf parts[2][FEW_TOKENS];
+    EACH_ROW(r) EACH(i) parts[r][i] = vf_set(0.0f);
+#pragma GCC unroll 2
+    for (int g = 0; g < BLOCK / GROUP; g += DOT_GROUPS) {
+        h32 even[2][4], odd[2][4];
+        float d[2][4][2];
+        LEAVE_IN_MEMORY(n_rows);
+        EACH_ROW(r) EACH_PAIR(j) {
+            const char * block = w + (size_t) r * row_size + (size_t) (g + 2 * j) * size;
+            const h32 q = h32_two(group_of_0(block, bits), group_of_0(block + size, bits));
+            even[r][j] = h32_down_signed(h32_up(q, 8), 8), odd[r][j] = h32_down_signed(q, 8);
+            d[r][j][0] = half(((const block_q8_0 *) (const void *) block)->d);
+            d[r][j][1] = half(((const block_q8_0 *) (const void *) (block + size))->d);
+            __builtin_prefetch(block + p->ahead);
+            __builtin_prefetch(block + p->ahead + size);
         }
-        EACH(i) {
-            const vf scale = vf_set(float_at(p->x + i * p->stride + at.scales + k0 / BLOCK * 4));
-            EACH_ROW(r) sums[r][i] = vf_fma(parts[r][i], scale, sums[r][i]);
+        IN_TURN(i) {
+            const char * x = p->x + i * p->stride;
+            vf part[2];
+            EACH_ROW(r) part[r] = g ? parts[r][i] : vf_set(0.0f);
+            EACH_PAIR(j) {
+                const x64 v = x64_load((const int16_t *) (const void *) x + k + 32 * g + 64 * j, n_rows);
+                EACH_ROW(r)
+                    part[r] = dot64_scaled(part[r], even[r][j], odd[r][j], v, d[r][j][0], d[r][j][1]);
+            }
+            const vf scale = vf_set(float_at(x + at.scales + k / BLOCK * 4));
+            EACH_ROW(r) {
+                if (g + DOT_GROUPS < BLOCK / GROUP) parts[r][i] = part[r];
+                else sums[r][i] = vf_fma(part[r], scale, sums[r][i]);
+            }
         }
     }
+}
+
+INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const char * w,
+                    vf (*sums)[FEW_TOKENS], const int bits, const size_t size) {
+    const size_t whole = BLOCK / GROUP * size;
+    int64_t k = p->first;
+    w += (size_t) (k / BLOCK) * whole;
+    for (; k + BLOCK <= p->end; k += BLOCK, w += whole)
+        dot_0_block(n_rows, n, p, w, p->row_size, k, sums, bits, size);
+    if (k == p->end) return;
+    char left[2 * BLOCK / GROUP * sizeof(block_q8_0)] = { 0 }; // what is left of the rows, then zeros
+    EACH_ROW(r)
+        memcpy(left + (size_t) r * whole, w + (size_t) r * p->row_size, (size_t) (p->end - k) / GROUP * size);
+    dots_part last = *p;
+    last.ahead = 0;
+    dot_0_block(n_rows, n, &last, left, whole, k, sums, bits, size);
 }
 
 INLINE vf load_number(const char * w, int64_t k, const int bits) { // LANES of them
