@@ -47,67 +47,112 @@ INLINE int most_visible(const attention_work * a) {
     return most;
 }
 
+// The sums of LANES vectors.
+#if LANES == 16
+#define EVERY_SECOND(a, b, i)                                                                                \
+    __builtin_shufflevector(a, b, i, i + 2, i + 4, i + 6, i + 8, i + 10, i + 12, i + 14, i + 16, i + 18,     \
+                            i + 20, i + 22, i + 24, i + 26, i + 28, i + 30)
+#elif LANES == 8
+#define EVERY_SECOND(a, b, i)                                                                                \
+    __builtin_shufflevector(a, b, i, i + 2, i + 4, i + 6, i + 8, i + 10, i + 12, i + 14)
+#else
+#define EVERY_SECOND(a, b, i) __builtin_shufflevector(a, b, i, i + 2, i + 4, i + 6)
+#endif
+INLINE vf sums_of(vf * v) {
+#pragma GCC unroll 4
+    for (int n = LANES / 2; n > 0; n /= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++)
+            v[i] = EVERY_SECOND(v[2 * i], v[2 * i + 1], 0) + EVERY_SECOND(v[2 * i], v[2 * i + 1], 1);
+    }
+    return v[0];
+}
+
+// n keys or values as floats, rows of d filled up with zeros to `wide`, and rows of zeros to whole vectors of
+// rows. Rows of the cache are far from each other, which the hardware does not foresee: meanwhile n_next rows
+// of `next`, from position p_next on, are fetched into the cache.
+typedef struct few_rows {
+    const char * rows;
+    size_t stride;
+    enum ggml_type type;
+} few_rows;
+
+INLINE void load_few(const attention_work * a, few_rows from, int p, int n, int wide, few_rows next,
+                     int p_next, int n_next, float * out) {
+    const size_t size = ggml_row_size(next.type, a->d);
+    for (int j = 0; j < n; j++, out += wide) {
+        for (size_t at = 0; j < n_next && at < size; at += 64)
+            __builtin_prefetch(key_row(a, next.rows, next.stride, p_next + j) + at);
+        const float * x = floats_of(key_row(a, from.rows, from.stride, p + j), from.type, a->d, out);
+        if (x != out) memcpy(out, x, (size_t) a->d * sizeof *out);
+        for (int c = a->d; c < wide; c++) out[c] = 0.0f;
+    }
+    memset(out, 0, (round_up((size_t) n, LANES) - (size_t) n) * (size_t) wide * sizeof *out);
+}
+
+// s[j] = q . k[j] for LANES keys.
+INLINE void score_few(const float * q, const float * k, int wide, float * s) {
+    vf dots[LANES];
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++) dots[j] = vf_set(0.0f);
+    for (int c = 0; c < wide; c += LANES) {
+        const vf x = vf_load(q + c);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) dots[j] = vf_fma(x, vf_load(k + j * wide + c), dots[j]);
+    }
+    vf_store(s, sums_of(dots));
+}
+
+// out = rescale out + sum_j s[j] v[j], m vectors.
+INLINE void add_few(const int m, int n, const float * s, const float * v, int wide, float rescale,
+                    float * out) {
+    vf sums[8];
+#pragma GCC unroll 8
+    for (int c = 0; c < m; c++) sums[c] = vf_mul(vf_load(out + LANES * c), vf_set(rescale));
+    for (int j = 0; j < n; j++) {
+        const vf weight = vf_set(s[j]);
+#pragma GCC unroll 8
+        for (int c = 0; c < m; c++) sums[c] = vf_fma(weight, vf_load(v + j * wide + LANES * c), sums[c]);
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < m; c++) vf_store(out + LANES * c, sums[c]);
+}
+
 // Few rows of queries: each key and value is read once, as the cache has it.
-INLINE void attend_few_n(const int n, const attention_work * a) {
-    const int d = a->d, n_keys = most_visible(a);
+static void attend_few(const attention_work * a) {
+    const int n = a->n * a->group, d = a->d, n_keys = most_visible(a);
+    const int wide = (int) round_up((size_t) d, LANES);
     const float scale = 1.0f / sqrtf((float) d);
-    _Alignas(64) float q[FEW_TOKENS][MAX_HEAD], out[FEW_TOKENS][MAX_HEAD], row[MAX_HEAD],
+    const few_rows k = { a->k, a->k_stride, a->k_type }, v = { a->v, a->v_stride, a->v_type };
+    _Alignas(64) float q[FEW_TOKENS][MAX_HEAD], out[FEW_TOKENS][MAX_HEAD], rows[GROUP * MAX_HEAD],
         s[FEW_TOKENS][GROUP];
     float max[FEW_TOKENS], sum[FEW_TOKENS];
     for (int i = 0; i < n; i++) {
-        for (int c = 0; c < d; c++) q[i][c] = query_row(a, i)[c] * scale;
-        memset(out[i], 0, (size_t) d * sizeof(float));
+        for (int c = 0; c < wide; c++) q[i][c] = c < d ? query_row(a, i)[c] * scale : 0.0f;
+        memset(out[i], 0, (size_t) wide * sizeof(float));
         max[i] = -INFINITY;
         sum[i] = 0.0f;
     }
-    for (int p0 = 0; p0 < n_keys; p0 += GROUP) {
-        const int n_here = n_keys - p0 < GROUP ? n_keys - p0 : GROUP;
-        for (int j = 0; j < n_here; j++) {
-            const float * k = floats_of(key_row(a, a->k, a->k_stride, p0 + j), a->k_type, d, row);
-            const dots_part part = { 0, d, d, 0, (const char *) q, sizeof q[0], 0 };
-            vf dots[1][FEW_TOKENS] = { 0 };
-            dot_floats_n(1, n, &part, (const char *) k, dots, 32);
-            EACH(i) s[i][j] = vf_sum(dots[0][i]);
+    for (int p = 0; p < n_keys; p += GROUP) {
+        const int n_here = n_keys - p < GROUP ? n_keys - p : GROUP, left = n_keys - p - n_here;
+        load_few(a, k, p, n_here, wide, v, p, n_here, rows);
+        for (int i = 0; i < n; i++) {
+            for (int j = 0; j < n_here; j += LANES) score_few(q[i], rows + j * wide, wide, s[i] + j);
         }
-        EACH(i) {
-            const int n_seen = seen_by(a, i, p0, n_here);
-            if (n_seen == 0) {
-                memset(s[i], 0, sizeof s[i]);
-                continue;
-            }
+        load_few(a, v, p, n_here, wide, k, p + GROUP, left, rows);
+        for (int i = 0; i < n; i++) {
+            const int n_seen = seen_by(a, i, p, n_here);
+            if (n_seen == 0) continue;
             const float rescale = fold(s[i], n_seen, GROUP, &max[i], &sum[i]);
-            if (rescale != 1.0f) {
-                for (int c = 0; c < d; c++) out[i][c] *= rescale;
-            }
-        }
-        for (int j = 0; j < n_here; j++) {
-            const float * v = floats_of(key_row(a, a->v, a->v_stride, p0 + j), a->v_type, d, row);
-            EACH(i) {
-                int c = 0;
-                for (; c + LANES <= d; c += LANES)
-                    vf_store(out[i] + c, vf_fma(vf_set(s[i][j]), vf_load(v + c), vf_load(out[i] + c)));
-                for (; c < d; c++) out[i][c] += s[i][j] * v[c];
-            }
+            int c = 0;
+            for (; c + 8 * LANES <= wide; c += 8 * LANES)
+                add_few(8, n_seen, s[i], rows + c, wide, rescale, out[i] + c);
+            for (; c + 4 * LANES <= wide; c += 4 * LANES)
+                add_few(4, n_seen, s[i], rows + c, wide, rescale, out[i] + c);
+            for (; c < wide; c += LANES) add_few(1, n_seen, s[i], rows + c, wide, rescale, out[i] + c);
         }
     }
     for (int i = 0; i < n; i++) write_row(a, i, out[i], 0, d, sum[i]);
-}
-
-static void attend_few(const attention_work * a) {
-#if defined(COMPACT)
-    attend_few_n(a->n * a->group, a);
-#else
-    switch (a->n * a->group) {
-        case 1:  attend_few_n(1, a); break;
-        case 2:  attend_few_n(2, a); break;
-        case 3:  attend_few_n(3, a); break;
-        case 4:  attend_few_n(4, a); break;
-        case 5:  attend_few_n(5, a); break;
-        case 6:  attend_few_n(6, a); break;
-        case 7:  attend_few_n(7, a); break;
-        default: attend_few_n(8, a);
-    }
-#endif
 }
 
 // Many rows of queries: both products over TILE_KEYS keys at a time, of int16 with a scale for each row of

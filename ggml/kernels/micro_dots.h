@@ -2,21 +2,23 @@
 #pragma once
 
 // BY_COUNT defines a table's function from a loop for a constant number of rows and tokens. Inputs are read
-// in chunks that stay in the L1 cache for a few rows. With more than two tokens, two rows share each load of
-// activations. The sums of a row are kept in memory between chunks: their order is that of one token alone.
-// The last macro arguments are passed to the loop.
+// in chunks that stay in the L1 cache for a few rows. With more than two tokens, as many rows share each load
+// of activations as there are registers for: of quantised weights for a block, of floats for their sums. The
+// sums of a row are kept in memory between chunks: their order is that of one token alone. The last macro
+// arguments are passed to the loop.
 #if LANES == 16
-#define DOT_TOGETHER 2
-#define DOT_GROUPS   8
+#define QUANTISED_ROWS(count) 2
+#define DOT_GROUPS            8 // of 32 numbers of q8_0 and q4_0: their weights are in registers
 #else
-#define DOT_TOGETHER 1
-#define DOT_GROUPS   4
+#define QUANTISED_ROWS(count) 1
+#define DOT_GROUPS            4
 #endif
-#define SOME_ROWS 16
-#define X_CHUNK   8192 // numbers of all tokens
-#define PREFETCH  4096 // bytes ahead: hardware prefetch stops at each page
-#define AHEAD     4    // rows ahead, in the order in which chunks are read
-#define ROWS_OF(loop, count, ...)                                                                            \
+#define FLOAT_ROWS(count) (LANES != 8 || (count) <= 4 ? 2 : 1) // 8 lanes: 16 registers
+#define SOME_ROWS         16
+#define X_CHUNK           8192 // numbers of all tokens
+#define PREFETCH          4096 // bytes ahead: hardware prefetch stops at each page
+#define AHEAD             4    // rows ahead, in the order in which chunks are read
+#define ROWS_OF(loop, together, count, ...)                                                                  \
     for (int r0 = 0; r0 < n_rows; r0 += SOME_ROWS) {                                                         \
         const int n_here = n_rows - r0 < SOME_ROWS ? n_rows - r0 : SOME_ROWS;                                \
         const int64_t chunk = chunk_of(count, n_in);                                                         \
@@ -25,9 +27,9 @@
             dots_part p = { k, n_in - k < chunk ? n_in : k + chunk, n_in, row_size, x, stride, PREFETCH };   \
             const char * row = w + (size_t) r0 * row_size;                                                   \
             int r = 0;                                                                                       \
-            for (; (count) > 2 && r + DOT_TOGETHER <= n_here; r += DOT_TOGETHER, row += DOT_TOGETHER * row_size) {                            \
+            for (; (count) > 2 && r + (together) <= n_here; r += (together), row += (together) * row_size) { \
                 p.ahead = bytes_ahead(&p, chunk, r, n_here);                                                 \
-                loop(DOT_TOGETHER, count, &p, row, acc + r, __VA_ARGS__);                                               \
+                loop(together, count, &p, row, acc + r, __VA_ARGS__);                                        \
             }                                                                                                \
             for (; r < n_here; r++, row += row_size) loop(1, count, &p, row, acc + r, __VA_ARGS__);          \
         }                                                                                                    \
@@ -59,26 +61,26 @@ INLINE ptrdiff_t bytes_ahead(const dots_part * p, int64_t chunk, int r, int n) {
 }
 
 #if defined(COMPACT) // one loop for any number of tokens: small and quickly compiled
-#define BY_COUNT(name, loop, ...)                                                                            \
+#define BY_COUNT(name, loop, together, ...)                                                                  \
     static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
                      size_t stride, float * out) {                                                           \
-        ROWS_OF(loop, n, __VA_ARGS__)                                                                        \
+        ROWS_OF(loop, together(n), n, __VA_ARGS__)                                                           \
     }
 #else
-#define CASE_OF(loop, count, ...)                                                                            \
-    case count: ROWS_OF(loop, count, __VA_ARGS__) break;
-#define BY_COUNT(name, loop, ...)                                                                            \
+#define CASE_OF(loop, together, count, ...)                                                                  \
+    case count: ROWS_OF(loop, together(count), count, __VA_ARGS__) break;
+#define BY_COUNT(name, loop, together, ...)                                                                  \
     static void name(int n_rows, int n, int64_t n_in, const char * w, size_t row_size, const char * x,       \
                      size_t stride, float * out) {                                                           \
         switch (n) {                                                                                         \
-            CASE_OF(loop, 1, __VA_ARGS__)                                                                    \
-            CASE_OF(loop, 2, __VA_ARGS__)                                                                    \
-            CASE_OF(loop, 3, __VA_ARGS__)                                                                    \
-            CASE_OF(loop, 4, __VA_ARGS__)                                                                    \
-            CASE_OF(loop, 5, __VA_ARGS__)                                                                    \
-            CASE_OF(loop, 6, __VA_ARGS__)                                                                    \
-            CASE_OF(loop, 7, __VA_ARGS__)                                                                    \
-            CASE_OF(loop, 8, __VA_ARGS__)                                                                    \
+            CASE_OF(loop, together, 1, __VA_ARGS__)                                                          \
+            CASE_OF(loop, together, 2, __VA_ARGS__)                                                          \
+            CASE_OF(loop, together, 3, __VA_ARGS__)                                                          \
+            CASE_OF(loop, together, 4, __VA_ARGS__)                                                          \
+            CASE_OF(loop, together, 5, __VA_ARGS__)                                                          \
+            CASE_OF(loop, together, 6, __VA_ARGS__)                                                          \
+            CASE_OF(loop, together, 7, __VA_ARGS__)                                                          \
+            CASE_OF(loop, together, 8, __VA_ARGS__)                                                          \
         }                                                                                                    \
     }
 #endif
@@ -279,7 +281,7 @@ INLINE void dot_0_block(const int n_rows, const int n, const dots_part * p, cons
             EACH_PAIR(j) {
                 const x64 v = x64_load((const int16_t *) (const void *) x + k + 32 * g + 64 * j, n_rows);
                 EACH_ROW(r)
-                    part[r] = dot64_scaled(part[r], even[r][j], odd[r][j], v, d[r][j][0], d[r][j][1]);
+                part[r] = dot64_scaled(part[r], even[r][j], odd[r][j], v, d[r][j][0], d[r][j][1]);
             }
             const vf scale = vf_set(float_at(x + at.scales + k / BLOCK * 4));
             EACH_ROW(r) {
@@ -300,7 +302,7 @@ INLINE void dot_0_n(const int n_rows, const int n, const dots_part * p, const ch
     if (k == p->end) return;
     char left[2 * BLOCK / GROUP * sizeof(block_q8_0)] = { 0 }; // what is left of the rows, then zeros
     EACH_ROW(r)
-        memcpy(left + (size_t) r * whole, w + (size_t) r * p->row_size, (size_t) (p->end - k) / GROUP * size);
+    memcpy(left + (size_t) r * whole, w + (size_t) r * p->row_size, (size_t) (p->end - k) / GROUP * size);
     dots_part last = *p;
     last.ahead = 0;
     dot_0_block(n_rows, n, &last, left, whole, k, sums, bits, size);
@@ -344,11 +346,11 @@ INLINE void dot_floats_n(const int n_rows, const int n, const dots_part * p, con
     }
 }
 
-BY_COUNT(dot_q4_k, dot_k_n, 4, sizeof(block_q4_k))
-BY_COUNT(dot_q5_k, dot_k_n, 5, sizeof(block_q5_k))
-BY_COUNT(dot_q6_k, dot_k_n, 6, sizeof(block_q6_k))
-BY_COUNT(dot_q8_0, dot_0_n, 8, sizeof(block_q8_0))
-BY_COUNT(dot_q4_0, dot_0_n, 4, sizeof(block_q4_0))
-BY_COUNT(dot_f32, dot_floats_n, 32)
-BY_COUNT(dot_f16, dot_floats_n, 16)
-BY_COUNT(dot_bf16, dot_floats_n, 0)
+BY_COUNT(dot_q4_k, dot_k_n, QUANTISED_ROWS, 4, sizeof(block_q4_k))
+BY_COUNT(dot_q5_k, dot_k_n, QUANTISED_ROWS, 5, sizeof(block_q5_k))
+BY_COUNT(dot_q6_k, dot_k_n, QUANTISED_ROWS, 6, sizeof(block_q6_k))
+BY_COUNT(dot_q8_0, dot_0_n, QUANTISED_ROWS, 8, sizeof(block_q8_0))
+BY_COUNT(dot_q4_0, dot_0_n, QUANTISED_ROWS, 4, sizeof(block_q4_0))
+BY_COUNT(dot_f32, dot_floats_n, FLOAT_ROWS, 32)
+BY_COUNT(dot_f16, dot_floats_n, FLOAT_ROWS, 16)
+BY_COUNT(dot_bf16, dot_floats_n, FLOAT_ROWS, 0)

@@ -206,11 +206,15 @@ static void round_k(const float * x, int64_t n_in, char * out) {
         int8_t * to = (int8_t *) out + 2 * BLOCK * b;
         const float scale = round_words(x + b * BLOCK, BLOCK, ROUND_K_TOP, (char *) q);
         memcpy(out + at.scales + 4 * b, &scale, 4);
+        int8_t bytes[2][BLOCK]; // high and low ones
         for (int i = 0; i < BLOCK; i++) {
-            const int16_t v = q[64 * (i / 16 % 4) + DEALT[i / 64][i / 8 % 2] + i % 8];
-            const int high = (v + 64) >> 7;
-            to[i] = (int8_t) high;
-            to[BLOCK + i] = (int8_t) (v - 128 * high);
+            const int16_t high = (int16_t) ((q[i] + 64) >> 7);
+            bytes[0][i] = (int8_t) high;
+            bytes[1][i] = (int8_t) (q[i] - 128 * high);
+        }
+        for (int i = 0; i < 2 * BLOCK; i += 8) {
+            const int at = i % BLOCK;
+            memcpy(to + i, bytes[i / BLOCK] + 64 * (at / 16 % 4) + DEALT[at / 64][at / 8 % 2], 8);
         }
         for (int g = 0; g < 16; g++) {
             int32_t sum = 0;
