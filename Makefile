@@ -13,7 +13,7 @@ test: build      ## the default test suite, and the C tests of kernels, threads 
 	$(BUILD)/tests/c/test-pool && $(BUILD)/tests/c/test-placement && $(BUILD)/tests/c/test-kv-cache && $(BUILD)/tests/c/test-guard && $(BUILD)/tests/c/test-kernels && $(BUILD)/tests/c/test-fast-kernels && $(PYTHON) -m pytest -q -m "not slow and not reference"
 
 test-arm:        ## the C tests of the kernels for 64-bit Arm, under QEMU; see CONTRIBUTING.md for what it needs
-	cmake -S . -B build/arm -DCMAKE_TOOLCHAIN_FILE=tests/c/aarch64.cmake -DGGML_NATIVE=OFF -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build build/arm --target test-pool test-placement test-kv-cache test-guard test-kernels test-fast-kernels -j2 && ctest --test-dir build/arm --output-on-failure
+	cmake -S . -B build/arm -DCMAKE_TOOLCHAIN_FILE=tests/c/aarch64.cmake -DGGML_NATIVE=OFF -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build build/arm --target test-pool test-placement test-kv-cache test-guard test-kernels test-fast-kernels test-hash test-cores -j2 && ctest --test-dir build/arm --output-on-failure
 
 test-avx512:     ## the C tests of the kernels for AVX-512 and AVX-VNNI, emulated on AVX2
 	cmake -S . -B build/emulated -DPYLLAVA_EMULATE=ON -DPYLLAVA_WERROR=ON -DPYLLAVA_TESTS=ON && cmake --build build/emulated --target test-fast-kernels -j2 && build/emulated/tests/c/test-fast-kernels avx2 avxvnni avx512 avx512vnni
