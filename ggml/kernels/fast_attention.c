@@ -7,15 +7,24 @@ size_t fast_attention_scratch_size(void) { return ATTEND_SCRATCH; }
 int32_t fast_attention_queries(int32_t head_dim) { return queries_of(head_dim); }
 #endif
 
+// Key/value heads of a task for rows of an answer: longer pieces of the cache's rows are read faster, but
+// every thread should get several tasks.
+static int heads_together(const attention_env * env, int group, int nth) {
+    int heads = 4;
+    while (heads > 1 && (heads * group > FEW_TOKENS || env->n_blocks * env->n_head_kv < 4 * nth * heads))
+        heads /= 2;
+    return heads;
+}
+
 // For rows of an answer, each key and value is read once for the few heads that share it; rows of prompts and
 // views share tiles of keys.
-static void run_fast(attention_task * t, const micro * m, char * scratch) {
+static void run_fast(attention_task * t, int heads, const micro * m, char * scratch) {
     const attention_env * env = t->env;
     const attention_block * b = t->block;
     const int n_rows = b->n * t->group, width = env->n_head * t->d;
     const bool few = env->rows == ROWS_ANSWER;
     if (few ? t->d > MAX_HEAD : queries_of(t->d) < MAX_QUERIES || n_rows > MAX_QUERIES) {
-        run_task(t);
+        for (; heads > 0; heads--, t->head_kv++) run_task(t);
         return;
     }
     const int64_t at = (int64_t) b->first * width + (int64_t) t->head_kv * t->group * t->d;
@@ -26,6 +35,7 @@ static void run_fast(attention_task * t, const micro * m, char * scratch) {
         .n = b->n,
         .group = t->group,
         .d = t->d,
+        .heads = heads,
         .n_visible = env->n_visible + b->first,
         .k = (const char *) t->k->data + head_offset(t, t->k),
         .v = (const char *) t->v->data + head_offset(t, t->v),
@@ -53,16 +63,18 @@ static void run_fast(attention_task * t, const micro * m, char * scratch) {
 }
 
 void KERNEL(fast_attention)(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
-    (void) nth;
     kernel_job * job = userdata;
     const attention_env * env = job->attention;
-    const int64_t n_tasks = (int64_t) env->n_blocks * env->n_head_kv;
     attention_task t = new_task(env, dst, ith);
+    const int heads = env->rows == ROWS_ANSWER ? heads_together(env, t.group, nth) : 1;
+    const int64_t n_pieces = (env->n_head_kv + heads - 1) / heads, n_tasks = env->n_blocks * n_pieces;
     for (;;) {
         const int64_t task = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
         if (task >= n_tasks || atomic_load_explicit(env->env.cancel, memory_order_relaxed)) return;
-        t.block = &env->blocks[n_tasks / env->n_head_kv - 1 - task / env->n_head_kv]; // the longest first
-        t.head_kv = (int) (task % env->n_head_kv);
-        run_fast(&t, env->env.micro, env->env.scratch + ith * env->env.scratch_size);
+        t.block = &env->blocks[env->n_blocks - 1 - task / n_pieces]; // the longest first
+        t.head_kv = (int) (task % n_pieces) * heads;
+        const int left = env->n_head_kv - t.head_kv;
+        run_fast(&t, left < heads ? left : heads, env->env.micro,
+                 env->env.scratch + ith * env->env.scratch_size);
     }
 }

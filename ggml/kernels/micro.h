@@ -61,6 +61,7 @@ typedef struct attention_work {
     float * y;
     size_t q_stride;
     int n, group, d;
+    int heads;                 // attend_few: so many after each other in q, y, k and v
     const int32_t * n_visible; // [n]
     const char *k, *v;         // row 0 of the head
     size_t k_stride, v_stride;
@@ -119,7 +120,7 @@ typedef struct micro {
     void (*multiply_direct)(enum ggml_type type, int n, const char * panel, const char * x,
                             const char * x_scales, const char * x_sums, size_t stride, float * y);
 
-    void (*attend_few)(const attention_work * work);  // n * group <= FEW_TOKENS, d <= MAX_HEAD
+    void (*attend_few)(const attention_work * work);  // n 1, heads * group <= FEW_TOKENS, d <= MAX_HEAD
     void (*attend_many)(const attention_work * work); // d <= MAX_HEAD
     // out[r * FEW_TOKENS + t] = w[r] . x[t] for n <= FEW_TOKENS tokens: what round_k gives for K types,
     // round_dots for other quantised ones, f32 for floats. NULL: no such loop.

@@ -68,22 +68,25 @@ INLINE vf sums_of(vf * v) {
     return v[0];
 }
 
-// n keys or values as floats, rows of d filled up with zeros to `wide`, and rows of zeros to whole vectors of
-// rows. Rows of the cache are far from each other, which the hardware does not foresee: meanwhile n_next rows
-// of `next`, from position p_next on, are fetched into the cache.
-typedef struct few_rows {
+typedef struct few_rows { // keys or values
     const char * rows;
-    size_t stride;
+    size_t stride, size; // size: bytes of a head
     enum ggml_type type;
 } few_rows;
 
-INLINE void load_few(const attention_work * a, few_rows from, int p, int n, int wide, few_rows next,
+// n rows of a head as floats, filled up with zeros to `wide`, and rows of zeros to whole vectors of rows.
+// Rows of the cache are far from each other, which the hardware does not foresee: while those of all heads
+// are loaded, n_next rows of `next`, from position p_next on, are fetched into the cache, all heads of a row.
+INLINE void load_few(const attention_work * a, few_rows from, int p, int n, int head, int wide, few_rows next,
                      int p_next, int n_next, float * out) {
-    const size_t size = ggml_row_size(next.type, a->d);
     for (int j = 0; j < n; j++, out += wide) {
-        for (size_t at = 0; j < n_next && at < size; at += 64)
-            __builtin_prefetch(key_row(a, next.rows, next.stride, p_next + j) + at);
-        const float * x = floats_of(key_row(a, from.rows, from.stride, p + j), from.type, a->d, out);
+        const int row = (head * n + j) / a->heads;
+        if (row * a->heads == head * n + j && row < n_next) {
+            const char * first = key_row(a, next.rows, next.stride, p_next + row);
+            for (size_t at = 0; at < (size_t) a->heads * next.size; at += 64) __builtin_prefetch(first + at);
+        }
+        const char * here = key_row(a, from.rows, from.stride, p + j) + (size_t) head * from.size;
+        const float * x = floats_of(here, from.type, a->d, out);
         if (x != out) memcpy(out, x, (size_t) a->d * sizeof *out);
         for (int c = a->d; c < wide; c++) out[c] = 0.0f;
     }
@@ -118,41 +121,46 @@ INLINE void add_few(const int m, int n, const float * s, const float * v, int wi
     for (int c = 0; c < m; c++) vf_store(out + LANES * c, sums[c]);
 }
 
-// Few rows of queries: each key and value is read once, as the cache has it.
+// The heads of one token: each key and value is read once, as the cache has it.
 static void attend_few(const attention_work * a) {
-    const int n = a->n * a->group, d = a->d, n_keys = most_visible(a);
+    const int n = a->heads * a->group, d = a->d, n_keys = *a->n_visible;
     const int wide = (int) round_up((size_t) d, LANES);
     const float scale = 1.0f / sqrtf((float) d);
-    const few_rows k = { a->k, a->k_stride, a->k_type }, v = { a->v, a->v_stride, a->v_type };
+    const few_rows k = { a->k, a->k_stride, ggml_row_size(a->k_type, d), a->k_type },
+                   v = { a->v, a->v_stride, ggml_row_size(a->v_type, d), a->v_type };
     _Alignas(64) float q[FEW_TOKENS][MAX_HEAD], out[FEW_TOKENS][MAX_HEAD], rows[GROUP * MAX_HEAD],
         s[FEW_TOKENS][GROUP];
     float max[FEW_TOKENS], sum[FEW_TOKENS];
     for (int i = 0; i < n; i++) {
-        for (int c = 0; c < wide; c++) q[i][c] = c < d ? query_row(a, i)[c] * scale : 0.0f;
+        for (int c = 0; c < wide; c++) q[i][c] = c < d ? a->q[i * d + c] * scale : 0.0f;
         memset(out[i], 0, (size_t) wide * sizeof(float));
         max[i] = -INFINITY;
         sum[i] = 0.0f;
     }
     for (int p = 0; p < n_keys; p += GROUP) {
         const int n_here = n_keys - p < GROUP ? n_keys - p : GROUP, left = n_keys - p - n_here;
-        load_few(a, k, p, n_here, wide, v, p, n_here, rows);
-        for (int i = 0; i < n; i++) {
-            for (int j = 0; j < n_here; j += LANES) score_few(q[i], rows + j * wide, wide, s[i] + j);
+        for (int head = 0; head < a->heads; head++) {
+            load_few(a, k, p, n_here, head, wide, v, p, n_here, rows);
+            for (int i = head * a->group; i < (head + 1) * a->group; i++) {
+                for (int j = 0; j < n_here; j += LANES) score_few(q[i], rows + j * wide, wide, s[i] + j);
+            }
         }
-        load_few(a, v, p, n_here, wide, k, p + GROUP, left, rows);
-        for (int i = 0; i < n; i++) {
-            const int n_seen = seen_by(a, i, p, n_here);
-            if (n_seen == 0) continue;
-            const float rescale = fold(s[i], n_seen, GROUP, &max[i], &sum[i]);
-            int c = 0;
-            for (; c + 8 * LANES <= wide; c += 8 * LANES)
-                add_few(8, n_seen, s[i], rows + c, wide, rescale, out[i] + c);
-            for (; c + 4 * LANES <= wide; c += 4 * LANES)
-                add_few(4, n_seen, s[i], rows + c, wide, rescale, out[i] + c);
-            for (; c < wide; c += LANES) add_few(1, n_seen, s[i], rows + c, wide, rescale, out[i] + c);
+        for (int head = 0; head < a->heads; head++) {
+            load_few(a, v, p, n_here, head, wide, k, p + GROUP, left, rows);
+            for (int i = head * a->group; i < (head + 1) * a->group; i++) {
+                const float rescale = fold(s[i], n_here, GROUP, &max[i], &sum[i]);
+                int c = 0;
+                for (; c + 8 * LANES <= wide; c += 8 * LANES)
+                    add_few(8, n_here, s[i], rows + c, wide, rescale, out[i] + c);
+                for (; c + 4 * LANES <= wide; c += 4 * LANES)
+                    add_few(4, n_here, s[i], rows + c, wide, rescale, out[i] + c);
+                for (; c < wide; c += LANES) add_few(1, n_here, s[i], rows + c, wide, rescale, out[i] + c);
+            }
         }
     }
-    for (int i = 0; i < n; i++) write_row(a, i, out[i], 0, d, sum[i]);
+    for (int i = 0; i < n; i++) {
+        for (int c = 0; c < d; c++) a->y[i * d + c] = out[i][c] / sum[i];
+    }
 }
 
 // Many rows of queries: both products over TILE_KEYS keys at a time, of int16 with a scale for each row of

@@ -395,6 +395,8 @@ static void test_attentions(const micro * m) {
         { 70, 1, 6, 2, 32, GGML_TYPE_BF16 },  { 65, 5, 3, 3, 72, GGML_TYPE_F32 },
         { 37, 0, 2, 1, 80, GGML_TYPE_F16 },   { 9, 60, 4, 2, 49, GGML_TYPE_F32 },
         { 1, 10, 16, 1, 64, GGML_TYPE_F32 },  { 5, 200, 100, 1, 32, GGML_TYPE_F32 },
+        { 1, 75, 18, 18, 64, GGML_TYPE_F16 }, { 2, 40, 34, 17, 96, GGML_TYPE_Q8_0 },
+        { 1, 9, 17, 17, 288, GGML_TYPE_F16 }, // several heads in a task of an answer's row
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         test_attention(m, cases[i], ROWS_PROMPT);
